@@ -1,0 +1,8 @@
+"""Fused kernels for the classic layers of deep learning: drop-in for torch.nn, on CPUs and GPUs."""
+
+from . import nn, ops
+from .dispatch import Explanation, UnsupportedError, backend, explain, precision, strict
+
+__version__ = "0.1.0"
+
+__all__ = ["Explanation", "UnsupportedError", "backend", "explain", "nn", "ops", "precision", "strict"]

@@ -1,0 +1,3 @@
+from .op import conv_relu_maxpool
+
+__all__ = ["conv_relu_maxpool"]
