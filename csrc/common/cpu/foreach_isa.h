@@ -1,0 +1,122 @@
+// Compiles FASTDL_ISA_SOURCE once per instruction set, each time in namespace fastdl::cpu::<isa> with vec-inl.h.
+//
+//   #include <every other header>          before this one: they must stay baseline
+//   #define FASTDL_ISA_SOURCE "ops/x/x_cpu-inl.h"
+//   #define FASTDL_ISA_MAX FASTDL_ISA_AVX512    the last instruction set that makes a difference
+//   #include "common/cpu/foreach_isa.h"
+//   ... FASTDL_ISA_SELECT(kTable) is the kTable of the instruction set in use ...
+//
+// The source must not instantiate std templates on its own types and must keep to its namespace: code of one
+// instruction set must never be merged with another's at link time.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <cstdint>
+#include <cstring>
+
+#include "common/cpu/isa.h"
+#include "common/dtype.h"
+
+#define FASTDL_ISA_BASELINE 0
+#define FASTDL_ISA_AVX2 1
+#define FASTDL_ISA_AVX512 2
+#define FASTDL_ISA_AVX512BF16 3
+#define FASTDL_ISA_AMX 4
+
+#ifndef FASTDL_INLINE
+#define FASTDL_INLINE static inline __attribute__((always_inline))
+#endif
+
+#define FASTDL_ISA FASTDL_ISA_BASELINE
+#define FASTDL_VEC_BYTES 16
+namespace fastdl::cpu::baseline {
+#include "common/cpu/vec-inl.h"
+#include FASTDL_ISA_SOURCE
+}  // namespace fastdl::cpu::baseline
+#undef FASTDL_ISA
+#undef FASTDL_VEC_BYTES
+
+#if defined(__x86_64__)
+
+#define FASTDL_ISA FASTDL_ISA_AVX2
+#define FASTDL_VEC_BYTES 32
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+namespace fastdl::cpu::avx2 {
+#include "common/cpu/vec-inl.h"
+#include FASTDL_ISA_SOURCE
+}  // namespace fastdl::cpu::avx2
+#pragma GCC pop_options
+#undef FASTDL_ISA
+#undef FASTDL_VEC_BYTES
+
+#define FASTDL_ISA FASTDL_ISA_AVX512
+#define FASTDL_VEC_BYTES 64
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+namespace fastdl::cpu::avx512 {
+#include "common/cpu/vec-inl.h"
+#include FASTDL_ISA_SOURCE
+}  // namespace fastdl::cpu::avx512
+#pragma GCC pop_options
+#undef FASTDL_ISA
+#undef FASTDL_VEC_BYTES
+
+#if FASTDL_ISA_MAX >= FASTDL_ISA_AVX512BF16
+#define FASTDL_ISA FASTDL_ISA_AVX512BF16
+#define FASTDL_VEC_BYTES 64
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+namespace fastdl::cpu::avx512bf16 {
+#include "common/cpu/vec-inl.h"
+#include FASTDL_ISA_SOURCE
+}  // namespace fastdl::cpu::avx512bf16
+#pragma GCC pop_options
+#undef FASTDL_ISA
+#undef FASTDL_VEC_BYTES
+#endif
+
+#if FASTDL_ISA_MAX >= FASTDL_ISA_AMX
+#define FASTDL_ISA FASTDL_ISA_AMX
+#define FASTDL_VEC_BYTES 64
+#pragma GCC push_options
+#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+namespace fastdl::cpu::amx {
+#include "common/cpu/vec-inl.h"
+#include FASTDL_ISA_SOURCE
+}  // namespace fastdl::cpu::amx
+#pragma GCC pop_options
+#undef FASTDL_ISA
+#undef FASTDL_VEC_BYTES
+#endif
+
+#endif  // __x86_64__
+
+namespace fastdl::cpu {
+// Picks by rank: each extra instruction set that was not compiled falls back to the one before it.
+template <class T>
+const T& select_isa(const T* const* tables, int count) {
+  const int rank = static_cast<int>(current_isa());
+  return *tables[rank < count ? rank : count - 1];
+}
+}  // namespace fastdl::cpu
+
+#if !defined(__x86_64__)
+#define FASTDL_ISA_SELECT(symbol) (fastdl::cpu::baseline::symbol)
+#else
+#if FASTDL_ISA_MAX >= FASTDL_ISA_AMX
+#define FASTDL_ISA_TABLES(symbol) \
+  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, &fastdl::cpu::avx512bf16::symbol, &fastdl::cpu::amx::symbol}
+#elif FASTDL_ISA_MAX >= FASTDL_ISA_AVX512BF16
+#define FASTDL_ISA_TABLES(symbol) \
+  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, &fastdl::cpu::avx512bf16::symbol}
+#else
+#define FASTDL_ISA_TABLES(symbol) {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol}
+#endif
+#define FASTDL_ISA_SELECT(symbol)                                                       \
+  ([]() -> const auto& {                                                                \
+    static const decltype(&fastdl::cpu::baseline::symbol) tables[] = FASTDL_ISA_TABLES(symbol); \
+    return fastdl::cpu::select_isa(tables, static_cast<int>(sizeof(tables) / sizeof(*tables))); \
+  }())
+#endif

@@ -1,0 +1,61 @@
+#include "common/cpu/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fastdl::cpu {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
+
+#if defined(__x86_64__)
+bool amx_granted() {
+  // Linux gives a process the 8 KB tile state only on request.
+  constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
+  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
+}
+#endif
+
+Isa detect() {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kBaseline;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+    return Isa::kAvx2;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") || !amx_granted())
+    return Isa::kAvx512Bf16;
+  return Isa::kAmx;
+#else
+  return Isa::kBaseline;
+#endif
+}
+
+Isa pick() {
+  const Isa best = best_isa();
+  const char* asked = std::getenv("FASTDL_CPU_ISA");
+  if (asked != nullptr) {
+    for (int i = 0; i <= static_cast<int>(best); ++i)
+      if (std::strcmp(asked, kNames[i]) == 0) return static_cast<Isa>(i);
+  }
+  return best;
+}
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa isa = detect();
+  return isa;
+}
+
+Isa current_isa() {
+  static const Isa isa = pick();
+  return isa;
+}
+
+}  // namespace fastdl::cpu

@@ -1,0 +1,14 @@
+// The instruction set the CPU kernels use: chosen once per process, from the CPU, the OS and FASTDL_CPU_ISA.
+#pragma once
+
+namespace fastdl::cpu {
+
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+
+// The best instruction set of this machine, or the one FASTDL_CPU_ISA names if the machine has it.
+Isa current_isa();
+
+// The best instruction set of this machine.
+Isa best_isa();
+
+}  // namespace fastdl::cpu

@@ -1,0 +1,12 @@
+// 64-byte aligned scratch memory for one call, kept by its thread for the next.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fastdl::cpu {
+
+// At least `bytes` bytes owned by the calling thread, valid until its next call: take the memory of all workers at
+// once, before the parallel region, whose bodies must not throw. Throws std::bad_alloc.
+void* thread_scratch(size_t bytes);
+
+}  // namespace fastdl::cpu

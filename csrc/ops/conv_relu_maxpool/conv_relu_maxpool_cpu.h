@@ -1,0 +1,19 @@
+// The CPU kernels of conv_relu_maxpool, each compiled for every instruction set and picked once per process.
+#pragma once
+#include "common/cpu/parallel.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool.h"
+
+namespace fastdl::cpu {
+
+// 3x3, stride 1, dilation 1, groups 1; pool 2x2 with stride 2 and no padding, or none. fp32, fp16, bf16; fp32 inside.
+void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
+
+// Any kernel, stride, dilation; groups 1; any pool. fp32, fp16, bf16; fp32 inside.
+void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+
+// Every dtype, every pool, both memory formats.
+void bias_relu_maxpool_forward(const BiasReluMaxpoolForward& args, const ThreadPool& pool);
+void bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& args, const ThreadPool& pool);
+
+}  // namespace fastdl::cpu
