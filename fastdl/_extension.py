@@ -13,9 +13,15 @@ from pathlib import Path
 
 import torch
 
-from ._schemas import SCHEMA_HASH
+from ._schemas import FACTS, SCHEMA_HASH
 
 CPU_ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+
+
+# Kept alive: the definitions die with the object.
+_library = torch.library.Library("fastdl", "FRAGMENT")
+for _fact in FACTS:
+    _library.define(_fact)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ def _load(name: str) -> Library:
     try:
         built_for = _schema_hash(path)
         if built_for != SCHEMA_HASH:
-            return Library(name, path, f"built for other schemas ({built_for} instead of {SCHEMA_HASH}): rebuild")
+            return Library(
+                name, path, f"built for other schemas ({built_for} instead of {SCHEMA_HASH}): rebuild"
+            )
         torch.ops.load_library(path)
     except OSError as error:
         return Library(name, path, str(error.__cause__ or error))
@@ -88,5 +96,7 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 cpu = _load("_C")
-cuda = _load("_cuda") if torch.version.cuda else Library("_cuda", None, f"torch {torch.__version__} has no CUDA")
+cuda = (
+    _load("_cuda") if torch.version.cuda else Library("_cuda", None, f"torch {torch.__version__} has no CUDA")
+)
 _check_cpu_isa()

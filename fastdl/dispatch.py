@@ -65,7 +65,9 @@ class Explanation:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{b}</td><td>{a}</td><td>{r}</td></tr>" for b, a, r in self.refused)
         head = f"<b>{self.op}</b>: {self.backend} ({self.algorithm})"
-        return f"{head}<table><tr><th>backend</th><th>algorithm</th><th>refused because</th></tr>{rows}</table>"
+        return (
+            f"{head}<table><tr><th>backend</th><th>algorithm</th><th>refused because</th></tr>{rows}</table>"
+        )
 
 
 class UnsupportedError(RuntimeError):
@@ -165,7 +167,7 @@ def strict(enabled: bool = True) -> _Setting:
 
 
 def precision(name: str) -> _Setting:
-    """"strict" refuses algorithms whose error rule has an exception (Winograd, TF32); "default" allows them."""
+    """ "strict" refuses algorithms whose error rule has an exception (Winograd, TF32); "default" allows them."""
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {name!r}")
     return _Setting("precision", name)

@@ -48,7 +48,9 @@ class ConvReLU2d(nn.Conv2d):
         )
 
     @classmethod
-    def from_layers(cls, conv: nn.Conv2d, relu: nn.ReLU | None = None, pool: nn.MaxPool2d | None = None) -> ConvReLU2d:
+    def from_layers(
+        cls, conv: nn.Conv2d, relu: nn.ReLU | None = None, pool: nn.MaxPool2d | None = None
+    ) -> ConvReLU2d:
         """The fused module of existing layers, sharing their Parameters. `relu` says only that one is there."""
         fused = cls.__new__(cls)
         fused.__dict__.update({name: value for name, value in conv.__dict__.items() if name[0] != "_"})

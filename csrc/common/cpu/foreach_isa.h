@@ -1,4 +1,5 @@
-// Compiles FASTDL_ISA_SOURCE once per instruction set, each time in namespace fastdl::cpu::<isa> with vec-inl.h.
+// Compiles FASTDL_ISA_SOURCE once per instruction set, each time in namespace fastdl::cpu::<isa> with
+// vec-inl.h.
 //
 //   #include <every other header>          before this one: they must stay baseline
 //   #define FASTDL_ISA_SOURCE "ops/x/x_cpu-inl.h"
@@ -67,7 +68,8 @@ namespace fastdl::cpu::avx512 {
 #define FASTDL_ISA FASTDL_ISA_AVX512BF16
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::avx512bf16 {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
@@ -81,7 +83,8 @@ namespace fastdl::cpu::avx512bf16 {
 #define FASTDL_ISA FASTDL_ISA_AMX
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#pragma GCC target( \
+    "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::amx {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
@@ -106,16 +109,19 @@ const T& select_isa(const T* const* tables, int count) {
 #define FASTDL_ISA_SELECT(symbol) (fastdl::cpu::baseline::symbol)
 #else
 #if FASTDL_ISA_MAX >= FASTDL_ISA_AMX
-#define FASTDL_ISA_TABLES(symbol) \
-  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, &fastdl::cpu::avx512bf16::symbol, &fastdl::cpu::amx::symbol}
+#define FASTDL_ISA_TABLES(symbol)                                                            \
+  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, \
+   &fastdl::cpu::avx512bf16::symbol, &fastdl::cpu::amx::symbol}
 #elif FASTDL_ISA_MAX >= FASTDL_ISA_AVX512BF16
-#define FASTDL_ISA_TABLES(symbol) \
-  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, &fastdl::cpu::avx512bf16::symbol}
+#define FASTDL_ISA_TABLES(symbol)                                                            \
+  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, \
+   &fastdl::cpu::avx512bf16::symbol}
 #else
-#define FASTDL_ISA_TABLES(symbol) {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol}
+#define FASTDL_ISA_TABLES(symbol) \
+  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol}
 #endif
-#define FASTDL_ISA_SELECT(symbol)                                                       \
-  ([]() -> const auto& {                                                                \
+#define FASTDL_ISA_SELECT(symbol)                                                               \
+  ([]() -> const auto& {                                                                        \
     static const decltype(&fastdl::cpu::baseline::symbol) tables[] = FASTDL_ISA_TABLES(symbol); \
     return fastdl::cpu::select_isa(tables, static_cast<int>(sizeof(tables) / sizeof(*tables))); \
   }())

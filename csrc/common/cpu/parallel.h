@@ -31,7 +31,8 @@ void parallel_tasks(const ThreadPool& pool, int64_t tasks, const F& f) {
       workers,
       [](void* context, int64_t worker) {
         Shared& s = *static_cast<Shared*>(context);
-        for (int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;) s.f(task, worker);
+        for (int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;)
+          s.f(task, worker);
       },
       &shared);
 }

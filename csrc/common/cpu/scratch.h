@@ -5,8 +5,8 @@
 
 namespace fastdl::cpu {
 
-// At least `bytes` bytes owned by the calling thread, valid until its next call: take the memory of all workers at
-// once, before the parallel region, whose bodies must not throw. Throws std::bad_alloc.
+// At least `bytes` bytes owned by the calling thread, valid until its next call: take the memory of all
+// workers at once, before the parallel region, whose bodies must not throw. Throws std::bad_alloc.
 void* thread_scratch(size_t bytes);
 
 }  // namespace fastdl::cpu

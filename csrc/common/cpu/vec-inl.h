@@ -1,5 +1,6 @@
-// A vector of FASTDL_VEC_BYTES / 4 floats for the instruction set being compiled. Included by foreach_isa.h only,
-// once per instruction set, inside its namespace: no include guard. Intrinsics live here and nowhere else.
+// A vector of FASTDL_VEC_BYTES / 4 floats for the instruction set being compiled. Included by foreach_isa.h
+// only, once per instruction set, inside its namespace: no include guard. Intrinsics live here and nowhere
+// else.
 
 constexpr int kLanes = FASTDL_VEC_BYTES / 4;
 
@@ -8,7 +9,8 @@ typedef float VecUnaligned __attribute__((vector_size(FASTDL_VEC_BYTES), aligned
 typedef int32_t VecInt __attribute__((vector_size(FASTDL_VEC_BYTES)));
 typedef uint32_t VecBits __attribute__((vector_size(FASTDL_VEC_BYTES)));
 typedef uint16_t VecHalfBits __attribute__((vector_size(FASTDL_VEC_BYTES / 2)));
-typedef uint16_t VecHalfBitsUnaligned __attribute__((vector_size(FASTDL_VEC_BYTES / 2), aligned(2), may_alias));
+typedef uint16_t VecHalfBitsUnaligned
+    __attribute__((vector_size(FASTDL_VEC_BYTES / 2), aligned(2), may_alias));
 
 FASTDL_INLINE Vec set1(float x) { return x - Vec{}; }
 FASTDL_INLINE Vec zero() { return Vec{}; }
@@ -55,17 +57,22 @@ FASTDL_INLINE VecHalfBits narrow(Vec v, BFloat16) {
   const VecBits bits = reinterpret_cast<VecBits>(v);
   const VecBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const VecBits quiet_nan = (bits >> 16) | 0x40;
-  const VecBits result = reinterpret_cast<VecBits>(v != v ? reinterpret_cast<VecInt>(quiet_nan) : reinterpret_cast<VecInt>(rounded));
+  const VecBits result = reinterpret_cast<VecBits>(v != v ? reinterpret_cast<VecInt>(quiet_nan)
+                                                          : reinterpret_cast<VecInt>(rounded));
   return __builtin_convertvector(result, VecHalfBits);
 }
 
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
-FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) { return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits)); }
+FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits));
+}
 FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) {
   return reinterpret_cast<VecHalfBits>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
-FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) { return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits)); }
+FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
+}
 FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) {
   return reinterpret_cast<VecHalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }

@@ -10,33 +10,33 @@ namespace fastdl {
 constexpr uint8_t kReluClosed = 255;
 
 struct ConvGeometry {
-  int64_t N, C, H, W;      // x      [N, C, H, W]
-  int64_t C_out, KH, KW;   // weight [C_out, C / groups, KH, KW]
+  int64_t N, C, H, W;     // x      [N, C, H, W]
+  int64_t C_out, KH, KW;  // weight [C_out, C / groups, KH, KW]
   int64_t groups;
   int64_t stride[2], padding[2], dilation[2];
-  int64_t CH, CW;          // conv   [N, C_out, CH, CW]
+  int64_t CH, CW;  // conv   [N, C_out, CH, CW]
 };
 
 struct PoolGeometry {
-  bool present;            // false: conv + ReLU, the pooled size is (CH, CW)
+  bool present;  // false: conv + ReLU, the pooled size is (CH, CW)
   int64_t size[2], stride[2], padding[2], dilation[2];
-  int64_t OH, OW;          // output [N, C_out, OH, OW]
+  int64_t OH, OW;  // output [N, C_out, OH, OW]
 };
 
 // Strides are in elements, in the order N, C, H, W. `record` has the strides of `output`.
 struct ConvReluMaxpoolForward {
   ConvGeometry conv;
   PoolGeometry pool;
-  DType dtype;             // of x, weight, bias and output
+  DType dtype;  // of x, weight, bias and output
 
-  const void* x;           // [N, C, H, W]
+  const void* x;  // [N, C, H, W]
   int64_t x_strides[4];
-  const void* weight;      // [C_out, C / groups, KH, KW], contiguous
-  const void* bias;        // [C_out] or null
+  const void* weight;  // [C_out, C / groups, KH, KW], contiguous
+  const void* bias;    // [C_out] or null
 
-  void* output;            // [N, C_out, OH, OW], contiguous or channels_last
+  void* output;  // [N, C_out, OH, OW], contiguous or channels_last
   int64_t output_strides[4];
-  uint8_t* record;         // one byte a pooled element, or null: not wanted
+  uint8_t* record;  // one byte a pooled element, or null: not wanted
 };
 
 // Pooled: `record` says where each gradient goes. Not pooled: `output` says where the ReLU is open.
@@ -45,17 +45,17 @@ struct ConvReluMaxpoolBackward {
   PoolGeometry pool;
   DType dtype;
 
-  const void* grad_output; // [N, C_out, OH, OW], contiguous or channels_last
+  const void* grad_output;  // [N, C_out, OH, OW], contiguous or channels_last
   int64_t grad_output_strides[4];
-  const uint8_t* record;   // strides of grad_output, or null
-  const void* output;      // strides of grad_output, or null
-  const void* x;           // [N, C, H, W]
+  const uint8_t* record;  // strides of grad_output, or null
+  const void* output;     // strides of grad_output, or null
+  const void* x;          // [N, C, H, W]
   int64_t x_strides[4];
-  const void* weight;      // [C_out, C / groups, KH, KW], contiguous
+  const void* weight;  // [C_out, C / groups, KH, KW], contiguous
 
-  void* grad_input;        // strides of x, or null: not wanted
-  void* grad_weight;       // contiguous, or null
-  void* grad_bias;         // [C_out], or null
+  void* grad_input;   // strides of x, or null: not wanted
+  void* grad_weight;  // contiguous, or null
+  void* grad_bias;    // [C_out], or null
 };
 
 // relu(max_pool2d(conv) + bias), after somebody else's convolution.
@@ -63,12 +63,12 @@ struct BiasReluMaxpoolForward {
   int64_t N, C, CH, CW;
   PoolGeometry pool;
   DType dtype;
-  const void* conv;        // [N, C, CH, CW], contiguous or channels_last
+  const void* conv;  // [N, C, CH, CW], contiguous or channels_last
   int64_t conv_strides[4];
-  const void* bias;        // [C] or null
-  void* output;            // [N, C, OH, OW], memory format of conv
+  const void* bias;  // [C] or null
+  void* output;      // [N, C, OH, OW], memory format of conv
   int64_t output_strides[4];
-  uint8_t* record;         // strides of output, or null
+  uint8_t* record;  // strides of output, or null
 };
 
 // grad_conv: every pooled gradient at the position its record names, summed where windows overlap.
@@ -76,13 +76,13 @@ struct BiasReluMaxpoolBackward {
   int64_t N, C, CH, CW;
   PoolGeometry pool;
   DType dtype;
-  const void* grad_output; // [N, C, OH, OW], contiguous or channels_last
+  const void* grad_output;  // [N, C, OH, OW], contiguous or channels_last
   int64_t grad_output_strides[4];
-  const uint8_t* record;   // strides of grad_output, or null (no pool)
-  const void* output;      // strides of grad_output, or null (pool)
-  void* grad_conv;         // [N, C, CH, CW], memory format of grad_output; every element is written
+  const uint8_t* record;  // strides of grad_output, or null (no pool)
+  const void* output;     // strides of grad_output, or null (pool)
+  void* grad_conv;        // [N, C, CH, CW], memory format of grad_output; every element is written
   int64_t grad_conv_strides[4];
-  void* grad_bias;         // [C] or null
+  void* grad_bias;  // [C] or null
 };
 
 }  // namespace fastdl

@@ -5,7 +5,8 @@
 
 namespace fastdl::cpu {
 
-// 3x3, stride 1, dilation 1, groups 1; pool 2x2 with stride 2 and no padding, or none. fp32, fp16, bf16; fp32 inside.
+// 3x3, stride 1, dilation 1, groups 1; pool 2x2 with stride 2 and no padding, or none. fp32, fp16, bf16; fp32
+// inside.
 void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
 

@@ -25,7 +25,8 @@ class Geometry(NamedTuple):
     def conv_size(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
         """(CH, CW), the height and width of the convolution's output."""
         return tuple(
-            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (weight.shape[2 + i] - 1) - 1) // self.stride[i]
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (weight.shape[2 + i] - 1) - 1)
+            // self.stride[i]
             + 1
             for i in (0, 1)
         )
@@ -51,3 +52,110 @@ def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     if both[0] < least or both[1] < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return both
+
+
+def normalise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntPair,
+    padding: IntPair | str,
+    dilation: IntPair,
+    groups: int,
+    pool_size: IntPair | None,
+    pool_stride: IntPair | None,
+    pool_padding: IntPair,
+    pool_dilation: IntPair,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> tuple[Geometry, tuple[int, int, int, int] | None]:
+    """Check every argument and return the geometry, and the padding x needs first where "same" is uneven."""
+    _check_tensors(x, weight, bias, groups)
+    stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+    padding, uneven = _padding(padding, stride, dilation, weight)
+    if pool_size is None:
+        if return_indices:
+            raise ValueError("return_indices needs a pool_size")
+        pools = ((), (), (), ())
+    else:
+        pools = _pool(pool_size, pool_stride, pool_padding, pool_dilation)
+    g = Geometry(stride, padding, dilation, groups, *pools, bool(ceil_mode))
+    _check_sizes(x, weight, g, uneven)
+    return g, uneven
+
+
+def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape [N, C, H, W] or [C, H, W], got {list(x.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"weight must have shape [C_out, C/groups, KH, KW], got {list(weight.shape)}")
+    for name, t in (("x", x), ("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
+        if not t.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {t.dtype}")
+        if t.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+        if t.device != x.device:
+            raise TypeError(f"{name} must be on the device of x, {x.device}, got {t.device}")
+    C, C_out = x.shape[1], weight.shape[0]
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    if C % groups or C_out % groups:
+        raise ValueError(f"groups must divide C = {C} and C_out = {C_out}, got {groups}")
+    if weight.shape[1] != C // groups:
+        expected = [C_out, C // groups, *weight.shape[2:]]
+        raise ValueError(
+            f"weight must have shape [C_out, C/groups, KH, KW] = {expected}, got {list(weight.shape)}"
+        )
+    if min(weight.shape) < 1:
+        raise ValueError(f"weight must not be empty, got {list(weight.shape)}")
+    if bias is not None and tuple(bias.shape) != (C_out,):
+        raise ValueError(f"bias must have shape [C_out] = [{C_out}], got {list(bias.shape)}")
+
+
+def _padding(
+    padding: IntPair | str, stride: tuple[int, int], dilation: tuple[int, int], weight: Tensor
+) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
+    if not isinstance(padding, str):
+        return pair(padding, "padding", 0), None
+    if padding == "valid":
+        return (0, 0), None
+    if padding != "same":
+        raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got {stride}")
+    total = [dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)]
+    before = (total[0] // 2, total[1] // 2)
+    extra_h, extra_w = total[0] % 2, total[1] % 2
+    return before, (0, extra_w, 0, extra_h) if extra_h or extra_w else None
+
+
+def _pool(
+    size: IntPair, stride: IntPair | None, padding: IntPair, dilation: IntPair
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
+    size = pair(size, "pool_size", 1)
+    stride = size if stride is None else pair(stride, "pool_stride", 1)
+    padding, dilation = pair(padding, "pool_padding", 0), pair(dilation, "pool_dilation", 1)
+    if size[0] * size[1] > 255:
+        raise ValueError(f"pool_size must cover at most 255 elements, got {size}")
+    if padding[0] * 2 > size[0] or padding[1] * 2 > size[1]:
+        raise ValueError(f"pool_padding must be at most half of pool_size {size}, got {padding}")
+    return size, stride, padding, dilation
+
+
+def _check_sizes(x: Tensor, weight: Tensor, g: Geometry, uneven: tuple[int, int, int, int] | None) -> None:
+    extra_w, extra_h = (uneven[1], uneven[3]) if uneven else (0, 0)
+    CH, CW = g.conv_size(x, weight)
+    # "same" adds rows only where the stride is 1
+    CH, CW = CH + extra_h, CW + extra_w
+    if CH < 1 or CW < 1:
+        raise ValueError(
+            f"the convolution's output would be [{CH}, {CW}]: kernel {list(weight.shape[2:])} with dilation "
+            f"{g.dilation} is larger than the padded input of {list(x.shape[2:])}, padding {g.padding}"
+        )
+    OH, OW = g.output_size((CH, CW))
+    if OH < 1 or OW < 1:
+        raise ValueError(
+            f"the output would be [{OH}, {OW}]: pool_size {g.pool_size} does not fit in [{CH}, {CW}]"
+        )

@@ -7,14 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ... import _schemas, dispatch
+from ... import dispatch
 from ..transforms import autocast, transformed
 from . import backends
 from .geometry import Geometry, IntPair, normalise
-from .reference import indices_from_record, reference, reference_bias_relu_maxpool, reference_expand
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
+from .reference import indices_from_record, reference
 
 
 def conv_relu_maxpool(
@@ -79,16 +76,20 @@ def conv_relu_maxpool(
     )  # fmt: skip
     if uneven:
         x = F.pad(x, uneven)
-    if transformed():
+    if transformed(x, weight, bias):
         return _by_reference(x, weight, bias, g, return_indices)
     choice = dispatch.choose("conv_relu_maxpool", x, weight, bias, g)
     if choice.backend == "reference":
         return _by_reference(x, weight, bias, g, return_indices)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
         plan = (*choice, backends.backward_algorithm(choice, x, weight, g))
         output, record = ConvReluMaxpool.apply(x, weight, bias, g, plan)
     else:
-        output, record = backends.forward(choice.backend, choice.algorithm, x, weight, bias, g, return_indices)
+        output, record = backends.forward(
+            choice.backend, choice.algorithm, x, weight, bias, g, return_indices
+        )
     if return_indices:
         return output, indices_from_record(record, g.conv_size(x, weight), g)
     return output
@@ -116,7 +117,13 @@ class ConvReluMaxpool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):
-        return (*ConvReluMaxpoolBackward.apply(grad_output, *ctx.saved_tensors, ctx.g, ctx.plan, ctx.needs_input_grad[:3]), None, None)
+        return (
+            *ConvReluMaxpoolBackward.apply(
+                grad_output, *ctx.saved_tensors, ctx.g, ctx.plan, ctx.needs_input_grad[:3]
+            ),
+            None,
+            None,
+        )
 
 
 class ConvReluMaxpoolBackward(torch.autograd.Function):
@@ -136,7 +143,26 @@ class ConvReluMaxpoolBackward(torch.autograd.Function):
             inputs = [t for t in args[1:] if t is not None]
             output = reference(*args[1:], ctx.g)
             first = torch.autograd.grad(output, inputs, args[0], create_graph=True)
-            pairs = [(f, d) for f, d in zip(first, [d for d, t in zip(grads, args[1:]) if t is not None]) if d is not None]
+            pairs = [
+                (f, d)
+                for f, d in zip(first, [d for d, t in zip(grads, args[1:]) if t is not None])
+                if d is not None
+            ]
             wanted = [t for t in args if t is not None]
-            second = iter(torch.autograd.grad([f for f, _ in pairs], wanted, [d for _, d in pairs], allow_unused=True))
+            second = iter(
+                torch.autograd.grad([f for f, _ in pairs], wanted, [d for _, d in pairs], allow_unused=True)
+            )
         return (*(None if t is None else next(second) for t in args), None, None, None, None)
+
+
+def _arguments(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, pool_size=None, pool_stride=None,
+               pool_padding=0, pool_dilation=1, ceil_mode=False, return_indices=False):  # fmt: skip
+    x, weight, bias = autocast(x if x.dim() == 4 else x[None], weight, bias)
+    g, uneven = normalise(
+        x, weight, bias, stride, padding, dilation, groups,
+        pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
+    )  # fmt: skip
+    return (F.pad(x, uneven) if uneven else x), weight, bias, g
+
+
+dispatch.register("conv_relu_maxpool", backends.CANDIDATES, _arguments)

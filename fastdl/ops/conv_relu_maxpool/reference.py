@@ -26,9 +26,7 @@ def reference_with_record(
     return reference_bias_relu_maxpool(conv, None, g)
 
 
-def reference_bias_relu_maxpool(
-    conv: Tensor, bias: Tensor | None, g: Geometry
-) -> tuple[Tensor, Tensor]:
+def reference_bias_relu_maxpool(conv: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
     """Everything after the convolution: relu(max(conv) + bias) and the record."""
     y = F.relu(conv if bias is None else conv + bias[:, None, None])
     if not g.pool_size:
@@ -51,7 +49,9 @@ def reference_expand(grad_output: Tensor, record: Tensor, conv_size: tuple[int, 
 def offsets_from_indices(indices: Tensor, CW: int, g: Geometry) -> Tensor:
     """max_pool2d's flat int64 indices -> window offsets (uint8)."""
     origin_h, origin_w = _window_origins(indices, g)
-    kh = torch.div(torch.div(indices, CW, rounding_mode="floor") - origin_h, g.pool_dilation[0], rounding_mode="floor")
+    kh = torch.div(
+        torch.div(indices, CW, rounding_mode="floor") - origin_h, g.pool_dilation[0], rounding_mode="floor"
+    )
     kw = torch.div(indices % CW - origin_w, g.pool_dilation[1], rounding_mode="floor")
     return (kh * g.pool_size[1] + kw).to(torch.uint8)
 

@@ -1,0 +1,88 @@
+// The CPU operators of conv_relu_maxpool: tensors in, checked; outputs allocated; kernels called; nothing
+// computed.
+#include "common/torch_glue.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
+
+namespace fastdl {
+namespace {
+
+// Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
+constexpr int64_t kWinograd = 1, kDirect = 2;
+
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList stride,
+                                   IntList padding, IntList dilation, int64_t groups, IntList pool_size,
+                                   IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                   bool ceil_mode, int64_t algorithm, bool save_record) {
+  ConvReluMaxpoolForward args;
+  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
+  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
+                            ceil_mode);
+  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
+  const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
+  fill(args, inputs, result);
+  if (args.conv.N > 0) {
+    if (algorithm == kWinograd)
+      cpu::winograd_forward(args, torch_thread_pool());
+    else
+      cpu::direct_forward(args, torch_thread_pool());
+  }
+  return {result.output, result.record};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor weight, Tensor saved,
+                                            IntList stride, IntList padding, IntList dilation, int64_t groups,
+                                            IntList pool_size, IntList pool_stride, IntList pool_padding,
+                                            IntList pool_dilation, bool ceil_mode, int64_t algorithm,
+                                            bool need_input, bool need_weight, bool need_bias) {
+  ConvReluMaxpoolBackward args;
+  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
+  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
+                            ceil_mode);
+  const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv);
+  const PooledGradient gradient =
+      pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);
+  const ConvGradients result = conv_gradients(inputs, need_input, need_weight, need_bias);
+  fill(args, inputs, gradient, result);
+  check(algorithm == kWinograd, "no CPU backward for algorithm ", algorithm);
+  cpu::winograd_backward(args, torch_thread_pool());
+  return {result.grad_input, result.grad_weight, result.grad_bias};
+}
+
+std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool_size,
+                                             IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                             bool ceil_mode, bool save_record) {
+  BiasReluMaxpoolForward args;
+  const ConvOutput input = conv_output(conv, bias);
+  args.pool = pool_geometry(conv.size(2), conv.size(3), pool_size, pool_stride, pool_padding, pool_dilation,
+                            ceil_mode);
+  const PooledOutput result = pooled_output(input.conv, conv.size(0), conv.size(1), args.pool, save_record);
+  fill(args, input, result);
+  if (conv.numel() > 0) cpu::bias_relu_maxpool_forward(args, torch_thread_pool());
+  return {result.output, result.record};
+}
+
+std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor saved, int64_t CH,
+                                                      int64_t CW, IntList pool_size, IntList pool_stride,
+                                                      IntList pool_padding, IntList pool_dilation,
+                                                      bool ceil_mode) {
+  BiasReluMaxpoolBackward args;
+  args.pool = pool_geometry(CH, CW, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+  check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_string(grad_output));
+  const PooledGradient gradient =
+      pooled_gradient(grad_output, saved, grad_output.size(0), grad_output.size(1), args.pool);
+  const ExpandedGradient result = expanded_gradient(gradient, CH, CW);
+  fill(args, gradient, CH, CW, result);
+  cpu::bias_relu_maxpool_backward(args, torch_thread_pool());
+  return {result.grad_conv, result.grad_bias};
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
+  m.impl("conv_relu_maxpool", TORCH_BOX(&fastdl::forward));
+  m.impl("conv_relu_maxpool_backward", TORCH_BOX(&fastdl::backward));
+  m.impl("bias_relu_maxpool", TORCH_BOX(&fastdl::bias_relu_maxpool));
+  m.impl("bias_relu_maxpool_backward", TORCH_BOX(&fastdl::bias_relu_maxpool_backward));
+}

@@ -1,0 +1,121 @@
+"""The raw operators: schemas, the reference behind every device without a kernel, shapes for fake tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import schema
+from .geometry import Geometry
+from .reference import reference_bias_relu_maxpool, reference_expand
+
+# Kept alive: the definitions die with the object.
+library = torch.library.Library("fastdl", "FRAGMENT")
+
+
+def _pool_only(pool: tuple) -> Geometry:
+    return Geometry((1, 1), (0, 0), (1, 1), 1, *map(tuple, pool[:4]), pool[4])
+
+
+def _geometry(g: tuple) -> Geometry:
+    return Geometry(tuple(g[0]), tuple(g[1]), tuple(g[2]), g[3], *map(tuple, g[4:8]), g[8])
+
+
+def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
+    g, save_record = _geometry(args[:9]), args[10]
+    conv = torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+    return _without_record(*reference_bias_relu_maxpool(conv, None, g), save_record)
+
+
+def conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *args):
+    g, needs = _geometry(args[:9]), args[10:13]
+    grad_conv = _expand(grad_output, saved, g.conv_size(x, weight), g)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_conv,
+        x,
+        weight,
+        [weight.shape[0]],
+        g.stride,
+        g.padding,
+        g.dilation,
+        False,
+        (0, 0),
+        g.groups,
+        needs,
+    )
+    return tuple(grad_output.new_empty(0) if t is None else t for t in gradients)
+
+
+def bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
+    return _without_record(*reference_bias_relu_maxpool(conv, bias, _pool_only(args[:5])), args[5])
+
+
+def bias_relu_maxpool_backward(
+    grad_output: Tensor, saved: Tensor, CH: int, CW: int, *pool
+) -> tuple[Tensor, Tensor]:
+    grad_conv = _expand(grad_output, saved, (CH, CW), _pool_only(pool))
+    return grad_conv, grad_conv.sum((0, 2, 3))
+
+
+def _expand(grad_output: Tensor, saved: Tensor, conv_size: tuple[int, int], g: Geometry) -> Tensor:
+    if g.pool_size:
+        return reference_expand(grad_output, saved, conv_size, g)
+    return grad_output.masked_fill(saved <= 0, 0)
+
+
+def _without_record(output: Tensor, record: Tensor, save_record: bool) -> tuple[Tensor, Tensor]:
+    return output, record if save_record else output.new_empty(0, dtype=torch.uint8)
+
+
+def _image(like: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    # channels_last is kept; what is ambiguous or neither becomes contiguous
+    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _fake_output(
+    like: Tensor, size: tuple[int, ...], g: Geometry, save_record: bool
+) -> tuple[Tensor, Tensor]:
+    record_wanted = save_record and len(g.pool_size) > 0
+    record = _image(like, size, torch.uint8) if record_wanted else like.new_empty(0, dtype=torch.uint8)
+    return _image(like, size), record
+
+
+def fake_conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
+    g = _geometry(args[:9])
+    size = (x.shape[0], weight.shape[0], *g.output_size(g.conv_size(x, weight)))
+    return _fake_output(x, size, g, args[10])
+
+
+def fake_conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *args):
+    needs = args[10:13]
+    return (
+        _image(x, x.shape) if needs[0] else x.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else x.new_empty(0),
+        x.new_empty(weight.shape[0]) if needs[2] else x.new_empty(0),
+    )
+
+
+def fake_bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
+    g = _pool_only(args[:5])
+    return _fake_output(conv, (*conv.shape[:2], *g.output_size(conv.shape[2:])), g, args[5])
+
+
+def fake_bias_relu_maxpool_backward(grad_output: Tensor, saved: Tensor, CH: int, CW: int, *pool):
+    size = (*grad_output.shape[:2], CH, CW)
+    return _image(grad_output, size), grad_output.new_empty(grad_output.shape[1])
+
+
+def register(name: str, definition: str, reference: object, fake: object) -> None:
+    """Define fastdl::<name>; C++ kernels override the reference, in whichever order they load."""
+    library.define(definition, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, reference, "CompositeExplicitAutograd")
+    # without it opcheck's test_autograd_registration fails on inputs that require grad
+    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"fastdl::{name}", fake, lib=library)
+
+
+for definition in schema.SCHEMAS:
+    name = definition.split("(")[0]
+    register(name, definition, globals()[name], globals()[f"fake_{name}"])
