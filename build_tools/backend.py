@@ -21,7 +21,7 @@ def _pythons():
 
 
 def _site_packages_with_torch():
-    ask = "import importlib.util as u, sys; s = u.find_spec('torch'); print(sys.version_info[:2], s.origin if s else '')"
+    ask = "import sys, importlib.util as u; s = u.find_spec('torch'); print(sys.version_info[:2], s and s.origin or '')"
     for python in dict.fromkeys(filter(None, _pythons())):
         if not os.access(python, os.X_OK):
             continue

@@ -7,6 +7,7 @@ Precedence of settings: context manager > FASTDL_BACKEND > automatic. Settings a
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable
@@ -77,19 +78,27 @@ class UnsupportedError(RuntimeError):
 @dataclass(frozen=True)
 class _Op:
     candidates: tuple[Candidate, ...]
+    signature: inspect.Signature
     arguments: Callable[..., tuple]
+
+    def bind(self, args: tuple, kwargs: dict) -> tuple:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.arguments(**bound.arguments)
 
 
 _ops: dict[str, _Op] = {}
 _logged: set[str] = set()
 
 
-def register(op: str, candidates: list[Candidate], arguments: Callable[..., tuple]) -> None:
-    """Add an op. `arguments` turns the public call's arguments into those of the refusals."""
+def register(op: str, candidates: list[Candidate], public: Callable, arguments: Callable[..., tuple]) -> None:
+    """Add an op. `arguments` turns the arguments of the public function into those of the refusals."""
     for candidate in candidates:
         if candidate.backend not in BACKENDS:
             raise ValueError(f"{op}: unknown backend {candidate.backend!r}")
-    _ops[op] = _Op((*candidates, Candidate("reference", "torch", lambda *_: None)), arguments)
+    _ops[op] = _Op(
+        (*candidates, Candidate("reference", "torch", lambda *_: None)), inspect.signature(public), arguments
+    )
 
 
 def choose(op: str, *arguments: object) -> Choice:
@@ -114,7 +123,7 @@ def explain(op: str, *args: object, **kwargs: object) -> Explanation:
     """
     if op not in _ops:
         raise ValueError(f"op must be one of {sorted(_ops)}, got {op!r}")
-    arguments = _ops[op].arguments(*args, **kwargs)
+    arguments = _ops[op].bind(args, kwargs)
     refused = []
     for candidate in _ops[op].candidates:
         reason = candidate.refusal(*arguments)
@@ -162,7 +171,7 @@ def backend(name: str) -> _Setting:
 
 
 def strict(enabled: bool = True) -> _Setting:
-    """Raise instead of falling back to the reference inside a `with`."""
+    """Raise instead of falling back to the reference, inside a `with`."""
     return _Setting("strict", enabled)
 
 

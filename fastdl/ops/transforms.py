@@ -11,7 +11,7 @@ _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether plain PyTorch must serve: a functorch transform or forward-mode level is open, or a tensor is of a subclass."""
+    """Whether plain PyTorch must serve: a functorch transform or forward-mode level is open, or a subclass came."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return any(t is not None and type(t) not in _PLAIN for t in tensors)

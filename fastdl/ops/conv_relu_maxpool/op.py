@@ -62,42 +62,51 @@ def conv_relu_maxpool(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
-    x, weight, bias = autocast(x, weight, bias)
-    if x.dim() == 3:
-        batched = conv_relu_maxpool(
-            x[None], weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
-            pool_size=pool_size, pool_stride=pool_stride, pool_padding=pool_padding,
-            pool_dilation=pool_dilation, ceil_mode=ceil_mode, return_indices=return_indices,
-        )  # fmt: skip
-        return tuple(t[0] for t in batched) if return_indices else batched[0]
+    unbatched = x.dim() == 3
+    x, weight, bias, g = _arguments(
+        x, weight, bias, stride, padding, dilation, groups,
+        pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
+    )  # fmt: skip
+    output, indices = _run(x, weight, bias, g, return_indices)
+    if unbatched:
+        output, indices = output[0], indices[0] if return_indices else None
+    return (output, indices) if return_indices else output
+
+
+def _arguments(
+    x, weight, bias, stride, padding, dilation, groups,
+    pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
+) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:  # fmt: skip
+    """What the backends see of a call: a batch in the dtype of autocast, evenly padded, and the geometry."""
+    x, weight, bias = autocast(x[None] if x.dim() == 3 else x, weight, bias)
     g, uneven = normalise(
         x, weight, bias, stride, padding, dilation, groups,
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
-    if uneven:
-        x = F.pad(x, uneven)
+    return (F.pad(x, uneven) if uneven else x), weight, bias, g
+
+
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, return_indices: bool
+) -> tuple[Tensor, Tensor | None]:
     if transformed(x, weight, bias):
         return _by_reference(x, weight, bias, g, return_indices)
     choice = dispatch.choose("conv_relu_maxpool", x, weight, bias, g)
     if choice.backend == "reference":
         return _by_reference(x, weight, bias, g, return_indices)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         plan = (*choice, backends.backward_algorithm(choice, x, weight, g))
         output, record = ConvReluMaxpool.apply(x, weight, bias, g, plan)
     else:
-        output, record = backends.forward(
-            choice.backend, choice.algorithm, x, weight, bias, g, return_indices
-        )
-    if return_indices:
-        return output, indices_from_record(record, g.conv_size(x, weight), g)
-    return output
+        output, record = backends.forward(*choice, x, weight, bias, g, return_indices)
+    return output, indices_from_record(record, g.conv_size(x, weight), g) if return_indices else None
 
 
-def _by_reference(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, return_indices: bool):
+def _by_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, return_indices: bool
+) -> tuple[Tensor, Tensor | None]:
     if not return_indices:
-        return reference(x, weight, bias, g)
+        return reference(x, weight, bias, g), None
     y = reference(x, weight, bias, g._replace(pool_size=()))
     return F.max_pool2d(y, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode, True)
 
@@ -117,13 +126,10 @@ class ConvReluMaxpool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, _):
-        return (
-            *ConvReluMaxpoolBackward.apply(
-                grad_output, *ctx.saved_tensors, ctx.g, ctx.plan, ctx.needs_input_grad[:3]
-            ),
-            None,
-            None,
-        )
+        x, weight, bias, saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        gradients = ConvReluMaxpoolBackward.apply(grad_output, x, weight, bias, saved, ctx.g, ctx.plan, needs)
+        return (*gradients, None, None)
 
 
 class ConvReluMaxpoolBackward(torch.autograd.Function):
@@ -140,29 +146,15 @@ class ConvReluMaxpoolBackward(torch.autograd.Function):
     def backward(ctx, *grads):
         with torch.enable_grad():
             args = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
-            inputs = [t for t in args[1:] if t is not None]
-            output = reference(*args[1:], ctx.g)
-            first = torch.autograd.grad(output, inputs, args[0], create_graph=True)
-            pairs = [
-                (f, d)
-                for f, d in zip(first, [d for d, t in zip(grads, args[1:]) if t is not None])
-                if d is not None
-            ]
+            grad_output, *inputs = args
+            # (input, the gradient that arrived for its gradient) for those that have both
+            pairs = [(t, d) for t, d in zip(inputs, grads, strict=True) if t is not None and d is not None]
             wanted = [t for t in args if t is not None]
-            second = iter(
-                torch.autograd.grad([f for f, _ in pairs], wanted, [d for _, d in pairs], allow_unused=True)
+            first = torch.autograd.grad(
+                reference(*inputs, ctx.g), [t for t, _ in pairs], grad_output, create_graph=True
             )
+            second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
         return (*(None if t is None else next(second) for t in args), None, None, None, None)
 
 
-def _arguments(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, pool_size=None, pool_stride=None,
-               pool_padding=0, pool_dilation=1, ceil_mode=False, return_indices=False):  # fmt: skip
-    x, weight, bias = autocast(x if x.dim() == 4 else x[None], weight, bias)
-    g, uneven = normalise(
-        x, weight, bias, stride, padding, dilation, groups,
-        pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
-    )  # fmt: skip
-    return (F.pad(x, uneven) if uneven else x), weight, bias, g
-
-
-dispatch.register("conv_relu_maxpool", backends.CANDIDATES, _arguments)
+dispatch.register("conv_relu_maxpool", backends.CANDIDATES, conv_relu_maxpool, _arguments)

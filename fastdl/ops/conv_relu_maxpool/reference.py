@@ -39,7 +39,7 @@ def reference_bias_relu_maxpool(conv: Tensor, bias: Tensor | None, g: Geometry) 
 
 
 def reference_expand(grad_output: Tensor, record: Tensor, conv_size: tuple[int, int], g: Geometry) -> Tensor:
-    """grad_conv [N, C_out, CH, CW]: each pooled gradient at the position its record names, summed where windows overlap."""
+    """grad_conv [N, C_out, CH, CW]: every pooled gradient at the position its record names, overlaps summed."""
     indices = indices_from_record(record, conv_size, g).flatten(2)
     values = grad_output.masked_fill(record == 255, 0).flatten(2)
     grad_conv = grad_output.new_zeros((*grad_output.shape[:2], conv_size[0] * conv_size[1]))

@@ -5,7 +5,10 @@ _POOL = (
     "SymInt[] pool_size, SymInt[] pool_stride, SymInt[] pool_padding, SymInt[] pool_dilation, bool ceil_mode"
 )
 
-FORWARD = f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, {_POOL}, int algorithm, bool save_record) -> (Tensor, Tensor)"
+FORWARD = (
+    f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, {_POOL}, int algorithm, bool save_record) "
+    "-> (Tensor, Tensor)"
+)
 BACKWARD = (
     f"(Tensor grad_output, Tensor x, Tensor weight, Tensor saved, {_CONV}, {_POOL}, int algorithm, "
     "bool need_input, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)"
