@@ -1,0 +1,87 @@
+"""`fastdl check`: the error rule for every op, backend, algorithm and dtype this machine can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..ops.conv_relu_maxpool import backends
+from . import conv_relu_maxpool as family
+from .error_rule import SEEDS, ErrorReport, judge
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The worst sample of one quantity."""
+
+    op: str
+    backend: str
+    algorithm: str
+    dtype: str
+    quantity: str
+    sample: str
+    report: ErrorReport
+    ok: bool
+
+
+def check(device: str = "cpu") -> Iterator[CheckResult]:
+    """One result for each (algorithm, dtype, quantity): its worst sample by the error rule."""
+    for candidate in backends.CANDIDATES:
+        for dtype in DTYPES:
+            yield from _check_conv_relu_maxpool(candidate, dtype)
+
+
+def reports(sample: family.Sample, plan: tuple[str, str, str], dtype: torch.dtype) -> dict[str, ErrorReport]:
+    """The error rule's report for the output and each gradient of one sample under one plan."""
+    ours = [family.run_plan(sample, plan, dtype, seed) for seed in SEEDS]
+    eager = [family.run_eager(sample, dtype, seed) for seed in SEEDS]
+    result = {}
+    for i, name in enumerate(family.NAMES):
+        if ours[0].values[i] is not None:
+            pooled = [
+                (o.values[i], o.truths[i], e.values[i], e.truths[i]) for o, e in zip(ours, eager, strict=True)
+            ]
+            result[name] = judge(pooled, dtype)
+    return result
+
+
+def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
+    """The rule, or for Winograd in fp32 its documented exception."""
+    if algorithm == "winograd" and dtype is torch.float32:
+        return report.within_winograd
+    return report.within_rule
+
+
+def _check_conv_relu_maxpool(candidate: backends.Candidate, dtype: torch.dtype) -> Iterator[CheckResult]:
+    worst: dict[str, CheckResult] = {}
+    for sample in family.SAMPLES:
+        x, weight, bias = sample.inputs(dtype)
+        g = sample.geometry(x, weight, bias)
+        if candidate.refusal(x, weight, bias, g) is not None:
+            continue
+        choice = backends.Choice(candidate.backend, candidate.algorithm)
+        backward = backends.backward_algorithm(choice, x, weight, g)
+        for name, report in reports(sample, (*choice, backward), dtype).items():
+            algorithm = candidate.algorithm if name == "output" else backward
+            ok = is_ok(report, algorithm, dtype)
+            result = CheckResult(
+                "conv_relu_maxpool",
+                candidate.backend,
+                algorithm,
+                str(dtype)[6:],
+                name,
+                str(sample),
+                report,
+                ok,
+            )
+            if name not in worst or _badness(result) > _badness(worst[name]):
+                worst[name] = result
+    yield from worst.values()
+
+
+def _badness(result: CheckResult) -> tuple[bool, float]:
+    return (not result.ok, result.report.ours_max / (result.report.eager_max + result.report.ulp or 1.0))

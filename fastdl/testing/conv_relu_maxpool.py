@@ -1,0 +1,183 @@
+"""Samples of conv_relu_maxpool, and one sample run by a plan, by eager PyTorch and in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.conv_relu_maxpool.geometry import Geometry, normalise
+from ..ops.conv_relu_maxpool.op import ConvReluMaxpool
+from ..ops.conv_relu_maxpool.reference import offsets_from_indices, reference_expand
+
+NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One shape. `kwargs` are the op's keyword arguments."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    C_out: int
+    K: tuple[int, int] = (3, 3)
+    bias: bool = True
+    channels_last: bool = False
+    kwargs: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [f"{self.N}x{self.C}x{self.H}x{self.W}", f"k{self.K[0]}x{self.K[1]}", f"to{self.C_out}"]
+        words += [f"{name}={str(value).replace(' ', '')}" for name, value in self.kwargs.items()]
+        words += ["" if self.bias else "nobias", "nhwc" if self.channels_last else ""]
+        return "-".join(filter(None, words))
+
+    def inputs(
+        self, dtype: torch.dtype, seed: int = 0, integers: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, weight, bias: drawn in fp32, rounded to the dtype. With `integers`, exact in every float type."""
+        generator = torch.Generator().manual_seed(seed)
+        groups = self.kwargs.get("groups", 1)
+        fan_in = self.C // groups * self.K[0] * self.K[1]
+
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            if integers:
+                return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+            return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+        x = draw(self.N, self.C, self.H, self.W)
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        weight = draw(self.C_out, self.C // groups, *self.K, scale=fan_in**-0.5)
+        return x, weight, draw(self.C_out) if self.bias else None
+
+    def geometry(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Geometry:
+        """The kwargs, normalised; uneven "same" padding is not part of a sample."""
+        defaults = dict(
+            stride=1, padding=0, dilation=1, groups=1, pool_size=None, pool_stride=None,
+            pool_padding=0, pool_dilation=1, ceil_mode=False, return_indices=False,
+        )  # fmt: skip
+        return normalise(x, weight, bias, **{**defaults, **self.kwargs})[0]
+
+
+POOL = dict(padding=1, pool_size=2)
+
+SAMPLES = (
+    Sample(2, 3, 12, 12, 8, kwargs=POOL),  # first layer of an image network
+    Sample(2, 3, 13, 11, 5, kwargs=dict(padding=1)),  # no pool, odd sizes, few outputs
+    Sample(2, 16, 16, 16, 16, kwargs=POOL),  # Winograd without tails
+    Sample(1, 19, 15, 17, 23, kwargs=POOL, channels_last=True),  # Winograd with tails everywhere
+    Sample(
+        3, 32, 9, 10, 40, kwargs=dict(pool_size=2, ceil_mode=True)
+    ),  # no padding, windows cut at the border
+    Sample(2, 24, 10, 8, 24, kwargs=dict(padding=2), bias=False),  # no pool, wide padding
+    Sample(1, 8, 7, 9, 8, K=(1, 1), kwargs=dict(pool_size=2)),  # pointwise
+    Sample(2, 4, 14, 14, 16, K=(5, 5), kwargs=dict(padding=2, pool_size=2)),
+    Sample(
+        1,
+        3,
+        23,
+        21,
+        12,
+        K=(7, 7),
+        kwargs=dict(stride=2, padding=3, pool_size=3, pool_stride=2, pool_padding=1),
+    ),
+    Sample(2, 6, 12, 13, 8, kwargs=dict(stride=(2, 1), padding=(0, 1), pool_size=(2, 3)), channels_last=True),
+    Sample(1, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1, pool_size=2)),
+    Sample(1, 5, 14, 15, 6, kwargs=dict(dilation=2, padding=2, pool_size=2, pool_dilation=2, pool_stride=1)),
+    Sample(
+        2, 4, 10, 10, 4, K=(3, 1), kwargs=dict(padding=(1, 0), pool_size=3, pool_stride=1, pool_padding=1)
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one computation of a sample gives: outputs and gradients, and its own fp64 truth for each."""
+
+    values: tuple[Tensor | None, ...]
+    truths: tuple[Tensor | None, ...]
+
+
+def run_plan(sample: Sample, plan: tuple[str, str, str], dtype: torch.dtype, seed: int) -> Run:
+    """The sample by (backend, algorithm, backward algorithm)."""
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
+        return ConvReluMaxpool.apply(x, weight, bias, g, plan)
+
+    return _run(sample, dtype, seed, compute)
+
+
+def run_eager(sample: Sample, dtype: torch.dtype, seed: int) -> Run:
+    """The sample by eager PyTorch in the dtype."""
+
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
+        y = F.relu(F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups))
+        if not g.pool_size:
+            return y, y.new_empty(0, dtype=torch.uint8)
+        pool = (g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
+        output, indices = F.max_pool2d(y, *pool, return_indices=True)
+        return output, offsets_from_indices(indices, y.shape[3], g).masked_fill(output <= 0, 255)
+
+    return _run(sample, dtype, seed, compute)
+
+
+def _run(sample: Sample, dtype: torch.dtype, seed: int, compute: Callable) -> Run:
+    x, weight, bias = (None if t is None else t.requires_grad_() for t in sample.inputs(dtype, seed))
+    g = sample.geometry(x, weight, bias)
+    output, record = compute(x, weight, bias, g)
+    grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed + 1000)).to(dtype)
+    inputs = [t for t in (x, weight, bias) if t is not None]
+    gradients = list(torch.autograd.grad(output, inputs, grad_output)) + [None] * (3 - len(inputs))
+    return Run(
+        (output.detach(), *gradients),
+        _truth(
+            x.detach(),
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            grad_output,
+            output.detach(),
+            record,
+            g,
+        ),
+    )
+
+
+def _truth(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor,
+    output: Tensor,
+    record: Tensor,
+    g: Geometry,
+) -> tuple[Tensor | None, ...]:
+    """fp64 output and gradients; gradients under the run's own record, since near-ties send a whole gradient elsewhere."""
+    x, weight, grad_output = x.double(), weight.double(), grad_output.double()
+    conv = F.conv2d(
+        x, weight, None if bias is None else bias.double(), g.stride, g.padding, g.dilation, g.groups
+    )
+    truth = F.relu(conv)
+    if g.pool_size:
+        truth = F.max_pool2d(truth, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
+        grad_conv = reference_expand(grad_output, record, tuple(conv.shape[2:]), g)
+    else:
+        grad_conv = grad_output.masked_fill(output <= 0, 0)
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_conv,
+        x,
+        weight,
+        [weight.shape[0]],
+        g.stride,
+        g.padding,
+        g.dilation,
+        False,
+        (0, 0),
+        g.groups,
+        [True] * 3,
+    )
+    return truth, grad_input, grad_weight, None if bias is None else grad_bias

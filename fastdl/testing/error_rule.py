@@ -1,0 +1,70 @@
+"""The error rule: against fp64, at most twice the error of eager PyTorch in the same dtype, pooled over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_FACTOR = 2.0
+RMS_FACTOR = 1.5
+WINOGRAD_RELATIVE_L2 = 1e-5
+SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """Errors against fp64, pooled over seeds. `ulp` keeps the limit above zero where eager is exact."""
+
+    ours_max: float
+    eager_max: float
+    ours_rms: float
+    eager_rms: float
+    ulp: float
+    relative_l2: float
+
+    @property
+    def within_rule(self) -> bool:
+        return (
+            self.ours_max <= MAX_FACTOR * self.eager_max + self.ulp
+            and self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
+        )
+
+    @property
+    def within_winograd(self) -> bool:
+        """Winograd's documented exception, for fp32: relative L2 error instead of the rule."""
+        return self.relative_l2 <= WINOGRAD_RELATIVE_L2
+
+    def __str__(self) -> str:
+        return (
+            f"max {self.ours_max:.2e} (eager {self.eager_max:.2e}), rms {self.ours_rms:.2e} "
+            f"(eager {self.eager_rms:.2e}), ulp {self.ulp:.2e}, relative L2 {self.relative_l2:.2e}"
+        )
+
+
+def judge(runs: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], dtype: torch.dtype) -> ErrorReport:
+    """Pool (ours, our fp64 truth, eager's, eager's fp64 truth) over seeds.
+
+    The two truths differ only where a choice of the run itself enters, such as which of two nearly equal
+    values was the maximum. A NaN in ours that the truth does not have gives infinite errors.
+    """
+    ours_errors, eager_errors, truths = [], [], []
+    for ours, ours_truth, eager, eager_truth in runs:
+        ours_errors.append((ours.double() - ours_truth).abs().flatten())
+        eager_errors.append((eager.double() - eager_truth).abs().flatten())
+        truths.append(ours_truth.flatten())
+    ours_error, eager_error, truth = torch.cat(ours_errors), torch.cat(eager_errors), torch.cat(truths)
+    if ours_error.numel() == 0:
+        return ErrorReport(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    ours_error = ours_error.nan_to_num(nan=float("inf"))
+    norm = truth.norm().item()
+    return ErrorReport(
+        ours_error.max().item(),
+        eager_error.max().item(),
+        ours_error.square().mean().sqrt().item(),
+        eager_error.square().mean().sqrt().item(),
+        torch.finfo(dtype).eps * truth.abs().max().item() / 2,
+        ours_error.norm().item() / norm if norm else ours_error.norm().item(),
+    )
