@@ -156,7 +156,7 @@ def _truth(
     record: Tensor,
     g: Geometry,
 ) -> tuple[Tensor | None, ...]:
-    """fp64 output and gradients; gradients under the run's own record, since near-ties send a whole gradient elsewhere."""
+    """fp64 output and gradients; these under the run's own record: near-ties send a whole gradient elsewhere."""
     x, weight, grad_output = x.double(), weight.double(), grad_output.double()
     conv = F.conv2d(
         x, weight, None if bias is None else bias.double(), g.stride, g.padding, g.dilation, g.groups
