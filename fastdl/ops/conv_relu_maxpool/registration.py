@@ -110,7 +110,8 @@ def fake_bias_relu_maxpool_backward(grad_output: Tensor, saved: Tensor, CH: int,
 def register(name: str, definition: str, reference: object, fake: object) -> None:
     """Define fastdl::<name>; C++ kernels override the reference, in whichever order they load."""
     library.define(definition, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, reference, "CompositeExplicitAutograd")
+    # no_grad: like a kernel's, the outputs of a raw operator never require grad
+    library.impl(name, torch.no_grad()(reference), "CompositeExplicitAutograd")
     # without it opcheck's test_autograd_registration fails on inputs that require grad
     library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"fastdl::{name}", fake, lib=library)
