@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dispatch import Choice
 from ..ops.conv_relu_maxpool import backends
 from . import conv_relu_maxpool as family
 from .error_rule import SEEDS, ErrorReport, judge
@@ -35,7 +36,7 @@ def check(device: str = "cpu") -> Iterator[CheckResult]:
             yield from _check_conv_relu_maxpool(candidate, dtype)
 
 
-def reports(sample: family.Sample, plan: tuple[str, str, str], dtype: torch.dtype) -> dict[str, ErrorReport]:
+def reports(sample: family.Sample, plan: backends.Plan, dtype: torch.dtype) -> dict[str, ErrorReport]:
     """The error rule's report for the output and each gradient of one sample under one plan."""
     ours = [family.run_plan(sample, plan, dtype, seed) for seed in SEEDS]
     eager = [family.run_eager(sample, dtype, seed) for seed in SEEDS]
@@ -63,10 +64,9 @@ def _check_conv_relu_maxpool(candidate: backends.Candidate, dtype: torch.dtype) 
         g = sample.geometry(x, weight, bias)
         if candidate.refusal(x, weight, bias, g) is not None:
             continue
-        choice = backends.Choice(candidate.backend, candidate.algorithm)
-        backward = backends.backward_algorithm(choice, x, weight, g)
-        for name, report in reports(sample, (*choice, backward), dtype).items():
-            algorithm = candidate.algorithm if name == "output" else backward
+        plan = backends.make_plan(Choice(candidate.backend, candidate.algorithm), g)
+        for name, report in reports(sample, plan, dtype).items():
+            algorithm = plan.algorithm if name == "output" else plan.backward_algorithm
             ok = is_ok(report, algorithm, dtype)
             result = CheckResult(
                 "conv_relu_maxpool",

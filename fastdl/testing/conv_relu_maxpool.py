@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.conv_relu_maxpool.backends import Plan
 from ..ops.conv_relu_maxpool.geometry import Geometry, normalise
 from ..ops.conv_relu_maxpool.op import ConvReluMaxpool
 from ..ops.conv_relu_maxpool.reference import offsets_from_indices, reference_expand
@@ -103,11 +104,11 @@ class Run:
     truths: tuple[Tensor | None, ...]
 
 
-def run_plan(sample: Sample, plan: tuple[str, str, str], dtype: torch.dtype, seed: int) -> Run:
-    """The sample by (backend, algorithm, backward algorithm)."""
+def run_plan(sample: Sample, plan: Plan, dtype: torch.dtype, seed: int) -> Run:
+    """The sample by one backend and algorithm (`make_plan`)."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
-        return ConvReluMaxpool.apply(x, weight, bias, g, plan)
+        return ConvReluMaxpool.apply(x, weight, bias, plan)
 
     return _run(sample, dtype, seed, compute)
 

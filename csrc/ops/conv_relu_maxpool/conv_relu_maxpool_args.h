@@ -32,10 +32,11 @@ struct ExpandedGradient {
   Tensor grad_conv, grad_bias;
 };
 
-ConvGeometry conv_geometry(const Tensor& x, const Tensor& weight, const IntList& stride,
-                           const IntList& padding, const IntList& dilation, int64_t groups);
-PoolGeometry pool_geometry(int64_t CH, int64_t CW, const IntList& size, const IntList& stride,
-                           const IntList& padding, const IntList& dilation, bool ceil_mode);
+// `packed`: stride, padding, dilation (two ints each), groups, then the pool.
+void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGeometry& conv,
+            PoolGeometry& pool);
+// `packed`: size, stride, padding, dilation (two ints each), ceil_mode; empty without a pool.
+PoolGeometry unpack_pool(const IntList& packed, int64_t CH, int64_t CW);
 
 ConvInputs conv_inputs(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                        const ConvGeometry& conv);

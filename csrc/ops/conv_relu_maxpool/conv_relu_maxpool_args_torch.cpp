@@ -5,9 +5,9 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-void copy_pair(const IntList& from, int64_t (&to)[2], const char* name, int64_t least) {
-  check(from.size() == 2 && from[0] >= least && from[1] >= least, name, " must be two ints of at least ",
-        least);
+void copy_pair(const int64_t* from, int64_t (&to)[2], const char* name, int64_t least) {
+  check(from[0] >= least && from[1] >= least, name, " must be at least ", least, ", got ", from[0], " and ",
+        from[1]);
   to[0] = from[0], to[1] = from[1];
 }
 
@@ -34,40 +34,40 @@ std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tens
 
 }  // namespace
 
-ConvGeometry conv_geometry(const Tensor& x, const Tensor& weight, const IntList& stride,
-                           const IntList& padding, const IntList& dilation, int64_t groups) {
+void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGeometry& g,
+            PoolGeometry& pool) {
+  check(packed.size() == 7 || packed.size() == 16, "geometry must hold 7 or 16 ints, got ", packed.size());
   check(x.dim() == 4, "x must have shape [N, C, H, W], got ", shape_string(x));
   check(weight.dim() == 4, "weight must have shape [C_out, C/groups, KH, KW], got ", shape_string(weight));
-  ConvGeometry g;
   g.N = x.size(0), g.C = x.size(1), g.H = x.size(2), g.W = x.size(3);
   g.C_out = weight.size(0), g.KH = weight.size(2), g.KW = weight.size(3);
-  g.groups = groups;
-  check(groups >= 1 && g.C == weight.size(1) * groups && g.C_out % groups == 0,
-        "weight must have shape [C_out, C/groups, KH, KW] with C = ", g.C, " and groups = ", groups, ", got ",
-        shape_string(weight));
+  copy_pair(packed.data(), g.stride, "stride", 1);
+  copy_pair(packed.data() + 2, g.padding, "padding", 0);
+  copy_pair(packed.data() + 4, g.dilation, "dilation", 1);
+  g.groups = packed[6];
+  check(g.groups >= 1 && g.C == weight.size(1) * g.groups && g.C_out % g.groups == 0,
+        "weight must have shape [C_out, C/groups, KH, KW] with C = ", g.C, " and groups = ", g.groups,
+        ", got ", shape_string(weight));
   check(g.C_out > 0 && weight.size(1) > 0 && g.KH > 0 && g.KW > 0, "weight must not be empty, got ",
         shape_string(weight));
-  copy_pair(stride, g.stride, "stride", 1);
-  copy_pair(padding, g.padding, "padding", 0);
-  copy_pair(dilation, g.dilation, "dilation", 1);
-  g.CH = (g.H + 2 * g.padding[0] - g.dilation[0] * (g.KH - 1) - 1) / g.stride[0] + 1;
-  g.CW = (g.W + 2 * g.padding[1] - g.dilation[1] * (g.KW - 1) - 1) / g.stride[1] + 1;
-  check(g.H + 2 * g.padding[0] > g.dilation[0] * (g.KH - 1) &&
-            g.W + 2 * g.padding[1] > g.dilation[1] * (g.KW - 1),
-        "the kernel is larger than the padded input of ", shape_string(x));
-  return g;
+  const int64_t span_h = g.H + 2 * g.padding[0] - g.dilation[0] * (g.KH - 1) - 1;
+  const int64_t span_w = g.W + 2 * g.padding[1] - g.dilation[1] * (g.KW - 1) - 1;
+  check(span_h >= 0 && span_w >= 0, "the kernel is larger than the padded input of ", shape_string(x));
+  g.CH = span_h / g.stride[0] + 1, g.CW = span_w / g.stride[1] + 1;
+  pool = unpack_pool(IntList(packed.begin() + 7, packed.end()), g.CH, g.CW);
 }
 
-PoolGeometry pool_geometry(int64_t CH, int64_t CW, const IntList& size, const IntList& stride,
-                           const IntList& padding, const IntList& dilation, bool ceil_mode) {
+PoolGeometry unpack_pool(const IntList& packed, int64_t CH, int64_t CW) {
+  check(packed.empty() || packed.size() == 9, "pool must hold 0 or 9 ints, got ", packed.size());
   PoolGeometry p{};
-  p.present = !size.empty();
+  p.present = !packed.empty();
   p.OH = CH, p.OW = CW;
   if (!p.present) return p;
-  copy_pair(size, p.size, "pool_size", 1);
-  copy_pair(stride, p.stride, "pool_stride", 1);
-  copy_pair(padding, p.padding, "pool_padding", 0);
-  copy_pair(dilation, p.dilation, "pool_dilation", 1);
+  copy_pair(packed.data(), p.size, "pool_size", 1);
+  copy_pair(packed.data() + 2, p.stride, "pool_stride", 1);
+  copy_pair(packed.data() + 4, p.padding, "pool_padding", 0);
+  copy_pair(packed.data() + 6, p.dilation, "pool_dilation", 1);
+  const bool ceil_mode = packed[8] != 0;
   check(p.size[0] * p.size[1] <= 255, "pool_size must cover at most 255 elements");
   const int64_t in[2] = {CH, CW};
   int64_t out[2];

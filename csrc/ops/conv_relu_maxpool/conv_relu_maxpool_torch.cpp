@@ -10,14 +10,10 @@ namespace {
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
 constexpr int64_t kWinograd = 1, kDirect = 2;
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList stride,
-                                   IntList padding, IntList dilation, int64_t groups, IntList pool_size,
-                                   IntList pool_stride, IntList pool_padding, IntList pool_dilation,
-                                   bool ceil_mode, int64_t algorithm, bool save_record) {
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
+                                   int64_t algorithm, bool save_record) {
   ConvReluMaxpoolForward args;
-  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
-  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
-                            ceil_mode);
+  unpack(geometry, x, weight, args.conv, args.pool);
   const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
   const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
   fill(args, inputs, result);
@@ -31,14 +27,10 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor weight, Tensor saved,
-                                            IntList stride, IntList padding, IntList dilation, int64_t groups,
-                                            IntList pool_size, IntList pool_stride, IntList pool_padding,
-                                            IntList pool_dilation, bool ceil_mode, int64_t algorithm,
-                                            bool need_input, bool need_weight, bool need_bias) {
+                                            IntList geometry, int64_t algorithm, bool need_input,
+                                            bool need_weight, bool need_bias) {
   ConvReluMaxpoolBackward args;
-  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
-  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
-                            ceil_mode);
+  unpack(geometry, x, weight, args.conv, args.pool);
   const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);
@@ -49,13 +41,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
   return {result.grad_input, result.grad_weight, result.grad_bias};
 }
 
-std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool_size,
-                                             IntList pool_stride, IntList pool_padding, IntList pool_dilation,
-                                             bool ceil_mode, bool save_record) {
+std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool,
+                                             bool save_record) {
   BiasReluMaxpoolForward args;
   const ConvOutput input = conv_output(conv, bias);
-  args.pool = pool_geometry(conv.size(2), conv.size(3), pool_size, pool_stride, pool_padding, pool_dilation,
-                            ceil_mode);
+  args.pool = unpack_pool(pool, conv.size(2), conv.size(3));
   const PooledOutput result = pooled_output(input.conv, conv.size(0), conv.size(1), args.pool, save_record);
   fill(args, input, result);
   if (conv.numel() > 0) cpu::bias_relu_maxpool_forward(args, torch_thread_pool());
@@ -63,11 +53,9 @@ std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> 
 }
 
 std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor saved, int64_t CH,
-                                                      int64_t CW, IntList pool_size, IntList pool_stride,
-                                                      IntList pool_padding, IntList pool_dilation,
-                                                      bool ceil_mode) {
+                                                      int64_t CW, IntList pool) {
   BiasReluMaxpoolBackward args;
-  args.pool = pool_geometry(CH, CW, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+  args.pool = unpack_pool(pool, CH, CW);
   check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_string(grad_output));
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, grad_output.size(0), grad_output.size(1), args.pool);

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate, Choice
+from . import registration  # noqa: F401, the operators below must be defined
 from .geometry import Geometry
+
+# An overload called directly skips 1 us of overload resolution.
+_conv_relu_maxpool = torch.ops.fastdl.conv_relu_maxpool.default
+_conv_relu_maxpool_backward = torch.ops.fastdl.conv_relu_maxpool_backward.default
+_bias_relu_maxpool = torch.ops.fastdl.bias_relu_maxpool.default
+_bias_relu_maxpool_backward = torch.ops.fastdl.bias_relu_maxpool_backward.default
 
 # The codes that cross the border to C++.
 ALGORITHMS = {"composed": 0, "winograd": 1, "direct": 2, "implicit_gemm": 3}
@@ -75,74 +84,69 @@ CANDIDATES = [
 ]
 
 
-def forward(
-    backend: str,
-    algorithm: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    g: Geometry,
-    save_record: bool,
-) -> tuple[Tensor, Tensor]:
-    """(output, record); the record is empty unless asked for and pooled."""
-    if algorithm == "composed":
-        conv = torch.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
-        return torch.ops.fastdl.bias_relu_maxpool(conv, bias, *g[4:], save_record)
-    op = (
-        torch.ops.fastdl.conv_relu_maxpool_triton
-        if backend == "triton"
-        else torch.ops.fastdl.conv_relu_maxpool
-    )
-    return op(x, weight, bias, *g, ALGORITHMS[algorithm], save_record)
+class Plan(NamedTuple):
+    """Everything about a call that follows from metadata: decided once a signature, then remembered."""
+
+    backend: str
+    algorithm: str
+    backward_algorithm: str
+    g: Geometry
+    packed: list[int]
+    packed_pool: list[int]
 
 
-def backward_algorithm(choice: Choice, x: Tensor, weight: Tensor, g: Geometry) -> str:
-    """The algorithm of the backward pass, decided with the forward: the settings are the calling thread's."""
+def make_plan(choice: Choice, g: Geometry) -> Plan:
+    """The plan of a choice. The backward algorithm is decided here: in backward the settings are another thread's."""
+    return Plan(*choice, _backward_algorithm(choice), g, g.packed(), g.packed_pool())
+
+
+def _backward_algorithm(choice: Choice) -> str:
     if choice.backend == "triton":
         return "implicit_gemm"
-    if choice.algorithm == "winograd":
-        return "winograd"
-    return "composed"
+    return "winograd" if choice.algorithm == "winograd" else "composed"
+
+
+def forward(
+    plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, save_record: bool
+) -> tuple[Tensor, Tensor]:
+    """(output, record); the record is empty unless asked for and pooled."""
+    if plan.algorithm == "composed":
+        g = plan.g
+        conv = torch.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
+        return _bias_relu_maxpool(conv, bias, plan.packed_pool, save_record)
+    op = torch.ops.fastdl.conv_relu_maxpool_triton if plan.backend == "triton" else _conv_relu_maxpool
+    return op(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
 
 
 def backward(
-    backend: str,
-    algorithm: str,
+    plan: Plan,
     grad_output: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     saved: Tensor,
-    g: Geometry,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, None where not needed; `saved` is the record, or without a pool the output."""
-    need_bias = needs[2] and bias is not None
-    if algorithm == "composed":
+    need_input, need_weight, need_bias = needs[0], needs[1], needs[2] and bias is not None
+    if plan.backward_algorithm == "composed":
+        g = plan.g
         CH, CW = g.conv_size(x, weight)
-        grad_conv, grad_bias = torch.ops.fastdl.bias_relu_maxpool_backward(grad_output, saved, CH, CW, *g[4:])
+        grad_conv, grad_bias = _bias_relu_maxpool_backward(grad_output, saved, CH, CW, plan.packed_pool)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad_conv,
-            x,
-            weight,
-            None,
-            g.stride,
-            g.padding,
-            g.dilation,
-            False,
-            (0, 0),
-            g.groups,
-            (needs[0], needs[1], False),
-        )
+            grad_conv, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
+            (need_input, need_weight, False),
+        )  # fmt: skip
     else:
-        op = torch.ops.fastdl.conv_relu_maxpool_backward
-        if backend == "triton":
+        op = _conv_relu_maxpool_backward
+        if plan.backend == "triton":
             op = torch.ops.fastdl.conv_relu_maxpool_backward_triton
+        code = ALGORITHMS[plan.backward_algorithm]
         grad_input, grad_weight, grad_bias = op(
-            grad_output, x, weight, saved, *g, ALGORITHMS[algorithm], needs[0], needs[1], need_bias
+            grad_output, x, weight, saved, plan.packed, code, need_input, need_weight, need_bias
         )
     return (
-        grad_input if needs[0] else None,
-        grad_weight if needs[1] else None,
+        grad_input if need_input else None,
+        grad_weight if need_weight else None,
         grad_bias if need_bias else None,
     )

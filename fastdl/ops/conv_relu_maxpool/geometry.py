@@ -22,6 +22,31 @@ class Geometry(NamedTuple):
     pool_dilation: tuple[int, ...]
     ceil_mode: bool
 
+    def packed(self) -> list[int]:
+        """stride, padding, dilation (two ints each), groups, then `packed_pool()`: how it crosses to the kernels."""
+        return [*self.stride, *self.padding, *self.dilation, self.groups, *self.packed_pool()]
+
+    def packed_pool(self) -> list[int]:
+        """pool_size, pool_stride, pool_padding, pool_dilation (two ints each), ceil_mode; empty without a pool."""
+        if not self.pool_size:
+            return []
+        pool = (*self.pool_size, *self.pool_stride, *self.pool_padding, *self.pool_dilation)
+        return [*pool, int(self.ceil_mode)]
+
+    @classmethod
+    def unpack(cls, packed: list[int]) -> Geometry:
+        """The inverse of `packed()`."""
+        conv, pool = tuple(packed[:7]), tuple(packed[7:])
+        pools = (
+            (pool[0:2], pool[2:4], pool[4:6], pool[6:8], bool(pool[8])) if pool else ((), (), (), (), False)
+        )
+        return cls(conv[0:2], conv[2:4], conv[4:6], conv[6], *pools)
+
+    @classmethod
+    def unpack_pool(cls, packed: list[int]) -> Geometry:
+        """The geometry of a 1x1 convolution with the pool of `packed_pool()`."""
+        return cls.unpack([1, 1, 0, 0, 1, 1, 1, *packed])
+
     def conv_size(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
         """(CH, CW), the height and width of the convolution's output."""
         return tuple(

@@ -62,44 +62,63 @@ def conv_relu_maxpool(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
-    unbatched = x.dim() == 3
-    x, weight, bias, g = _arguments(
-        x, weight, bias, stride, padding, dilation, groups,
+    x, weight, bias = autocast(x, weight, bias)
+    arguments = (
+        stride, padding, dilation, groups,
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
-    output, indices = _run(x, weight, bias, g, return_indices)
+    unbatched = x.dim() == 3
+    if unbatched:
+        x = x[None]
+    plan, uneven = _plan(x, weight, bias, arguments)
+    if uneven:
+        x = F.pad(x, uneven)
+    if plan.backend == "reference" or transformed(x, weight, bias):
+        output, indices = _by_reference(x, weight, bias, plan.g, return_indices)
+    else:
+        if torch.is_grad_enabled() and (
+            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            output, record = ConvReluMaxpool.apply(x, weight, bias, plan)
+        else:
+            output, record = backends.forward(plan, x, weight, bias, return_indices)
+        indices = indices_from_record(record, plan.g.conv_size(x, weight), plan.g) if return_indices else None
     if unbatched:
         output, indices = output[0], indices[0] if return_indices else None
     return (output, indices) if return_indices else output
 
 
-def _arguments(
-    x, weight, bias, stride, padding, dilation, groups,
-    pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
-) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:  # fmt: skip
-    """What the backends see of a call: a batch in the dtype of autocast, evenly padded, and the geometry."""
-    x, weight, bias = autocast(x[None] if x.dim() == 3 else x, weight, bias)
-    g, uneven = normalise(
-        x, weight, bias, stride, padding, dilation, groups,
-        pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
+_Planned = tuple[backends.Plan, tuple[int, int, int, int] | None]
+_planned: dict[tuple, _Planned] = {}
+_PLANNED_MOST = 4096
+
+
+def _plan(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> _Planned:
+    """The plan of a call and the uneven padding it starts with. Checking and choosing take 12 us, remembering 2."""
+    if torch.compiler.is_compiling():
+        return _decide(x, weight, bias, arguments)
+    settings = dispatch.settings
+    key = (
+        x.shape, x.dtype, x.device, x.is_contiguous(), weight.shape, weight.dtype, weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        arguments, settings.backend, settings.strict, settings.precision,
     )  # fmt: skip
-    return (F.pad(x, uneven) if uneven else x), weight, bias, g
+    try:
+        planned = _planned.get(key)
+    except TypeError:  # a list among the arguments, a symbolic size
+        return _decide(x, weight, bias, arguments)
+    if planned is None:
+        planned = _decide(x, weight, bias, arguments)
+        if len(_planned) >= _PLANNED_MOST:
+            _planned.clear()
+        _planned[key] = planned
+    return planned
 
 
-def _run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, return_indices: bool
-) -> tuple[Tensor, Tensor | None]:
-    if transformed(x, weight, bias):
-        return _by_reference(x, weight, bias, g, return_indices)
-    choice = dispatch.choose("conv_relu_maxpool", x, weight, bias, g)
-    if choice.backend == "reference":
-        return _by_reference(x, weight, bias, g, return_indices)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        plan = (*choice, backends.backward_algorithm(choice, x, weight, g))
-        output, record = ConvReluMaxpool.apply(x, weight, bias, g, plan)
-    else:
-        output, record = backends.forward(*choice, x, weight, bias, g, return_indices)
-    return output, indices_from_record(record, g.conv_size(x, weight), g) if return_indices else None
+def _decide(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> _Planned:
+    g, uneven = normalise(x, weight, bias, *arguments)
+    padded = F.pad(x, uneven) if uneven else x
+    return backends.make_plan(dispatch.choose("conv_relu_maxpool", padded, weight, bias, g), g), uneven
 
 
 def _by_reference(
@@ -115,31 +134,30 @@ class ConvReluMaxpool(torch.autograd.Function):
     """The fused forward; its backward is a Function of its own, so that a second derivative exists."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, g, plan):
-        backend, algorithm, _ = plan
-        output, record = backends.forward(backend, algorithm, x, weight, bias, g, True)
+    def forward(ctx, x, weight, bias, plan):
+        output, record = backends.forward(plan, x, weight, bias, True)
         # Pooled: the record says where gradients go. Not pooled: the output does.
-        ctx.save_for_backward(x, weight, bias, record if g.pool_size else output)
+        ctx.save_for_backward(x, weight, bias, record if plan.g.pool_size else output)
         ctx.mark_non_differentiable(record)
-        ctx.g, ctx.plan = g, plan
+        ctx.plan = plan
         return output, record
 
     @staticmethod
     def backward(ctx, grad_output, _):
         x, weight, bias, saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        gradients = ConvReluMaxpoolBackward.apply(grad_output, x, weight, bias, saved, ctx.g, ctx.plan, needs)
-        return (*gradients, None, None)
+        gradients = ConvReluMaxpoolBackward.apply(grad_output, x, weight, bias, saved, ctx.plan, needs)
+        return (*gradients, None)
 
 
 class ConvReluMaxpoolBackward(torch.autograd.Function):
     """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
 
     @staticmethod
-    def forward(ctx, grad_output, x, weight, bias, saved, g, plan, needs):
+    def forward(ctx, grad_output, x, weight, bias, saved, plan, needs):
         ctx.save_for_backward(grad_output, x, weight, bias)
-        ctx.g = g
-        return backends.backward(plan[0], plan[2], grad_output, x, weight, bias, saved, g, needs)
+        ctx.g = plan.g
+        return backends.backward(plan, grad_output, x, weight, bias, saved, needs)
 
     @staticmethod
     @once_differentiable
@@ -154,7 +172,16 @@ class ConvReluMaxpoolBackward(torch.autograd.Function):
                 reference(*inputs, ctx.g), [t for t, _ in pairs], grad_output, create_graph=True
             )
             second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
-        return (*(None if t is None else next(second) for t in args), None, None, None, None)
+        return (*(None if t is None else next(second) for t in args), None, None, None)
 
 
-dispatch.register("conv_relu_maxpool", backends.CANDIDATES, conv_relu_maxpool, _arguments)
+def _dispatch_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, **arguments: object
+) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
+    """What the refusals see of a call."""
+    x, weight, bias = autocast(x[None] if x.dim() == 3 else x, weight, bias)
+    g, uneven = normalise(x, weight, bias, **arguments)
+    return (F.pad(x, uneven) if uneven else x), weight, bias, g
+
+
+dispatch.register("conv_relu_maxpool", backends.CANDIDATES, conv_relu_maxpool, _dispatch_arguments)

@@ -13,22 +13,24 @@ from .reference import reference_bias_relu_maxpool, reference_expand
 library = torch.library.Library("fastdl", "FRAGMENT")
 
 
-def _pool_only(pool: tuple) -> Geometry:
-    return Geometry((1, 1), (0, 0), (1, 1), 1, *map(tuple, pool[:4]), pool[4])
-
-
-def _geometry(g: tuple) -> Geometry:
-    return Geometry(tuple(g[0]), tuple(g[1]), tuple(g[2]), g[3], *map(tuple, g[4:8]), g[8])
-
-
-def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
-    g, save_record = _geometry(args[:9]), args[10]
+def conv_relu_maxpool(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int], algorithm: int, save_record: bool
+) -> tuple[Tensor, Tensor]:
+    g = Geometry.unpack(geometry)
     conv = torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
     return _without_record(*reference_bias_relu_maxpool(conv, None, g), save_record)
 
 
-def conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *args):
-    g, needs = _geometry(args[:9]), args[10:13]
+def conv_relu_maxpool_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    geometry: list[int],
+    algorithm: int,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
+    g = Geometry.unpack(geometry)
     grad_conv = _expand(grad_output, saved, g.conv_size(x, weight), g)
     gradients = torch.ops.aten.convolution_backward(
         grad_conv,
@@ -43,17 +45,19 @@ def conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tensor, s
         g.groups,
         needs,
     )
-    return tuple(grad_output.new_empty(0) if t is None else t for t in gradients)
+    return tuple(x.new_empty(0) if t is None else t for t in gradients)
 
 
-def bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
-    return _without_record(*reference_bias_relu_maxpool(conv, bias, _pool_only(args[:5])), args[5])
+def bias_relu_maxpool(
+    conv: Tensor, bias: Tensor | None, pool: list[int], save_record: bool
+) -> tuple[Tensor, Tensor]:
+    return _without_record(*reference_bias_relu_maxpool(conv, bias, Geometry.unpack_pool(pool)), save_record)
 
 
 def bias_relu_maxpool_backward(
-    grad_output: Tensor, saved: Tensor, CH: int, CW: int, *pool
+    grad_output: Tensor, saved: Tensor, CH: int, CW: int, pool: list[int]
 ) -> tuple[Tensor, Tensor]:
-    grad_conv = _expand(grad_output, saved, (CH, CW), _pool_only(pool))
+    grad_conv = _expand(grad_output, saved, (CH, CW), Geometry.unpack_pool(pool))
     return grad_conv, grad_conv.sum((0, 2, 3))
 
 
@@ -82,14 +86,23 @@ def _fake_output(
     return _image(like, size), record
 
 
-def fake_conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
-    g = _geometry(args[:9])
+def fake_conv_relu_maxpool(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int], algorithm: int, save_record: bool
+) -> tuple[Tensor, Tensor]:
+    g = Geometry.unpack(geometry)
     size = (x.shape[0], weight.shape[0], *g.output_size(g.conv_size(x, weight)))
-    return _fake_output(x, size, g, args[10])
+    return _fake_output(x, size, g, save_record)
 
 
-def fake_conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *args):
-    needs = args[10:13]
+def fake_conv_relu_maxpool_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    geometry: list[int],
+    algorithm: int,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
     return (
         _image(x, x.shape) if needs[0] else x.new_empty(0),
         torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else x.new_empty(0),
@@ -97,14 +110,17 @@ def fake_conv_relu_maxpool_backward(grad_output: Tensor, x: Tensor, weight: Tens
     )
 
 
-def fake_bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *args) -> tuple[Tensor, Tensor]:
-    g = _pool_only(args[:5])
-    return _fake_output(conv, (*conv.shape[:2], *g.output_size(conv.shape[2:])), g, args[5])
+def fake_bias_relu_maxpool(
+    conv: Tensor, bias: Tensor | None, pool: list[int], save_record: bool
+) -> tuple[Tensor, Tensor]:
+    g = Geometry.unpack_pool(pool)
+    return _fake_output(conv, (*conv.shape[:2], *g.output_size(conv.shape[2:])), g, save_record)
 
 
-def fake_bias_relu_maxpool_backward(grad_output: Tensor, saved: Tensor, CH: int, CW: int, *pool):
-    size = (*grad_output.shape[:2], CH, CW)
-    return _image(grad_output, size), grad_output.new_empty(grad_output.shape[1])
+def fake_bias_relu_maxpool_backward(
+    grad_output: Tensor, saved: Tensor, CH: int, CW: int, pool: list[int]
+) -> tuple[Tensor, Tensor]:
+    return _image(grad_output, (*grad_output.shape[:2], CH, CW)), grad_output.new_empty(grad_output.shape[1])
 
 
 def register(name: str, definition: str, reference: object, fake: object) -> None:
