@@ -8,6 +8,11 @@ typedef float Vec __attribute__((vector_size(FASTDL_VEC_BYTES)));
 typedef float VecUnaligned __attribute__((vector_size(FASTDL_VEC_BYTES), aligned(4), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(FASTDL_VEC_BYTES)));
 typedef uint32_t VecBits __attribute__((vector_size(FASTDL_VEC_BYTES)));
+typedef double VecDouble __attribute__((vector_size(FASTDL_VEC_BYTES)));
+typedef double VecDoubleUnaligned __attribute__((vector_size(FASTDL_VEC_BYTES), aligned(8), may_alias));
+typedef int64_t VecLong __attribute__((vector_size(FASTDL_VEC_BYTES)));
+typedef uint8_t VecBytes __attribute__((vector_size(kLanes)));
+typedef uint8_t VecBytesOfDouble __attribute__((vector_size(kLanes / 2)));
 typedef uint16_t VecHalfBits __attribute__((vector_size(FASTDL_VEC_BYTES / 2)));
 typedef uint16_t VecHalfBitsUnaligned
     __attribute__((vector_size(FASTDL_VEC_BYTES / 2), aligned(2), may_alias));
@@ -23,6 +28,13 @@ FASTDL_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) 
 
 // mask ? a : b, lane by lane; mask lanes are 0 or -1
 FASTDL_INLINE Vec select(VecInt mask, Vec a, Vec b) { return mask ? a : b; }
+FASTDL_INLINE VecInt select(VecInt mask, VecInt a, VecInt b) { return mask ? a : b; }
+FASTDL_INLINE VecBits select(VecInt mask, VecBits a, VecBits b) { return mask ? a : b; }
+// Bitwise, as for at_most.
+FASTDL_INLINE VecLong select(VecLong mask, VecLong a, VecLong b) { return (mask & a) | (~mask & b); }
+FASTDL_INLINE VecDouble select(VecLong mask, VecDouble a, VecDouble b) {
+  return reinterpret_cast<VecDouble>(select(mask, reinterpret_cast<VecLong>(a), reinterpret_cast<VecLong>(b)));
+}
 
 // The larger; of equals, or if either is NaN, b.
 FASTDL_INLINE Vec max(Vec a, Vec b) {
@@ -32,6 +44,45 @@ FASTDL_INLINE Vec max(Vec a, Vec b) {
   return _mm256_max_ps(a, b);
 #else
   return a > b ? a : b;
+#endif
+}
+
+// a <= b, false where either is NaN.
+FASTDL_INLINE VecInt at_most(Vec a, Vec b) { return a <= b; }
+FASTDL_INLINE VecLong at_most(VecDouble a, VecDouble b) {
+#if FASTDL_ISA == FASTDL_ISA_BASELINE
+  // GCC 12 fails on a comparison of 64-bit lanes for SSE2.
+  VecLong mask;
+  for (int i = 0; i < kLanes / 2; ++i) mask[i] = a[i] <= b[i] ? -1 : 0;
+  return mask;
+#else
+  return a <= b;
+#endif
+}
+
+// best = v and where = k in the lanes where v is larger or NaN: the first maximum wins, the last NaN wins.
+FASTDL_INLINE void keep_max(Vec& best, VecInt& where, Vec v, VecInt k) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __mmask16 take = _mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  best = _mm512_mask_mov_ps(best, take, v);
+  where = reinterpret_cast<VecInt>(
+      _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(where), take, reinterpret_cast<__m512i>(k)));
+#else
+  const VecInt take = (v > best) | (v != v);
+  best = select(take, v, best);
+  where = select(take, k, where);
+#endif
+}
+FASTDL_INLINE void keep_max(VecDouble& best, VecLong& where, VecDouble v, VecLong k) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __mmask8 take = _mm512_cmp_pd_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_pd_mask(v, v, _CMP_UNORD_Q);
+  best = _mm512_mask_mov_pd(best, take, v);
+  where = reinterpret_cast<VecLong>(
+      _mm512_mask_mov_epi64(reinterpret_cast<__m512i>(where), take, reinterpret_cast<__m512i>(k)));
+#else
+  const VecLong take = ~at_most(v, best) & (at_most(best, best) | ~at_most(v, v));
+  best = select(take, v, best);
+  where = select(take, k, where);
 #endif
 }
 
@@ -132,10 +183,20 @@ FASTDL_INLINE void store(Half* p, Vec v) {
   *reinterpret_cast<VecHalfBitsUnaligned*>(p) = narrow(v, Half{});
 }
 
+FASTDL_INLINE VecDouble load(const double* p) { return *reinterpret_cast<const VecDoubleUnaligned*>(p); }
+FASTDL_INLINE void store(double* p, VecDouble v) { *reinterpret_cast<VecDoubleUnaligned*>(p) = v; }
+
+#if FASTDL_ISA == FASTDL_ISA_AVX2
+// Lane i is -1 where i < n.
+FASTDL_INLINE VecInt first_lanes(int n) { return VecInt{0, 1, 2, 3, 4, 5, 6, 7} < n; }
+#endif
+
 // The first n lanes, 0 <= n <= kLanes; the rest are 0. Nothing past p + n is touched.
 FASTDL_INLINE Vec load_first(const float* p, int n) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#elif FASTDL_ISA == FASTDL_ISA_AVX2
+  return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(first_lanes(n)));
 #else
   Vec v = zero();
   std::memcpy(&v, p, static_cast<size_t>(n) * 4);
@@ -145,20 +206,85 @@ FASTDL_INLINE Vec load_first(const float* p, int n) {
 FASTDL_INLINE void store_first(float* p, Vec v, int n) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+#elif FASTDL_ISA == FASTDL_ISA_AVX2
+  _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(first_lanes(n)), v);
 #else
   std::memcpy(p, &v, static_cast<size_t>(n) * 4);
 #endif
 }
 template <class Half>
 FASTDL_INLINE Vec load_first(const Half* p, int n) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return widen(reinterpret_cast<VecHalfBits>(bits), Half{});
+#else
   VecHalfBits bits = {};
   std::memcpy(&bits, p, static_cast<size_t>(n) * 2);
   return widen(bits, Half{});
+#endif
 }
 template <class Half>
 FASTDL_INLINE void store_first(Half* p, Vec v, int n) {
   const VecHalfBits bits = narrow(v, Half{});
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m256i>(bits));
+#else
   std::memcpy(p, &bits, static_cast<size_t>(n) * 2);
+#endif
+}
+FASTDL_INLINE VecDouble load_first(const double* p, int n) {
+  VecDouble v = {};
+  std::memcpy(&v, p, static_cast<size_t>(n) * 8);
+  return v;
+}
+FASTDL_INLINE void store_first(double* p, VecDouble v, int n) { std::memcpy(p, &v, static_cast<size_t>(n) * 8); }
+
+// Small integers as bytes, one a lane.
+FASTDL_INLINE VecInt load_bytes(const uint8_t* p, VecInt) {
+  VecBytes bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VecInt);
+}
+FASTDL_INLINE VecLong load_bytes(const uint8_t* p, VecLong) {
+  VecBytesOfDouble bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, VecLong);
+}
+FASTDL_INLINE void store_bytes(uint8_t* p, VecInt v) {
+  const VecBytes bytes = __builtin_convertvector(v, VecBytes);
+  std::memcpy(p, &bytes, sizeof(bytes));
+}
+FASTDL_INLINE void store_bytes(uint8_t* p, VecLong v) {
+  const VecBytesOfDouble bytes = __builtin_convertvector(v, VecBytesOfDouble);
+  std::memcpy(p, &bytes, sizeof(bytes));
+}
+FASTDL_INLINE VecInt load_bytes_first(const uint8_t* p, int n, VecInt) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), p);
+  return reinterpret_cast<VecInt>(_mm512_cvtepu8_epi32(bytes));
+#else
+  VecBytes bytes = {};
+  std::memcpy(&bytes, p, static_cast<size_t>(n));
+  return __builtin_convertvector(bytes, VecInt);
+#endif
+}
+FASTDL_INLINE VecLong load_bytes_first(const uint8_t* p, int n, VecLong) {
+  VecBytesOfDouble bytes = {};
+  std::memcpy(&bytes, p, static_cast<size_t>(n));
+  return __builtin_convertvector(bytes, VecLong);
+}
+FASTDL_INLINE void store_bytes_first(uint8_t* p, VecInt v, int n) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
+  _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << n) - 1), bytes);
+#else
+  const VecBytes bytes = __builtin_convertvector(v, VecBytes);
+  std::memcpy(p, &bytes, static_cast<size_t>(n));
+#endif
+}
+FASTDL_INLINE void store_bytes_first(uint8_t* p, VecLong v, int n) {
+  const VecBytesOfDouble bytes = __builtin_convertvector(v, VecBytesOfDouble);
+  std::memcpy(p, &bytes, static_cast<size_t>(n));
 }
 
 // One element as float, and back.
@@ -173,6 +299,85 @@ FASTDL_INLINE void from_float(float* p, float x) { *p = x; }
 template <class Half>
 FASTDL_INLINE void from_float(Half* p, float x) {
   p->bits = narrow(set1(x), Half{})[0];
+}
+
+// even[i] = a[2 i] and odd[i] = a[2 i + 1] of the 2 kLanes elements a, b; and back.
+FASTDL_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
+  VecInt low, high;
+  for (int lane = 0; lane < kLanes; ++lane) low[lane] = 2 * lane, high[lane] = 2 * lane + 1;
+  even = __builtin_shuffle(a, b, low);
+  odd = __builtin_shuffle(a, b, high);
+}
+FASTDL_INLINE void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
+  VecInt low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane / 2 + (lane & 1 ? kLanes : 0);
+    high[lane] = low[lane] + kLanes / 2;
+  }
+  a = __builtin_shuffle(even, odd, low);
+  b = __builtin_shuffle(even, odd, high);
+}
+
+// The first n pairs of a row, 0 <= n <= kLanes: their first and their second elements.
+FASTDL_INLINE void load_pairs(const float* p, int n, Vec& first, Vec& second) {
+  if (n == kLanes) return deinterleave(load(p), load(p + kLanes), first, second);
+  const int low = 2 * n < kLanes ? 2 * n : kLanes;
+  deinterleave(load_first(p, low), load_first(p + low, 2 * n - low), first, second);
+}
+// A pair of 16-bit floats is one 32-bit lane.
+template <class Half>
+FASTDL_INLINE VecBits load_bit_pairs(const Half* p, int n) {
+  const float* q = reinterpret_cast<const float*>(p);
+  return reinterpret_cast<VecBits>(n == kLanes ? load(q) : load_first(q, n));
+}
+FASTDL_INLINE void load_pairs(const BFloat16* p, int n, Vec& first, Vec& second) {
+  const VecBits pairs = load_bit_pairs(p, n);
+  first = reinterpret_cast<Vec>(pairs << 16);
+  second = reinterpret_cast<Vec>(pairs & 0xffff0000);
+}
+FASTDL_INLINE void load_pairs(const Float16* p, int n, Vec& first, Vec& second) {
+  const VecBits pairs = load_bit_pairs(p, n);
+  first = widen(__builtin_convertvector(pairs & 0xffff, VecHalfBits), Float16{});
+  second = widen(__builtin_convertvector(pairs >> 16, VecHalfBits), Float16{});
+}
+
+// The first n elements as they lie in memory, one a 32-bit lane.
+FASTDL_INLINE VecBits load_bits(const float* p, int n) {
+  return reinterpret_cast<VecBits>(n == kLanes ? load(p) : load_first(p, n));
+}
+template <class Half>
+FASTDL_INLINE VecBits load_bits(const Half* p, int n) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return reinterpret_cast<VecBits>(_mm512_cvtepu16_epi32(bits));
+#else
+  VecHalfBits bits = {};
+  if (n == kLanes)
+    std::memcpy(&bits, p, sizeof(bits));
+  else
+    std::memcpy(&bits, p, static_cast<size_t>(n) * 2);
+  return __builtin_convertvector(bits, VecBits);
+#endif
+}
+
+// Writes the first n pairs (first[i], second[i]) of elements as load_bits gives them.
+FASTDL_INLINE void store_bit_pairs(float* p, int n, VecBits first, VecBits second) {
+  Vec a, b;
+  interleave(reinterpret_cast<Vec>(first), reinterpret_cast<Vec>(second), a, b);
+  if (n == kLanes) {
+    store(p, a);
+    store(p + kLanes, b);
+    return;
+  }
+  const int low = 2 * n < kLanes ? 2 * n : kLanes;
+  store_first(p, a, low);
+  store_first(p + low, b, 2 * n - low);
+}
+template <class Half>
+FASTDL_INLINE void store_bit_pairs(Half* p, int n, VecBits first, VecBits second) {
+  float* q = reinterpret_cast<float*>(p);
+  const Vec pairs = reinterpret_cast<Vec>(first | second << 16);
+  n == kLanes ? store(q, pairs) : store_first(q, pairs, n);
 }
 
 // rows[i][j] -> rows[j][i] for kLanes x kLanes: log2(kLanes) rounds of two-source shuffles.
