@@ -287,6 +287,29 @@ FASTDL_INLINE void store_bytes_first(uint8_t* p, VecLong v, int n) {
   std::memcpy(p, &bytes, static_cast<size_t>(n));
 }
 
+// Bytes as integers 0 .. 255 in the bits of a Vec, so that they move through the same transposes as floats.
+struct ByteBits {
+  uint8_t bits;
+};
+typedef uint8_t VecByte __attribute__((vector_size(kLanes)));
+typedef uint8_t VecByteUnaligned __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+FASTDL_INLINE Vec load(const ByteBits* p) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const VecByteUnaligned*>(p), VecInt));
+}
+FASTDL_INLINE void store(ByteBits* p, Vec v) {
+  *reinterpret_cast<VecByteUnaligned*>(p) = __builtin_convertvector(reinterpret_cast<VecInt>(v), VecByte);
+}
+FASTDL_INLINE Vec load_first(const ByteBits* p, int n) {
+  VecByte bytes = {};
+  std::memcpy(&bytes, p, static_cast<size_t>(n));
+  return reinterpret_cast<Vec>(__builtin_convertvector(bytes, VecInt));
+}
+FASTDL_INLINE void store_first(ByteBits* p, Vec v, int n) {
+  const VecByte bytes = __builtin_convertvector(reinterpret_cast<VecInt>(v), VecByte);
+  std::memcpy(p, &bytes, static_cast<size_t>(n));
+}
+
 // One element as float, and back.
 FASTDL_INLINE float to_float(float x) { return x; }
 template <class Half>

@@ -1,0 +1,83 @@
+// Register-blocked products of small fp32 matrices: C[rows, kVecs * kLanes] (+)= A[rows, depth] B[depth, kVecs * kLanes].
+// One thread. A is read element by element and broadcast, so its two strides are free; B is read in whole vectors.
+// Saves nothing. Included after vec-inl.h, once per instruction set: no include guard.
+
+// Vectors across C held at once. 6 rows x 4 vectors fill 24 of AVX-512's 32 registers, 6 x 2 fill 12 of 16 elsewhere.
+constexpr int kGemmVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : 2;
+constexpr int kGemmWidth = kGemmVecs * kLanes;
+
+template <int kVecs>
+constexpr int gemm_rows() {
+  return kVecs == 3 ? 8 : 6 * kGemmVecs / kVecs < 14 ? 6 * kGemmVecs / kVecs : 14;
+}
+
+// How A, B and C lie in memory, in floats.
+struct GemmStrides {
+  int64_t a_row, a_depth;
+  int64_t b_depth;
+  int64_t c_row, c_vec;
+};
+
+template <int kRows, int kVecs, bool kAdd>
+FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t depth, const GemmStrides& s) {
+  Vec sum[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = kAdd ? load(c + i * s.c_row + j * s.c_vec) : zero();
+  const int64_t a_row = s.a_row, a_depth = s.a_depth, b_depth = s.b_depth;
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec right[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) right[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vec left = set1(a[i * a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[i][j] = fma(left, right[j], sum[i][j]);
+    }
+    a += a_depth;
+    b += b_depth;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) store(c + i * s.c_row + j * s.c_vec, sum[i][j]);
+}
+
+// One block of `rows` rows, 1 <= rows <= kRows.
+template <int kRows, int kVecs, bool kAdd>
+FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const float* b, float* c, int64_t depth,
+                                 const GemmStrides& s) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return gemm_block_of<kRows - 1, kVecs, kAdd>(rows, a, b, c, depth, s);
+  }
+  gemm_block<kRows, kVecs, kAdd>(a, b, c, depth, s);
+}
+
+// Any number of rows, in blocks as even as can be: 13 rows run as 5 + 4 + 4, not as 6 + 6 + 1.
+template <int kVecs, bool kAdd>
+__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const float* b, float* c, int64_t depth,
+                                            const GemmStrides& s) {
+  constexpr int kRows = gemm_rows<kVecs>();
+  for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
+    const int64_t block = (rows + blocks - 1) / blocks;
+    gemm_block_of<kRows, kVecs, kAdd>(block, a, b, c, depth, s);
+    a += block * s.a_row;
+    c += block * s.c_row;
+    rows -= block;
+  }
+}
+
+// C[rows, vecs * kLanes] (+)= A B with 1 <= vecs <= kGemmVecs.
+template <bool kAdd>
+FASTDL_INLINE void gemm(int64_t rows, int64_t vecs, const float* a, const float* b, float* c, int64_t depth,
+                        const GemmStrides& s) {
+  if (vecs == 1) return gemm_rows_by<1, kAdd>(rows, a, b, c, depth, s);
+  if (vecs == 2) return gemm_rows_by<2, kAdd>(rows, a, b, c, depth, s);
+  if constexpr (kGemmVecs == 4) {
+    if (vecs == 3) return gemm_rows_by<3, kAdd>(rows, a, b, c, depth, s);
+    return gemm_rows_by<4, kAdd>(rows, a, b, c, depth, s);
+  }
+}

@@ -1,0 +1,13 @@
+// The Winograd kernels, in the order they build on each other. Included by foreach_isa.h: no include guard.
+
+#include "common/cpu/gemm-inl.h"
+#include "ops/conv_relu_maxpool/winograd_transforms-inl.h"
+#include "ops/conv_relu_maxpool/winograd_stage-inl.h"
+#include "ops/conv_relu_maxpool/winograd_products-inl.h"
+#include "ops/conv_relu_maxpool/winograd_weight-inl.h"
+#include "ops/conv_relu_maxpool/winograd_emit-inl.h"
+#include "ops/conv_relu_maxpool/winograd_store-inl.h"
+#include "ops/conv_relu_maxpool/winograd_convolution-inl.h"
+#include "ops/conv_relu_maxpool/winograd_forward-inl.h"
+
+inline constexpr WinogradKernels kWinograd = {forward};

@@ -1,0 +1,141 @@
+// From products to outputs: Y = A^T M A, the maximum of each 2x2 window, bias, ReLU, record; stored in the caller's format.
+// One vector of output channels of a group per call, on the calling thread. Saves the record byte of each window.
+
+enum class Emission { kConvolution, kRelu, kPool, kPoolWithRecord };
+
+constexpr int emitted_side(Emission emission) { return emission >= Emission::kPool ? kTile / 2 : kTile; }
+
+struct OutputTarget {
+  void* data;           // [N, K, OH, OW], after the pool
+  uint8_t* record;      // strides of data, or null
+  int64_t strides[4];   // C or W has stride 1
+  int64_t K, OH, OW;
+  int64_t CH, CW;       // before the pool: windows are cut there
+  const float* bias;    // [round_up(K, kLanes)], or null: zeros
+};
+
+// A tile whose products are not finite, summed directly: NaN and infinity go where the convolution takes them.
+struct DirectTile {
+  const PlainWeight& weight;
+  const WinogradShape& shape;
+  void (*run)(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x, int64_t k,
+              Vec (&out)[kTile][kTile]);
+};
+
+template <class T>
+void direct_tile(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x, int64_t k,
+                 Vec (&out)[kTile][kTile]) {
+  for (int i = 0; i < kTile; ++i)
+    for (int j = 0; j < kTile; ++j) out[i][j] = zero();
+  for (int64_t c = 0; c < self.shape.C; ++c) {
+    Vec g[9];
+    load_taps<T>(self.weight, k, c, g);
+    for (int64_t r = 0; r < kSide; ++r)
+      for (int64_t s = 0; s < kSide; ++s) {
+        const int64_t row = y + r - self.shape.padding[0], col = x + s - self.shape.padding[1];
+        if (row < 0 || row >= self.shape.H || col < 0 || col >= self.shape.W) continue;
+        const Vec d = set1(tile[r * size.row() + s * size.channels + c]);
+        for (int i = 0; i < 3; ++i)
+          for (int j = 0; j < 3; ++j) {
+            const int64_t a = r - i, b = s - j;
+            if (a >= 0 && a < kTile && b >= 0 && b < kTile) out[a][b] = fma(g[3 * i + j], d, out[a][b]);
+          }
+      }
+  }
+}
+
+FASTDL_INLINE bool all_finite(const Vec (&y)[kTile][kTile]) {
+  Vec sum = zero();
+  for (int i = 0; i < kTile; ++i) sum += (y[i][0] + y[i][1]) + (y[i][2] + y[i][3]);
+  return !any(sum - sum != zero());
+}
+
+FASTDL_INLINE Vec relu(Vec v) { return max(zero(), v); }  // keeps NaN
+
+// The first maximum of a window, and its position; a later NaN replaces all.
+template <bool kNan>
+FASTDL_INLINE void take(Vec candidate, int position, Vec& best, VecInt& at) {
+  VecInt better = candidate > best;
+  if constexpr (kNan) better |= candidate != candidate;
+  best = select(better, candidate, best);
+  at = better ? (VecInt{} + position) : at;
+}
+
+template <Emission kEmission, bool kNan>
+FASTDL_INLINE void emit_tile(const Vec (&y)[kTile][kTile], Vec bias, float* out, float* record, int64_t row) {
+  if constexpr (kEmission == Emission::kConvolution || kEmission == Emission::kRelu) {
+    for (int i = 0; i < kTile; ++i)
+      for (int j = 0; j < kTile; ++j)
+        store(out + i * row + j * kLanes, kEmission == Emission::kRelu ? relu(y[i][j] + bias) : y[i][j]);
+  } else {
+    for (int i = 0; i < kTile / 2; ++i)
+      for (int j = 0; j < kTile / 2; ++j) {
+        const Vec a = y[2 * i][2 * j], b = y[2 * i][2 * j + 1], c = y[2 * i + 1][2 * j], d = y[2 * i + 1][2 * j + 1];
+        Vec best;
+        VecInt at = VecInt{};
+        if constexpr (kEmission == Emission::kPoolWithRecord || kNan) {
+          best = a;
+          take<kNan>(b, 1, best, at);
+          take<kNan>(c, 2, best, at);
+          take<kNan>(d, 3, best, at);
+        } else {
+          best = max(max(a, b), max(c, d));
+        }
+        best += bias;
+        store(out + i * row + j * kLanes, relu(best));
+        if constexpr (kEmission == Emission::kPoolWithRecord) {
+          const VecInt closed = best <= zero();
+          const VecInt position = closed ? (VecInt{} + kReluClosed) : at;
+          store(record + i * row + j * kLanes, reinterpret_cast<Vec>(position));
+        }
+      }
+  }
+}
+
+// Convolution outputs past (CH, CW) must lose against those inside.
+FASTDL_INLINE void cut_windows(Vec (&y)[kTile][kTile], int64_t rows, int64_t cols) {
+  for (int i = 0; i < kTile; ++i)
+    for (int j = 0; j < kTile; ++j)
+      if (i >= rows || j >= cols) y[i][j] = set1(-__builtin_inff());
+}
+
+// out, record [images][side rows][side cols][kLanes] from m [tiles][36][kLanes]
+template <Emission kEmission>
+void emit_group(const float* m, const float* staged, const WinogradGroup& group, const OutputTarget& target,
+                const DirectTile& direct, int64_t k, float* out, float* record) {
+  constexpr int kEmitted = emitted_side(kEmission);
+  const StagedSize size = staged_size(group.rows, group.cols, direct.shape.C);
+  const Vec bias = target.bias ? load(target.bias + k) : zero();
+  const int64_t row = kEmitted * group.cols * kLanes;
+  for (int64_t i = 0; i < group.images; ++i)
+    for (int64_t ty = 0; ty < group.rows; ++ty)
+      for (int64_t tx = 0; tx < group.cols; ++tx) {
+        const int64_t y0 = kTile * (group.y + ty), x0 = kTile * (group.x + tx);
+        const int64_t at = ((i * group.rows + ty) * kEmitted) * row + tx * kEmitted * kLanes;
+        const bool cut = kEmission >= Emission::kPool && (y0 + kTile > target.CH || x0 + kTile > target.CW);
+        Vec y[kTile][kTile];
+        output_transform(m, y);
+        m += kPositions * kLanes;
+        if (__builtin_expect(all_finite(y), 1)) {
+          if (cut) cut_windows(y, target.CH - y0, target.CW - x0);
+          emit_tile<kEmission, false>(y, bias, out + at, record + at, row);
+        } else {
+          const float* tile = staged + i * size.image() + kTile * (ty * size.row() + tx * size.channels);
+          direct.run(direct, tile, size, y0, x0, k, y);
+          if (cut) cut_windows(y, target.CH - y0, target.CW - x0);
+          emit_tile<kEmission, true>(y, bias, out + at, record + at, row);
+        }
+      }
+}
+
+using EmitGroup = void (*)(const float* m, const float* staged, const WinogradGroup& group, const OutputTarget& target,
+                           const DirectTile& direct, int64_t k, float* out, float* record);
+
+FASTDL_INLINE EmitGroup emit_group_for(Emission emission) {
+  switch (emission) {
+    case Emission::kConvolution: return emit_group<Emission::kConvolution>;
+    case Emission::kRelu: return emit_group<Emission::kRelu>;
+    case Emission::kPool: return emit_group<Emission::kPool>;
+    default: return emit_group<Emission::kPoolWithRecord>;
+  }
+}

@@ -1,0 +1,42 @@
+// From staged rows to products: V = B^T d B of every tile of a group, then M = V U for each of the 36 positions.
+// One group per call, on the calling thread, everything in its cache. Saves nothing.
+
+// Vectors of output channels whose M is held at once: 64 channels, so that V[position] is read again from L1.
+constexpr int kPassVecs = 64 / kLanes < kGemmVecs ? kGemmVecs : 64 / kLanes;
+
+// V and M of a pass, in bytes: with U they share an L2 of 1 to 2 MB.
+constexpr int64_t kGroupBytes = 512 << 10;
+
+// Floats between the positions of v: off the multiples of 4096 bytes, which all fall into one set of L1.
+FASTDL_INLINE int64_t position_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
+
+// v [36][tiles][channels]
+__attribute__((noinline)) static void transform_inputs(const float* staged, const WinogradGroup& group,
+                                                       const StagedSize& size, float* v) {
+  const int64_t stride = position_stride(group.tiles(), size.channels);
+  for (int64_t i = 0; i < group.images; ++i)
+    for (int64_t y = 0; y < group.rows; ++y)
+      for (int64_t x = 0; x < group.cols; ++x) {
+        const float* tile = staged + i * size.image() + kTile * (y * size.row() + x * size.channels);
+        for (int64_t c = 0; c < size.channels; c += kLanes)
+          input_transform(tile + c, size.row(), size.channels, v + c, stride);
+        v += size.channels;
+      }
+}
+
+// u [panels][36][C][width], panels of kGemmWidth output channels, the last one of the vectors that remain.
+FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) { return first_vec * kLanes * kPositions * C; }
+
+// m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of kGemmVecs.
+__attribute__((noinline)) static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C,
+                                               int64_t channels, int64_t first_vec, int64_t vecs) {
+  for (int64_t p = 0; p < kPositions; ++p)
+    for (int64_t j = 0; j < vecs; j += kGemmVecs) {
+      const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs;
+      const int64_t width = panel_vecs * kLanes;
+      const GemmStrides strides = {channels, 1, width, kPositions * kLanes, tiles * kPositions * kLanes};
+      gemm<false>(tiles, panel_vecs, v + p * position_stride(tiles, channels),
+                  u + packed_panel(first_vec + j, C) + p * C * width, m + (j * tiles * kPositions + p) * kLanes, C,
+                  strides);
+    }
+}
