@@ -1,0 +1,329 @@
+// The Winograd kernels against plain loops in double: shapes, memory formats, dtypes, NaN, infinity, threads.
+// Links with csrc/ops/conv_relu_maxpool/winograd*.cpp and csrc/common/cpu/{isa,scratch}.cpp; the argument is the number of
+// random cases. Run it for each FASTDL_CPU_ISA, and built with -fsanitize=address,undefined and with -fsanitize=thread.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/cpu/isa.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
+
+using namespace fastdl;
+using namespace fastdl::cpu;
+
+namespace {
+
+int64_t num_threads = 1;
+int failures = 0;
+
+void run_threads(int64_t workers, void (*body)(void*, int64_t), void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < workers; ++i) threads.emplace_back(body, context, i);
+  body(context, 0);
+  for (std::thread& thread : threads) thread.join();
+}
+constexpr ThreadPool kPool = {run_threads, [] { return num_threads; }};
+
+enum class Format { kContiguous, kChannelsLast, kPadded };  // kPadded: contiguous rows inside a larger tensor
+
+float half_to_float(uint16_t h) {
+  const int exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
+  const float magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                          : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                          : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return h & 0x8000 ? -magnitude : magnitude;
+}
+
+// Round to nearest even by search: slow and plain.
+uint16_t float_to_half(float f) {
+  if (std::isnan(f)) return 0x7e00;
+  const uint16_t sign = std::signbit(f) ? 0x8000 : 0;
+  const double a = std::fabs(static_cast<double>(f));
+  if (a >= 65520) return sign | 0x7c00;
+  int low = 0, high = 0x7c00;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (half_to_float(static_cast<uint16_t>(middle)) <= a ? low : high) = middle;
+  }
+  const double below = half_to_float(static_cast<uint16_t>(low));
+  const double above = high == 0x7c00 ? 65536 : half_to_float(static_cast<uint16_t>(high));
+  const bool up = a - below > above - a || (a - below == above - a && (low & 1));
+  return static_cast<uint16_t>(sign | (up ? high : low));
+}
+
+// [n, c, h, w] with guard bytes on both sides
+struct Tensor {
+  static constexpr int64_t kGuard = 64;
+  DType dtype;
+  int64_t sizes[4], strides[4];
+  std::vector<uint8_t> bytes;
+
+  Tensor(DType type, int64_t n, int64_t c, int64_t h, int64_t w, Format format) : dtype(type), sizes{n, c, h, w} {
+    const int64_t pad_h = format == Format::kPadded ? 1 : 0, pad_w = format == Format::kPadded ? 3 : 0;
+    if (format == Format::kChannelsLast) {
+      const int64_t s[4] = {h * w * c, 1, w * c, c};
+      std::memcpy(strides, s, sizeof(s));
+    } else {
+      const int64_t s[4] = {c * (h + pad_h) * (w + pad_w), (h + pad_h) * (w + pad_w), w + pad_w, 1};
+      std::memcpy(strides, s, sizeof(s));
+    }
+    bytes.assign(static_cast<size_t>(n * c * (h + pad_h) * (w + pad_w) * element()) + 2 * kGuard, 0xff);
+  }
+  int64_t element() const { return dtype == DType::kFloat32 ? 4 : 2; }
+  int64_t count() const { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
+  uint8_t* data() { return bytes.data() + kGuard; }
+  const uint8_t* data() const { return bytes.data() + kGuard; }
+  int64_t offset(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    return n * strides[0] + c * strides[1] + h * strides[2] + w * strides[3];
+  }
+  double get(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    const uint8_t* p = data() + offset(n, c, h, w) * element();
+    uint16_t half;
+    std::memcpy(&half, p, 2);
+    if (dtype == DType::kFloat16) return half_to_float(half);
+    uint32_t bits = static_cast<uint32_t>(half) << 16;
+    if (dtype == DType::kFloat32) std::memcpy(&bits, p, 4);
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+  }
+  void set(int64_t n, int64_t c, int64_t h, int64_t w, float f) {
+    uint8_t* p = data() + offset(n, c, h, w) * element();
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    const uint16_t half = dtype == DType::kFloat16 ? float_to_half(f)
+                          : std::isnan(f)          ? 0x7fc0
+                                                   : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    if (dtype == DType::kFloat32)
+      std::memcpy(p, &bits, 4);
+    else
+      std::memcpy(p, &half, 2);
+  }
+  template <class F>
+  void fill(const F& f) {
+    for (int64_t n = 0; n < sizes[0]; ++n)
+      for (int64_t c = 0; c < sizes[1]; ++c)
+        for (int64_t h = 0; h < sizes[2]; ++h)
+          for (int64_t w = 0; w < sizes[3]; ++w) set(n, c, h, w, static_cast<float>(f(n, c, h, w)));
+  }
+  bool guards_hold() const {
+    for (int64_t i = 0; i < kGuard; ++i)
+      if (bytes[i] != 0xff || bytes[bytes.size() - 1 - i] != 0xff) return false;
+    return true;
+  }
+};
+
+struct Case {
+  int64_t N, C, H, W, K, pad_h, pad_w;
+  bool pool, ceil_mode;
+  DType dtype;
+  Format in, out;
+  std::string name() const {
+    const char* dtypes[] = {"fp64", "fp32", "fp16", "bf16"};
+    char text[160];
+    std::snprintf(text, sizeof(text), "N%ld C%ld H%ld W%ld K%ld p%ld,%ld %s%s %s in %d out %d", static_cast<long>(N),
+                  static_cast<long>(C), static_cast<long>(H), static_cast<long>(W), static_cast<long>(K),
+                  static_cast<long>(pad_h), static_cast<long>(pad_w), pool ? "pool" : "relu", ceil_mode ? " ceil" : "",
+                  dtypes[static_cast<int>(dtype)], static_cast<int>(in), static_cast<int>(out));
+    return text;
+  }
+  int64_t CH() const { return H + 2 * pad_h - 2; }
+  int64_t CW() const { return W + 2 * pad_w - 2; }
+  int64_t pooled(int64_t size) const { return !pool ? size : ceil_mode ? (size + 1) / 2 : size / 2; }
+  int64_t OH() const { return pooled(CH()); }
+  int64_t OW() const { return pooled(CW()); }
+  ConvGeometry conv() const {
+    return {N, C, H, W, K, 3, 3, 1, {1, 1}, {pad_h, pad_w}, {1, 1}, CH(), CW()};
+  }
+  PoolGeometry pooling() const { return {pool, {2, 2}, {2, 2}, {0, 0}, {1, 1}, OH(), OW()}; }
+};
+
+void expect(bool ok, const Case& c, const char* what, double value = 0) {
+  if (ok) return;
+  ++failures;
+  std::printf("FAILED %s: %s (%g)\n", c.name().c_str(), what, value);
+}
+
+// Relative L2 error of what is finite; where the reference is not, the same NaN or infinity is demanded.
+struct Comparison {
+  double error = 0, norm = 0;
+  int64_t wrong = 0;
+  double epsilon;  // of the storage type, spent on rounding the result
+  explicit Comparison(DType dtype)
+      : epsilon(dtype == DType::kFloat32 ? 0 : dtype == DType::kFloat16 ? 0.0005 : 0.004) {}
+  void add(double ours, double ref) {
+    if (std::isfinite(ref)) {
+      error += (ours - ref) * (ours - ref);
+      norm += ref * ref;
+      if (!std::isfinite(ours)) ++wrong;
+    } else if (std::isnan(ref) ? !std::isnan(ours) : ours != ref) {
+      ++wrong;
+    }
+  }
+  double relative() const { return norm > 0 ? std::sqrt(error / norm) : std::sqrt(error); }
+  void check(const Case& c, const char* what) const {
+    expect(wrong == 0, c, (std::string(what) + ": not finite at other places").c_str(), static_cast<double>(wrong));
+    expect(wrong > 0 || relative() <= 1e-5 + epsilon, c, (std::string(what) + ": relative L2 error").c_str(), relative());
+  }
+};
+
+// conv [N][K][CH][CW] in double; taps in the padding are skipped
+std::vector<double> convolve(const Case& c, const Tensor& x, const Tensor& w) {
+  std::vector<double> conv(static_cast<size_t>(c.N * c.K * c.CH() * c.CW()));
+  size_t at = 0;
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t k = 0; k < c.K; ++k)
+      for (int64_t y = 0; y < c.CH(); ++y)
+        for (int64_t z = 0; z < c.CW(); ++z, ++at)
+          for (int64_t i = 0; i < 3; ++i)
+            for (int64_t j = 0; j < 3; ++j) {
+              const int64_t row = y + i - c.pad_h, col = z + j - c.pad_w;
+              if (row < 0 || row >= c.H || col < 0 || col >= c.W) continue;
+              for (int64_t ch = 0; ch < c.C; ++ch) conv[at] += x.get(n, ch, row, col) * w.get(k, ch, i, j);
+            }
+  return conv;
+}
+
+enum class Fill { kRandom, kZeroInput, kOneNotFinite, kWeightNotFinite, kHuge };
+
+struct Inputs {
+  Tensor x, weight, bias;
+  Inputs(const Case& c, Fill fill, std::mt19937& random)
+      : x(c.dtype, c.N, c.C, c.H, c.W, c.in),
+        weight(c.dtype, c.K, c.C, 3, 3, Format::kContiguous),
+        bias(c.dtype, 1, 1, 1, c.K, Format::kContiguous) {
+    std::normal_distribution<float> normal;
+    const float scale = 1 / std::sqrt(9.f * static_cast<float>(c.C > 0 ? c.C : 1));
+    const float size = fill == Fill::kHuge ? 3e37f : fill == Fill::kZeroInput ? 0.f : 1.f;
+    x.fill([&](auto...) { return normal(random) * size; });
+    weight.fill([&](auto...) { return normal(random) * scale; });
+    bias.fill([&](auto...) { return fill == Fill::kZeroInput ? 1.f : 0.3f * normal(random); });
+    const float odd[] = {NAN, INFINITY, -INFINITY};
+    Tensor* spoiled = fill == Fill::kOneNotFinite ? &x : fill == Fill::kWeightNotFinite ? &weight : nullptr;
+    if (spoiled && spoiled->count() > 0) {
+      for (float value : odd) {
+        int64_t at[4];
+        for (int i = 0; i < 4; ++i) at[i] = static_cast<int64_t>(random() % static_cast<uint64_t>(spoiled->sizes[i]));
+        spoiled->set(at[0], at[1], at[2], at[3], value);
+      }
+    }
+  }
+};
+
+struct Outputs {
+  Tensor output, record;
+};
+
+Outputs forward(const Case& c, const Inputs& in, bool bias, bool save) {
+  Outputs out = {Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out), Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out)};
+  ConvReluMaxpoolForward args = {};
+  args.conv = c.conv();
+  args.pool = c.pooling();
+  args.dtype = c.dtype;
+  args.x = in.x.data();
+  std::memcpy(args.x_strides, in.x.strides, sizeof(args.x_strides));
+  args.weight = in.weight.data();
+  args.bias = bias ? in.bias.data() : nullptr;
+  args.output = out.output.data();
+  std::memcpy(args.output_strides, out.output.strides, sizeof(args.output_strides));
+  args.record = save && c.pool ? out.record.data() : nullptr;
+  winograd_forward(args, kPool);
+  return out;
+}
+
+void check_forward(const Case& c, Fill fill, bool bias, bool save, std::mt19937& random) {
+  const Inputs in(c, fill, random);
+  num_threads = 1;
+  const Outputs out = forward(c, in, bias, save);
+  for (int64_t threads : {2, 4}) {
+    num_threads = threads;
+    const Outputs again = forward(c, in, bias, save);
+    expect(again.output.bytes == out.output.bytes && again.record.bytes == out.record.bytes, c, "threads change bits");
+  }
+  expect(out.output.guards_hold() && out.record.guards_hold(), c, "wrote outside");
+  if (c.N * c.K * c.OH() * c.OW() == 0) return;
+
+  const std::vector<double> conv = convolve(c, in.x, in.weight);
+  double square = 0;
+  for (double v : conv) square += std::isfinite(v) ? v * v : 0;
+  const double near = 3e-5 * std::sqrt(square / static_cast<double>(conv.size()));  // of a tie, or of the ReLU's edge
+  Comparison outputs(c.dtype);
+  int64_t bad_records = 0;
+  const int64_t step = c.pool ? 2 : 1;
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t k = 0; k < c.K; ++k)
+      for (int64_t y = 0; y < c.OH(); ++y)
+        for (int64_t z = 0; z < c.OW(); ++z) {
+          double values[4], best = -INFINITY;
+          int at = 0;
+          for (int q = 0; q < step * step; ++q) {
+            const int64_t row = step * y + q / 2, col = step * z + q % 2;
+            const bool inside = row < c.CH() && col < c.CW();
+            values[q] = inside ? conv[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] : -INFINITY;
+            if (q == 0 || values[q] > best || std::isnan(values[q])) best = values[q], at = q;
+          }
+          const double sum = best + (bias ? in.bias.get(0, 0, 0, k) : 0);
+          outputs.add(out.output.get(n, k, y, z), sum <= 0 ? 0 : sum);
+          if (!c.pool || !save) continue;
+          const int record = out.record.data()[out.record.offset(n, k, y, z)];
+          const bool right = std::isnan(sum)   ? record == at
+                             : record == 255   ? sum <= near
+                             : record > 3      ? false
+                             : fill == Fill::kZeroInput ? record == at
+                                               : sum >= -near && (values[record] == best || values[record] >= best - near);
+          bad_records += !right;
+        }
+  outputs.check(c, "output");
+  expect(bad_records == 0, c, "records", static_cast<double>(bad_records));
+}
+
+Case random_case(std::mt19937& random, int64_t largest) {
+  const auto up_to = [&](int64_t n) { return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  Case c;
+  c.pad_h = up_to(4) - 1;
+  c.pad_w = random() % 4 ? c.pad_h : up_to(4) - 1;
+  c.N = up_to(3);
+  c.C = random() % 8 ? up_to(largest) : up_to(4);
+  c.K = random() % 8 ? up_to(largest) : up_to(4);
+  c.pool = random() % 3;
+  c.ceil_mode = c.pool && random() % 2;
+  const int64_t least = c.pool && !c.ceil_mode ? 4 : 3;
+  c.H = std::max<int64_t>(up_to(26), std::max<int64_t>(1, least - 2 * c.pad_h));
+  c.W = std::max<int64_t>(up_to(30), std::max<int64_t>(1, least - 2 * c.pad_w));
+  c.dtype = random() % 2 ? DType::kFloat32 : random() % 2 ? DType::kFloat16 : DType::kBFloat16;
+  c.in = static_cast<Format>(random() % 3);
+  c.out = static_cast<Format>(random() % 2);
+  return c;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
+  std::mt19937 random(20261123);
+  const Fill fills[] = {Fill::kRandom, Fill::kRandom, Fill::kZeroInput, Fill::kOneNotFinite, Fill::kWeightNotFinite};
+  for (int i = 0; i < cases; ++i) {
+    const Case c = random_case(random, i % 10 == 0 ? 150 : 40);
+    check_forward(c, fills[random() % 5], random() % 4 != 0, random() % 2 != 0, random);
+  }
+  const Format contiguous = Format::kContiguous, last = Format::kChannelsLast;
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    check_forward({0, 8, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom, true, true, random);
+    check_forward({3, 32, 4, 4, 64, 1, 1, true, false, dtype, last, last}, Fill::kRandom, true, true, random);
+    check_forward({40, 5, 6, 6, 33, 1, 1, true, true, dtype, contiguous, last}, Fill::kRandom, true, true, random);
+    check_forward({1, 16, 40, 140, 16, 1, 1, false, false, dtype, contiguous, contiguous}, Fill::kRandom, true, false, random);
+    check_forward({2, 0, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom, true, true, random);
+  }
+  check_forward({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom, true, true, random);
+  check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge, true, false, random);
+  const char* isas[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
+  std::printf("winograd on %s: %s\n", isas[static_cast<int>(current_isa())], failures ? "FAILED" : "passed");
+  return failures != 0;
+}
