@@ -78,7 +78,6 @@ def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
 
 
 CANDIDATES = [
-    Candidate("cpu", "direct", refuse_cpu_direct),
     Candidate("cpu", "winograd", refuse_cpu_winograd),
     Candidate("cpu", "composed", refuse_cpu_composed),
 ]
@@ -103,7 +102,7 @@ def make_plan(choice: Choice, g: Geometry) -> Plan:
 def _backward_algorithm(choice: Choice) -> str:
     if choice.backend == "triton":
         return "implicit_gemm"
-    return "winograd" if choice.algorithm == "winograd" else "composed"
+    return "composed"
 
 
 def forward(
@@ -112,8 +111,10 @@ def forward(
     """(output, record); the record is empty unless asked for and pooled."""
     if plan.algorithm == "composed":
         g = plan.g
-        conv = torch.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
-        return _bias_relu_maxpool(conv, bias, plan.packed_pool, save_record)
+        # oneDNN adds the bias for free and before it rounds; cuDNN would take a kernel of its own for it
+        early, late = (bias, None) if plan.backend == "cpu" else (None, bias)
+        conv = torch.conv2d(x, weight, early, g.stride, g.padding, g.dilation, g.groups)
+        return _bias_relu_maxpool(conv, late, plan.packed_pool, save_record)
     op = torch.ops.fastdl.conv_relu_maxpool_triton if plan.backend == "triton" else _conv_relu_maxpool
     return op(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
 

@@ -1,0 +1,11 @@
+// Kernels still to come; dispatch does not choose them.
+#include <cstdlib>
+
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
+
+namespace fastdl::cpu {
+
+void winograd_backward(const ConvReluMaxpoolBackward&, const ThreadPool&) { std::abort(); }
+void direct_forward(const ConvReluMaxpoolForward&, const ThreadPool&) { std::abort(); }
+
+}  // namespace fastdl::cpu
