@@ -7,8 +7,8 @@
 //   #include "common/cpu/foreach_isa.h"
 //   ... FASTDL_ISA_SELECT(kTable) is the kTable of the instruction set in use ...
 //
-// The source must not instantiate std templates on its own types and must keep to its namespace: code of one
-// instruction set must never be merged with another's at link time.
+// The namespace holds an anonymous one: code of one instruction set, or of one file, must never be merged with
+// another's at link time. For the same reason the source must not instantiate std templates on its own types.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,8 +32,10 @@
 #define FASTDL_ISA FASTDL_ISA_BASELINE
 #define FASTDL_VEC_BYTES 16
 namespace fastdl::cpu::baseline {
+namespace {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
+}  // namespace
 }  // namespace fastdl::cpu::baseline
 #undef FASTDL_ISA
 #undef FASTDL_VEC_BYTES
@@ -45,8 +47,10 @@ namespace fastdl::cpu::baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 namespace fastdl::cpu::avx2 {
+namespace {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
+}  // namespace
 }  // namespace fastdl::cpu::avx2
 #pragma GCC pop_options
 #undef FASTDL_ISA
@@ -57,8 +61,10 @@ namespace fastdl::cpu::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::avx512 {
+namespace {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
+}  // namespace
 }  // namespace fastdl::cpu::avx512
 #pragma GCC pop_options
 #undef FASTDL_ISA
@@ -71,8 +77,10 @@ namespace fastdl::cpu::avx512 {
 #pragma GCC target( \
     "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::avx512bf16 {
+namespace {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
+}  // namespace
 }  // namespace fastdl::cpu::avx512bf16
 #pragma GCC pop_options
 #undef FASTDL_ISA
@@ -86,8 +94,10 @@ namespace fastdl::cpu::avx512bf16 {
 #pragma GCC target( \
     "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::amx {
+namespace {
 #include "common/cpu/vec-inl.h"
 #include FASTDL_ISA_SOURCE
+}  // namespace
 }  // namespace fastdl::cpu::amx
 #pragma GCC pop_options
 #undef FASTDL_ISA
