@@ -1,5 +1,10 @@
 """The functional ops, one folder a family."""
 
+import sys
+
 from .conv_relu_maxpool import conv_relu_maxpool
+
+if "torch.utils.flop_counter" in sys.modules:
+    from . import flops as flops
 
 __all__ = ["conv_relu_maxpool"]

@@ -11,8 +11,11 @@ _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether plain PyTorch must serve: a functorch transform or forward-mode level is open, or a subclass came."""
+    """Whether plain PyTorch must serve: a functorch transform or forward-mode level is open, the call is being
+    exported (torch.export, ONNX, torch.jit.trace: others can only read standard operators), or a subclass came."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return True
     return any(t is not None and type(t) not in _PLAIN for t in tensors)
 
