@@ -284,6 +284,110 @@ void check_forward(const Case& c, Fill fill, bool bias, bool save, std::mt19937&
   expect(bad_records == 0, c, "records", static_cast<double>(bad_records));
 }
 
+struct Gradients {
+  Tensor input, weight, bias;
+};
+
+// wants: bit 0 grad_input, bit 1 grad_weight, bit 2 grad_bias
+Gradients backward(const Case& c, const Inputs& in, const Tensor& grad_output, const Tensor& saved, int wants) {
+  Gradients out = {Tensor(c.dtype, c.N, c.C, c.H, c.W, c.in), Tensor(c.dtype, c.K, c.C, 3, 3, Format::kContiguous),
+                   Tensor(c.dtype, 1, 1, 1, c.K, Format::kContiguous)};
+  ConvReluMaxpoolBackward args = {};
+  args.conv = c.conv();
+  args.pool = c.pooling();
+  args.dtype = c.dtype;
+  args.grad_output = grad_output.data();
+  std::memcpy(args.grad_output_strides, grad_output.strides, sizeof(args.grad_output_strides));
+  args.record = c.pool ? saved.data() : nullptr;
+  args.output = c.pool ? nullptr : saved.data();
+  args.x = in.x.data();
+  std::memcpy(args.x_strides, in.x.strides, sizeof(args.x_strides));
+  args.weight = in.weight.data();
+  args.grad_input = wants & 1 ? out.input.data() : nullptr;
+  args.grad_weight = wants & 2 ? out.weight.data() : nullptr;
+  args.grad_bias = wants & 4 ? out.bias.data() : nullptr;
+  winograd_backward(args, kPool);
+  return out;
+}
+
+// The gradient of the convolution's output [N][K][CH][CW] in double
+std::vector<double> expand(const Case& c, const Tensor& grad_output, const Tensor& saved) {
+  std::vector<double> grad(static_cast<size_t>(c.N * c.K * c.CH() * c.CW()));
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t k = 0; k < c.K; ++k)
+      for (int64_t y = 0; y < c.OH(); ++y)
+        for (int64_t z = 0; z < c.OW(); ++z) {
+          const int record = saved.data()[saved.offset(n, k, y, z)];
+          if (c.pool ? record == 255 : saved.get(n, k, y, z) <= 0) continue;
+          const int64_t row = c.pool ? 2 * y + record / 2 : y, col = c.pool ? 2 * z + record % 2 : z;
+          grad[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] = grad_output.get(n, k, y, z);
+        }
+  return grad;
+}
+
+void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
+  const Inputs in(c, fill, random);
+  Tensor grad_output(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out), saved(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out);
+  std::normal_distribution<float> normal;
+  grad_output.fill([&](auto...) { return normal(random); });
+  saved.fill([&](auto...) { return normal(random); });
+  if (c.pool)
+    for (int64_t n = 0; n < c.N; ++n)
+      for (int64_t k = 0; k < c.K; ++k)
+        for (int64_t y = 0; y < c.OH(); ++y)
+          for (int64_t z = 0; z < c.OW(); ++z) {
+            const int64_t i = 2 * y + 1 < c.CH() ? static_cast<int64_t>(random() % 2) : 0;
+            const int64_t j = 2 * z + 1 < c.CW() ? static_cast<int64_t>(random() % 2) : 0;
+            saved.data()[saved.offset(n, k, y, z)] = random() % 3 ? static_cast<uint8_t>(2 * i + j) : kReluClosed;
+          }
+  if (fill == Fill::kOneNotFinite && grad_output.count() > 0) grad_output.set(0, c.K - 1, c.OH() / 2, c.OW() / 2, NAN);
+
+  num_threads = 1;
+  const Gradients out = backward(c, in, grad_output, saved, wants);
+  for (int64_t threads : {2, 4}) {
+    num_threads = threads;
+    const Gradients again = backward(c, in, grad_output, saved, wants);
+    expect(again.input.bytes == out.input.bytes && again.weight.bytes == out.weight.bytes &&
+               again.bias.bytes == out.bias.bytes, c, "backward: threads change bits");
+  }
+  expect(out.input.guards_hold() && out.weight.guards_hold() && out.bias.guards_hold(), c, "backward: wrote outside");
+
+  const std::vector<double> grad = expand(c, grad_output, saved);
+  std::vector<double> input(static_cast<size_t>(c.N * c.C * c.H * c.W)), weight(static_cast<size_t>(c.K * c.C * 9)),
+      bias(static_cast<size_t>(c.K));
+  size_t at = 0;
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t k = 0; k < c.K; ++k)
+      for (int64_t y = 0; y < c.CH(); ++y)
+        for (int64_t z = 0; z < c.CW(); ++z, ++at) {
+          bias[static_cast<size_t>(k)] += grad[at];
+          for (int64_t tap = 0; tap < 9; ++tap) {
+            const int64_t row = y + tap / 3 - c.pad_h, col = z + tap % 3 - c.pad_w;
+            if (row < 0 || row >= c.H || col < 0 || col >= c.W) continue;
+            for (int64_t ch = 0; ch < c.C; ++ch) {
+              input[static_cast<size_t>(((n * c.C + ch) * c.H + row) * c.W + col)] +=
+                  grad[at] * in.weight.get(k, ch, tap / 3, tap % 3);
+              weight[static_cast<size_t>((k * c.C + ch) * 9 + tap)] += grad[at] * in.x.get(n, ch, row, col);
+            }
+          }
+        }
+  Comparison inputs(c.dtype), weights(c.dtype), biases(c.dtype);
+  at = 0;
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t ch = 0; ch < c.C; ++ch)
+      for (int64_t y = 0; y < c.H; ++y)
+        for (int64_t z = 0; z < c.W; ++z) inputs.add(out.input.get(n, ch, y, z), input[at++]);
+  at = 0;
+  for (int64_t k = 0; k < c.K; ++k) {
+    biases.add(out.bias.get(0, 0, 0, k), bias[static_cast<size_t>(k)]);
+    for (int64_t ch = 0; ch < c.C; ++ch)
+      for (int64_t tap = 0; tap < 9; ++tap) weights.add(out.weight.get(k, ch, tap / 3, tap % 3), weight[at++]);
+  }
+  if (wants & 1) inputs.check(c, "grad_input");
+  if (wants & 2) weights.check(c, "grad_weight");
+  if (wants & 4) biases.check(c, "grad_bias");
+}
+
 Case random_case(std::mt19937& random, int64_t largest) {
   const auto up_to = [&](int64_t n) { return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
   Case c;
@@ -312,16 +416,22 @@ int main(int argc, char** argv) {
   for (int i = 0; i < cases; ++i) {
     const Case c = random_case(random, i % 10 == 0 ? 150 : 40);
     check_forward(c, fills[random() % 5], random() % 4 != 0, random() % 2 != 0, random);
+    check_backward(c, fills[random() % 5], random() % 2 ? 7 : static_cast<int>(random() % 8), random);
   }
+  const auto check = [&](const Case& c, Fill fill) {
+    check_forward(c, fill, true, true, random);
+    check_backward(c, fill, 7, random);
+  };
   const Format contiguous = Format::kContiguous, last = Format::kChannelsLast;
   for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    check_forward({0, 8, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom, true, true, random);
-    check_forward({3, 32, 4, 4, 64, 1, 1, true, false, dtype, last, last}, Fill::kRandom, true, true, random);
-    check_forward({40, 5, 6, 6, 33, 1, 1, true, true, dtype, contiguous, last}, Fill::kRandom, true, true, random);
-    check_forward({1, 16, 40, 140, 16, 1, 1, false, false, dtype, contiguous, contiguous}, Fill::kRandom, true, false, random);
-    check_forward({2, 0, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom, true, true, random);
+    check({0, 8, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom);
+    check({3, 32, 4, 4, 64, 1, 1, true, false, dtype, last, last}, Fill::kRandom);
+    check({40, 5, 6, 6, 33, 1, 1, true, true, dtype, contiguous, last}, Fill::kRandom);
+    check({1, 16, 40, 140, 16, 1, 1, false, false, dtype, contiguous, contiguous}, Fill::kRandom);
+    check({2, 0, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom);
   }
-  check_forward({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom, true, true, random);
+  check({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom);
+  // Sums near the end of fp32: Winograd overflows where the plain sum does not.
   check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge, true, false, random);
   const char* isas[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
   std::printf("winograd on %s: %s\n", isas[static_cast<int>(current_isa())], failures ? "FAILED" : "passed");

@@ -24,7 +24,7 @@ FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) sum[i][j] = kAdd ? load(c + i * s.c_row + j * s.c_vec) : zero();
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = zero();
   const int64_t a_row = s.a_row, a_depth = s.a_depth, b_depth = s.b_depth;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < depth; ++k) {
@@ -43,7 +43,10 @@ FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) store(c + i * s.c_row + j * s.c_vec, sum[i][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      float* out = c + i * s.c_row + j * s.c_vec;
+      store(out, kAdd ? load(out) + sum[i][j] : sum[i][j]);
+    }
 }
 
 // One block of `rows` rows, 1 <= rows <= kRows.

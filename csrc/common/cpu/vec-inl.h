@@ -98,6 +98,15 @@ FASTDL_INLINE bool any(VecInt mask) {
 #endif
 }
 
+// Whether no lane is NaN or infinite.
+FASTDL_INLINE bool is_finite(Vec v) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  return _mm512_cmp_ps_mask(v - v, v - v, _CMP_UNORD_Q) == 0;
+#else
+  return !any(v - v != zero());
+#endif
+}
+
 // 16-bit floats: widened on load, rounded to nearest even on store.
 
 FASTDL_INLINE Vec widen(VecHalfBits bits, BFloat16) {

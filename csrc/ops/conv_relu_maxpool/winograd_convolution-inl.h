@@ -6,7 +6,7 @@ struct Convolution {
   WinogradPlan plan;
   int64_t channel_parts;  // tasks that share a group of tiles
   const void* source;
-  void (*stage)(const void* source, const WinogradShape& shape, const WinogradGroup& group, float* staged);
+  StageFunction stage;
   const float* packed;
   PlainWeight weight;
   OutputTarget target;
@@ -20,11 +20,11 @@ struct GroupScratch {
   int64_t total() const { return staged + v + m + out + record; }
 };
 FASTDL_INLINE GroupScratch group_scratch(const WinogradPlan& plan, int64_t C, int64_t K, Emission emission) {
-  const StagedSize size = staged_size(plan.rows, plan.cols, C);
+  const StagedSize size = staged_size(plan.rows, plan.cols, C, 2);
   const int64_t all_vecs = (K + kLanes - 1) / kLanes, vecs = all_vecs < kPassVecs ? all_vecs : kPassVecs;
   const int64_t side = emitted_side(emission);
   GroupScratch scratch;
-  scratch.staged = plan.images * size.image();
+  scratch.staged = 2 * plan.images * size.image();
   scratch.v = kPositions * position_stride(plan.tiles(), size.channels);
   scratch.m = plan.tiles() * kPositions * vecs * kLanes;
   scratch.out = plan.tiles() * side * side * kLanes;
@@ -42,11 +42,11 @@ void convolve_group(const Convolution& conv, const WinogradGroup& group, int64_t
   float* out = m + scratch.m;
   float* record = out + scratch.out;
   const int64_t tiles = group.tiles();
-  const StagedSize size = staged_size(group.rows, group.cols, conv.shape.C);
+  const StagedSize size = staged_size(group.rows, group.cols, conv.shape.C, 2);
   const DirectTile direct = {conv.weight, conv.shape, direct_tile<T>};
 
-  conv.stage(conv.source, conv.shape, group, staged);
-  transform_inputs(staged, group, size, v);
+  conv.stage(conv.source, conv.shape, group, size, staged);
+  transform_tiles<input_transform>(staged, group, size, v);
   for (int64_t pass = first_vec; pass < last_vec; pass += kPassVecs) {
     const int64_t vecs = last_vec - pass < kPassVecs ? last_vec - pass : kPassVecs;
     multiply(v, conv.packed, m, tiles, conv.shape.C, size.channels, pass, vecs);
@@ -73,4 +73,45 @@ void convolve(const Convolution& conv, float* memory, const ThreadPool& pool) {
       convolve_group<T>(conv, conv.plan.group(conv.shape.N, task / conv.channel_parts), first, last,
                         memory + worker * worker_floats);
   });
+}
+
+FASTDL_INLINE int64_t packed_floats(int64_t K, int64_t C) { return (K + kLanes - 1) / kLanes * kLanes * kPositions * C; }
+
+template <class T>
+void pack_weights(const PlainWeight& weight, float* u, const ThreadPool& pool) {
+  const int64_t vecs = (weight.K + kLanes - 1) / kLanes, panels = (vecs + kGemmVecs - 1) / kGemmVecs;
+  constexpr int64_t kChannels = 32;  // 64 x 32 weights take about 8 us
+  const int64_t parts = (weight.C + kChannels - 1) / kChannels;
+  parallel_tasks(pool, panels * parts, [&](int64_t task, int64_t) {
+    const int64_t c = task % parts * kChannels;
+    pack_weight<T>(weight, task / parts * kGemmVecs, c, c + kChannels < weight.C ? c + kChannels : weight.C, u);
+  });
+}
+
+// Tiles of a group such that V and M of one pass stay in half of a 1 MB L2.
+FASTDL_INLINE int64_t tiles_for(int64_t C, int64_t K) {
+  const int64_t channels = (C + kLanes - 1) / kLanes * kLanes;
+  const int64_t width = K < kPassVecs * kLanes ? K : kPassVecs * kLanes;
+  const int64_t fitting = kGroupBytes / (4 * kPositions * (channels + width));
+  return fitting < 24 ? 24 : fitting > 96 ? 96 : fitting;
+}
+
+// Plans, packs and runs a convolution whose plan, parts and packed weight are not set yet. Nothing here is empty.
+template <class T>
+void convolve_packing(Convolution& conv, const ThreadPool& pool) {
+  const WinogradShape& shape = conv.shape;
+  const int64_t threads = pool.size();
+  conv.plan = winograd_plan(shape, tiles_for(shape.C, shape.K), threads > 1 ? 2 * threads : 1);
+  conv.channel_parts = conv.plan.groups() < threads ? (threads + conv.plan.groups() - 1) / conv.plan.groups() : 1;
+  const int64_t bias_floats = padded(shape.K), packed = packed_floats(shape.K, shape.C);
+  const int64_t workers = group_scratch(conv.plan, shape.C, shape.K, conv.emission).total() * threads;
+  float* memory = static_cast<float*>(thread_scratch(4 * static_cast<size_t>(bias_floats + packed + workers)));
+  float* u = memory + workers;
+  float* bias = u + packed;
+  const T* plain_bias = static_cast<const T*>(conv.target.plain_bias);
+  for (int64_t k = 0; k < bias_floats; ++k) bias[k] = k < shape.K && plain_bias ? to_float(plain_bias[k]) : 0.f;
+  conv.target.bias = bias;
+  pack_weights<T>(conv.weight, u, pool);
+  conv.packed = u;
+  convolve<T>(conv, memory, pool);
 }

@@ -3,11 +3,15 @@
 #include "common/cpu/gemm-inl.h"
 #include "ops/conv_relu_maxpool/winograd_transforms-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage-inl.h"
+#include "ops/conv_relu_maxpool/winograd_stage_gradient-inl.h"
 #include "ops/conv_relu_maxpool/winograd_products-inl.h"
 #include "ops/conv_relu_maxpool/winograd_weight-inl.h"
 #include "ops/conv_relu_maxpool/winograd_emit-inl.h"
 #include "ops/conv_relu_maxpool/winograd_store-inl.h"
 #include "ops/conv_relu_maxpool/winograd_convolution-inl.h"
 #include "ops/conv_relu_maxpool/winograd_forward-inl.h"
+#include "ops/conv_relu_maxpool/winograd_weight_gradient-inl.h"
+#include "ops/conv_relu_maxpool/winograd_weight_gradient_sum-inl.h"
+#include "ops/conv_relu_maxpool/winograd_backward-inl.h"
 
-inline constexpr WinogradKernels kWinograd = {forward};
+inline constexpr WinogradKernels kWinograd = {forward, backward};

@@ -6,6 +6,7 @@ namespace fastdl::cpu {
 namespace {
 struct WinogradKernels {
   void (*forward)(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+  void (*backward)(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
 };
 }  // namespace
 }  // namespace fastdl::cpu
@@ -18,6 +19,10 @@ namespace fastdl::cpu {
 
 void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool) {
   FASTDL_ISA_SELECT(kWinograd).forward(args, pool);
+}
+
+void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool) {
+  FASTDL_ISA_SELECT(kWinograd).backward(args, pool);
 }
 
 }  // namespace fastdl::cpu

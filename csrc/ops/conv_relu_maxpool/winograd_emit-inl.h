@@ -8,10 +8,11 @@ constexpr int emitted_side(Emission emission) { return emission >= Emission::kPo
 struct OutputTarget {
   void* data;           // [N, K, OH, OW], after the pool
   uint8_t* record;      // strides of data, or null
-  int64_t strides[4];   // C or W has stride 1
+  const int64_t* strides;  // N, C, H, W; C or W has stride 1
   int64_t K, OH, OW;
   int64_t CH, CW;       // before the pool: windows are cut there
-  const float* bias;    // [round_up(K, kLanes)], or null: zeros
+  const void* plain_bias;  // [K] in the dtype of data, or null
+  const float* bias;       // [round_up(K, kLanes)], zeros where there is none
 };
 
 // A tile whose products are not finite, summed directly: NaN and infinity go where the convolution takes them.
@@ -47,7 +48,7 @@ void direct_tile(const DirectTile& self, const float* tile, const StagedSize& si
 FASTDL_INLINE bool all_finite(const Vec (&y)[kTile][kTile]) {
   Vec sum = zero();
   for (int i = 0; i < kTile; ++i) sum += (y[i][0] + y[i][1]) + (y[i][2] + y[i][3]);
-  return !any(sum - sum != zero());
+  return is_finite(sum);
 }
 
 FASTDL_INLINE Vec relu(Vec v) { return max(zero(), v); }  // keeps NaN
@@ -104,8 +105,8 @@ template <Emission kEmission>
 void emit_group(const float* m, const float* staged, const WinogradGroup& group, const OutputTarget& target,
                 const DirectTile& direct, int64_t k, float* out, float* record) {
   constexpr int kEmitted = emitted_side(kEmission);
-  const StagedSize size = staged_size(group.rows, group.cols, direct.shape.C);
-  const Vec bias = target.bias ? load(target.bias + k) : zero();
+  const StagedSize size = staged_size(group.rows, group.cols, direct.shape.C, 2);
+  const Vec bias = load(target.bias + k);
   const int64_t row = kEmitted * group.cols * kLanes;
   for (int64_t i = 0; i < group.images; ++i)
     for (int64_t ty = 0; ty < group.rows; ++ty)

@@ -10,17 +10,17 @@ constexpr int64_t kGroupBytes = 512 << 10;
 // Floats between the positions of v: off the multiples of 4096 bytes, which all fall into one set of L1.
 FASTDL_INLINE int64_t position_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
 
-// v [36][tiles][channels]
-__attribute__((noinline)) static void transform_inputs(const float* staged, const WinogradGroup& group,
-                                                       const StagedSize& size, float* v) {
+// to [36][tiles][channels] = kTransform of every tile of the staged pixels
+template <void (*kTransform)(const float* from, int64_t row, int64_t pixel, float* to, int64_t stride)>
+void transform_tiles(const float* staged, const WinogradGroup& group, const StagedSize& size, float* to) {
   const int64_t stride = position_stride(group.tiles(), size.channels);
   for (int64_t i = 0; i < group.images; ++i)
     for (int64_t y = 0; y < group.rows; ++y)
       for (int64_t x = 0; x < group.cols; ++x) {
         const float* tile = staged + i * size.image() + kTile * (y * size.row() + x * size.channels);
         for (int64_t c = 0; c < size.channels; c += kLanes)
-          input_transform(tile + c, size.row(), size.channels, v + c, stride);
-        v += size.channels;
+          kTransform(tile + c, size.row(), size.channels, to + c, stride);
+        to += size.channels;
       }
 }
 
@@ -28,8 +28,8 @@ __attribute__((noinline)) static void transform_inputs(const float* staged, cons
 FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) { return first_vec * kLanes * kPositions * C; }
 
 // m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of kGemmVecs.
-__attribute__((noinline)) static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C,
-                                               int64_t channels, int64_t first_vec, int64_t vecs) {
+static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C, int64_t channels,
+                     int64_t first_vec, int64_t vecs) {
   for (int64_t p = 0; p < kPositions; ++p)
     for (int64_t j = 0; j < vecs; j += kGemmVecs) {
       const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs;

@@ -1,24 +1,42 @@
 // Stages the pixels a group of tiles reads as fp32 channels-last rows in cache: padding and absent channels as zeros.
 // One group per call, on the calling thread. Saves nothing.
 
-// staged [images][4 rows + 2][4 cols + 2][round_up(C, kLanes)]
+// staged [images][rows][cols][channels], channels rounded up to kLanes
 struct StagedSize {
   int64_t rows, cols, channels;
   int64_t row() const { return cols * channels; }
   int64_t image() const { return rows * cols * channels; }
 };
-FASTDL_INLINE StagedSize staged_size(int64_t rows, int64_t cols, int64_t C) {
-  return {kTile * rows + 2, kTile * cols + 2, (C + kLanes - 1) / kLanes * kLanes};
+FASTDL_INLINE int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+
+// What rows x cols tiles read; tiles overlap by `overlap` pixels: 2 as inputs, 0 as gradients of outputs.
+FASTDL_INLINE StagedSize staged_size(int64_t rows, int64_t cols, int64_t C, int64_t overlap) {
+  return {kTile * rows + overlap, kTile * cols + overlap, padded(C)};
 }
 
+// Fills `staged` with what the tiles of `group` read.
+using StageFunction = void (*)(const void* source, const WinogradShape& shape, const WinogradGroup& group,
+                               const StagedSize& size, float* staged);
+
 struct ImageSource {
-  const void* data;    // [N, C, H, W]
-  int64_t strides[4];  // C or W has stride 1
+  const void* data;       // [N, C, H, W]
+  const int64_t* strides; // N, C, H, W; C or W has stride 1
+  int64_t first_channel;  // of those that are staged
 };
+
+// The pixels of the source along one axis: staged [begin, end) are source [begin + origin, end + origin).
+struct StagedRange {
+  int64_t origin, begin, end;
+};
+FASTDL_INLINE StagedRange staged_range(int64_t origin, int64_t staged, int64_t source) {
+  const int64_t before = origin < 0 ? -origin : 0, inside = source - origin;
+  const int64_t begin = before < staged ? before : staged, end = inside < staged ? inside : staged;
+  return {origin, begin, end > begin ? end : begin};
+}
 
 FASTDL_INLINE void zero_floats(float* p, int64_t count) { std::memset(p, 0, static_cast<size_t>(count) * 4); }
 
-FASTDL_INLINE bool is_channels_last(const int64_t (&strides)[4], int64_t C) {
+FASTDL_INLINE bool is_channels_last(const int64_t* strides, int64_t C) {
   return strides[1] == 1 && !(strides[3] == 1 && C == 1);
 }
 
@@ -73,31 +91,29 @@ FASTDL_INLINE void stage_channels_last(const T* x, int64_t pixel_stride, int64_t
 }
 
 template <class T>
-void stage_image(const ImageSource& source, const WinogradShape& shape, const WinogradGroup& group, float* staged) {
-  const StagedSize size = staged_size(group.rows, group.cols, shape.C);
+void stage_image(const void* from, const WinogradShape& shape, const WinogradGroup& group,
+                 const StagedSize& size, float* staged) {
+  const ImageSource& source = *static_cast<const ImageSource*>(from);
   const bool channels_last = is_channels_last(source.strides, shape.C);
-  const int64_t top = kTile * group.y - shape.padding[0], left = kTile * group.x - shape.padding[1];
-  const int64_t before = left < 0 ? -left : 0;
-  const int64_t begin = before < size.cols ? before : size.cols;
-  const int64_t inside = shape.W - left < size.cols ? shape.W - left : size.cols;
-  const int64_t end = inside > begin ? inside : begin;
+  const StagedRange rows = staged_range(kTile * group.y - shape.padding[0], size.rows, shape.H);
+  const StagedRange cols = staged_range(kTile * group.x - shape.padding[1], size.cols, shape.W);
+  const int64_t count = cols.end - cols.begin;
   for (int64_t i = 0; i < group.images; ++i) {
-    for (int64_t r = 0; r < size.rows; ++r) {
-      float* row = staged + i * size.image() + r * size.row();
-      const int64_t y = top + r;
-      if (y < 0 || y >= shape.H || begin == end) {
-        zero_floats(row, size.row());
-        continue;
-      }
-      zero_floats(row, begin * size.channels);
-      zero_floats(row + end * size.channels, (size.cols - end) * size.channels);
-      const T* x = static_cast<const T*>(source.data) + (group.n + i) * source.strides[0] + y * source.strides[2] +
-                   (left + begin) * source.strides[3];
-      float* out = row + begin * size.channels;
+    const T* image = static_cast<const T*>(source.data) + (group.n + i) * source.strides[0] +
+                     source.first_channel * source.strides[1];
+    float* out = staged + i * size.image();
+    zero_floats(out, rows.begin * size.row());
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      float* row = out + r * size.row();
+      zero_floats(row, cols.begin * size.channels);
+      zero_floats(row + cols.end * size.channels, (size.cols - cols.end) * size.channels);
+      const T* x = image + (rows.origin + r) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
+      float* inside = row + cols.begin * size.channels;
       if (channels_last)
-        stage_channels_last(x, source.strides[3], shape.C, end - begin, out, size.channels);
+        stage_channels_last(x, source.strides[3], shape.C, count, inside, size.channels);
       else
-        stage_channels_first(x, source.strides[1], shape.C, end - begin, out, size.channels);
+        stage_channels_first(x, source.strides[1], shape.C, count, inside, size.channels);
     }
+    zero_floats(out + rows.end * size.row(), (size.rows - rows.end) * size.row());
   }
 }

@@ -40,7 +40,7 @@ void store_group(const float* from, const WinogradGroup& group, int64_t side, in
   const int64_t group_rows = side * group.rows, group_cols = side * group.cols;
   const int64_t rows = target.OH - y < group_rows ? target.OH - y : group_rows;
   const int64_t cols = target.OW - x < group_cols ? target.OW - x : group_cols;
-  const int64_t(&strides)[4] = target.strides;
+  const int64_t* strides = target.strides;
   const bool channels_last = is_channels_last(strides, target.K);
   // Whole rows that follow each other here and there are one long row.
   const bool joined = cols == group_cols && strides[2] == cols * strides[3];

@@ -24,6 +24,19 @@ FASTDL_INLINE void load_taps(const PlainWeight& weight, int64_t k, int64_t c, Ve
   }
 }
 
+// The reverse for a contiguous gradient: the first `channels` lanes of taps[tap] to out[lane * stride + tap].
+template <class T>
+FASTDL_INLINE void store_taps(const Vec (&taps)[9], int64_t channels, T* out, int64_t stride) {
+#pragma GCC unroll 3
+  for (int tap = 0; tap < 9; tap += kLanes) {
+    const int count = 9 - tap < kLanes ? 9 - tap : kLanes;
+    Vec rows[kLanes];
+    for (int j = 0; j < kLanes; ++j) rows[j] = j < count ? taps[tap + j] : zero();
+    transpose(rows);
+    for (int i = 0; i < channels; ++i) store_first(out + i * stride + tap, rows[i], count);
+  }
+}
+
 template <class T>
 void pack_weight(const PlainWeight& weight, int64_t first_vec, int64_t c_begin, int64_t c_end, float* u) {
   const int64_t all = (weight.K + kLanes - 1) / kLanes;
