@@ -5,7 +5,6 @@
 
 namespace fastdl::cpu {
 
-void winograd_backward(const ConvReluMaxpoolBackward&, const ThreadPool&) { std::abort(); }
 void direct_forward(const ConvReluMaxpoolForward&, const ThreadPool&) { std::abort(); }
 
 }  // namespace fastdl::cpu

@@ -102,7 +102,7 @@ def make_plan(choice: Choice, g: Geometry) -> Plan:
 def _backward_algorithm(choice: Choice) -> str:
     if choice.backend == "triton":
         return "implicit_gemm"
-    return "composed"
+    return "winograd" if choice.algorithm == "winograd" else "composed"
 
 
 def forward(
