@@ -359,8 +359,10 @@ FASTDL_INLINE void load_pairs(const float* p, int n, Vec& first, Vec& second) {
 // A pair of 16-bit floats is one 32-bit lane.
 template <class Half>
 FASTDL_INLINE VecBits load_bit_pairs(const Half* p, int n) {
-  const float* q = reinterpret_cast<const float*>(p);
-  return reinterpret_cast<VecBits>(n == kLanes ? load(q) : load_first(q, n));
+  if (n != kLanes) return reinterpret_cast<VecBits>(load_first(reinterpret_cast<const float*>(p), n));
+  VecBits pairs;
+  std::memcpy(&pairs, p, sizeof(pairs));
+  return pairs;
 }
 FASTDL_INLINE void load_pairs(const BFloat16* p, int n, Vec& first, Vec& second) {
   const VecBits pairs = load_bit_pairs(p, n);
@@ -407,9 +409,11 @@ FASTDL_INLINE void store_bit_pairs(float* p, int n, VecBits first, VecBits secon
 }
 template <class Half>
 FASTDL_INLINE void store_bit_pairs(Half* p, int n, VecBits first, VecBits second) {
-  float* q = reinterpret_cast<float*>(p);
-  const Vec pairs = reinterpret_cast<Vec>(first | second << 16);
-  n == kLanes ? store(q, pairs) : store_first(q, pairs, n);
+  const VecBits pairs = first | second << 16;
+  if (n == kLanes)
+    std::memcpy(p, &pairs, sizeof(pairs));
+  else
+    store_first(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs), n);
 }
 
 // rows[i][j] -> rows[j][i] for kLanes x kLanes: log2(kLanes) rounds of two-source shuffles.
