@@ -1,0 +1,88 @@
+// A register block of the direct convolution: neighbouring positions times one or two vectors of output
+// channels, one broadcast input and kVectors weight vectors a tap.
+
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+constexpr int kTileColumns = 14;  // 28 accumulators, 2 weights, 1 broadcast of 32 registers
+constexpr int kTileWindows = 3;   // 2 x 6 positions
+#else
+constexpr int kTileColumns = 6;  // 12 accumulators, 2 weights, 1 broadcast of 16 registers
+constexpr int kTileWindows = 1;  // 2 x 2 positions
+#endif
+
+struct Taps {
+  const int32_t* offset;  // [count]
+  const float* weight;    // [count][kBlock]
+  int64_t count;
+};
+
+// acc[i][v] += the taps at in[i]: the caller's loop is unrolled into registers.
+template <int kRows, int kColumns, int V>
+FASTDL_INLINE void accumulate(const float* in, int64_t next_row, const Taps& taps,
+                              Vec (&acc)[kRows * kColumns][V]) {
+#pragma GCC unroll 32
+  for (int i = 0; i < kRows * kColumns; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) acc[i][v] = zero();
+  const float* weight = taps.weight;
+#pragma GCC unroll 1
+  for (int64_t t = 0; t < taps.count; ++t, weight += kBlock) {
+    const float* from = in + taps.offset[t];
+    Vec w[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) w[v] = load(weight + v * kLanes);
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 14
+      for (int i = 0; i < kColumns; ++i) {
+        const Vec x = set1(from[i]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[r * kColumns + i][v] = fma(x, w[v], acc[r * kColumns + i][v]);
+      }
+      from += next_row;
+    }
+  }
+}
+
+// `columns` <= kColumns positions of one row. With bias: relu(conv + bias); without: conv itself.
+template <int kColumns, int V>
+FASTDL_INLINE void row_tile(int64_t columns, const float* in, const Taps& taps, const float* bias, float* to,
+                            int64_t pitch) {
+  if constexpr (kColumns > 1) {
+    if (columns < kColumns) return row_tile<kColumns - 1, V>(columns, in, taps, bias, to, pitch);
+  }
+  Vec acc[kColumns][V];
+  accumulate<1, kColumns, V>(in, 0, taps, acc);
+#pragma GCC unroll 14
+  for (int i = 0; i < kColumns; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v)
+      store(to + i * pitch + v * kLanes,
+            bias == nullptr ? acc[i][v] : max(zero(), acc[i][v] + load(bias + v * kLanes)));
+}
+
+// 2x2 windows side by side: relu(max + bias) and the record.
+template <class T, int kWindows, int V>
+FASTDL_INLINE void pooled_tile(int64_t windows, const float* in, int64_t next_row, const Taps& taps,
+                               const float* bias, float* to, int64_t pitch, uint8_t* record,
+                               int64_t record_pitch) {
+  if constexpr (kWindows > 1) {
+    if (windows < kWindows)
+      return pooled_tile<T, kWindows - 1, V>(windows, in, next_row, taps, bias, to, pitch, record,
+                                             record_pitch);
+  }
+  Vec acc[4 * kWindows][V];
+  accumulate<2, 2 * kWindows, V>(in, next_row, taps, acc);
+#pragma GCC unroll 3
+  for (int i = 0; i < kWindows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      Vec best = acc[2 * i][v];
+      VecInt where = {};
+      keep_max(best, where, acc[2 * i + 1][v], VecInt{} + 1);
+      keep_max(best, where, acc[2 * kWindows + 2 * i][v], VecInt{} + 2);
+      keep_max(best, where, acc[2 * kWindows + 2 * i + 1][v], VecInt{} + 3);
+      bias_relu<T>(best, where, load(bias + v * kLanes));
+      store(to + i * pitch + v * kLanes, best);
+      if (record != nullptr) store_bytes(record + i * record_pitch + v * kLanes, where);
+    }
+}
