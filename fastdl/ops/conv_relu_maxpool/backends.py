@@ -78,6 +78,7 @@ def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
 
 
 CANDIDATES = [
+    Candidate("cpu", "direct", refuse_cpu_direct),
     Candidate("cpu", "winograd", refuse_cpu_winograd),
     Candidate("cpu", "composed", refuse_cpu_composed),
 ]
