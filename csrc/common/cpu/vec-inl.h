@@ -86,6 +86,19 @@ FASTDL_INLINE void keep_max(VecDouble& best, VecLong& where, VecDouble v, VecLon
 #endif
 }
 
+// The largest; NaN if any is NaN.
+FASTDL_INLINE Vec max_of_4(Vec a, Vec b, Vec c, Vec d) {
+  const Vec best = max(max(a, b), max(c, d));
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __mmask16 nan = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
+  return _mm512_mask_mov_ps(best, nan, set1(__builtin_nanf("")));
+#elif FASTDL_ISA == FASTDL_ISA_AVX2
+  return _mm256_or_ps(best, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q), _mm256_cmp_ps(c, d, _CMP_UNORD_Q)));
+#else
+  return select((a != a) | (b != b) | (c != c) | (d != d), set1(__builtin_nanf("")), best);
+#endif
+}
+
 FASTDL_INLINE bool any(VecInt mask) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;

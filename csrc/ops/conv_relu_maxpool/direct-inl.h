@@ -21,25 +21,29 @@ struct DirectPlan {
 
 // One conv row of one block: relu(conv + bias), or conv itself without bias.
 template <int V>
-FASTDL_INLINE void conv_row(const DirectPlan& plan, const ConvGeometry& g, const float* in, const Taps& taps,
-                            const float* bias, float* to, int64_t pitch) {
+FASTDL_INLINE void conv_row(const ConvGeometry& g, const float* in, const Taps& taps, const float* bias,
+                            float* to, int64_t pitch, Ahead* ahead) {
   const int64_t tiles = (g.CW + kTileColumns - 1) / kTileColumns;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = g.CW * i / tiles, end = g.CW * (i + 1) / tiles;
     row_tile<kTileColumns, V>(end - begin, in + begin, taps, bias, to + begin * pitch, pitch);
+    ask(ahead);
+    ask(ahead + 1);
   }
 }
 
 template <class T, int V>
 FASTDL_INLINE void paired_row(const PoolGeometry& p, const float* in, int64_t next_row, const Taps& taps,
                               const float* bias, float* to, int64_t pitch, uint8_t* record,
-                              int64_t record_pitch) {
+                              int64_t record_pitch, Ahead* ahead) {
   const int64_t tiles = (p.OW + kTileWindows - 1) / kTileWindows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = p.OW * i / tiles, end = p.OW * (i + 1) / tiles;
     pooled_tile<T, kTileWindows, V>(end - begin, in + 2 * begin, next_row, taps, bias, to + begin * pitch,
                                     pitch, record == nullptr ? nullptr : record + begin * record_pitch,
                                     record_pitch);
+    ask(ahead);
+    ask(ahead + 1);
   }
 }
 
@@ -72,7 +76,7 @@ FASTDL_INLINE void pool_ring(const ConvGeometry& g, const PoolGeometry& p, const
 template <class T, int V>
 void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_t block, Range rows,
                   const float* staged, int64_t first_row, float* ring, float* values, int64_t pitch,
-                  uint8_t* bytes, int64_t byte_pitch) {
+                  uint8_t* bytes, int64_t byte_pitch, Ahead* ahead) {
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
   const Taps taps = {plan.input.offset, plan.packed + block * plan.taps * kBlock, plan.taps};
@@ -86,17 +90,17 @@ void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64
     float* to = values + (oh - rows.begin) * p.OW * pitch;
     uint8_t* record = bytes == nullptr ? nullptr : bytes + (oh - rows.begin) * p.OW * byte_pitch;
     if (!p.present) {
-      conv_row<V>(plan, g, in(oh), taps, bias, to, pitch);
+      conv_row<V>(g, in(oh), taps, bias, to, pitch, ahead);
     } else if (plan.paired) {
-      paired_row<T, V>(p, in(2 * oh), g.stride[0] * plan.input.row, taps, bias, to, pitch, record,
-                       byte_pitch);
+      paired_row<T, V>(p, in(2 * oh), g.stride[0] * plan.input.row, taps, bias, to, pitch, record, byte_pitch,
+                       ahead);
     } else {
       const int64_t origin = oh * p.stride[0] - p.padding[0];
       const int64_t end = smaller(origin + plan.span, g.CH);
       if (computed < origin) computed = origin;
       for (; computed < end; ++computed)
-        conv_row<V>(plan, g, in(computed), taps, nullptr, ring + computed % plan.span * g.CW * kBlock,
-                    kBlock);
+        conv_row<V>(g, in(computed), taps, nullptr, ring + computed % plan.span * g.CW * kBlock, kBlock,
+                    ahead);
       pool_ring<T>(g, p, ring, plan.span, oh, bias, to, record);
     }
   }
@@ -126,6 +130,8 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
   stage_rows<T>(a, plan.input, n, in.begin, in.end, staged);
 
   const int64_t positions = (rows.end - rows.begin) * p.OW, plane = p.OH * p.OW;
+  const int64_t tiles = (rows.end - rows.begin) * (plan.paired ? (p.OW + kTileWindows - 1) / kTileWindows
+                                                               : (g.CW + kTileColumns - 1) / kTileColumns);
   for (int64_t block = plan.blocks * share / plan.shares; block < plan.blocks * (share + 1) / plan.shares;
        ++block) {
     const int64_t k = block * kBlock, channels = smaller(kBlock, g.C_out - k);
@@ -133,9 +139,15 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
                           (plan.contiguous ? k * plane + rows.begin * p.OW : rows.begin * p.OW * g.C_out + k);
     T* output = static_cast<T*>(a.output) + first;
     uint8_t* record = a.record == nullptr ? nullptr : a.record + first;
+    Ahead ahead[2] = {};
+    if (plan.contiguous) {
+      ahead[0] = look_ahead(output, plane, positions, channels, sizeof(T), tiles);
+      if (record != nullptr) ahead[1] = look_ahead(record, plane, positions, channels, 1, tiles);
+    }
     const auto compute = [&](float* to, int64_t pitch, uint8_t* to_bytes, int64_t byte_pitch) {
       (channels > kLanes ? direct_block<T, 2> : direct_block<T, 1>)(a, plan, block, rows, staged, in.begin,
-                                                                    ring, to, pitch, to_bytes, byte_pitch);
+                                                                    ring, to, pitch, to_bytes, byte_pitch,
+                                                                    ahead);
     };
     if constexpr (sizeof(T) == 4) {
       const bool whole = channels == kBlock && (!p.present || plan.paired);
@@ -173,7 +185,7 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, DirectP
   plan->staged = rounded_up(staged_rows(rows) * plan->input.row, 16);
   plan->ring = p.present && !plan->paired ? plan->span * g.CW * kBlock : 0;
   plan->values = positions * kBlock;
-  plan->bytes = p.present ? positions * kBlock / 4 : 0;
+  plan->bytes = p.present ? rounded_up(rows * p.OW, 4 * kLanes) * kBlock / 4 : 0;
   plan->worker = rounded_up(plan->staged + plan->ring + plan->values + plan->bytes, 16);
 }
 

@@ -76,11 +76,17 @@ FASTDL_INLINE void pooled_tile(int64_t windows, const float* in, int64_t next_ro
   for (int i = 0; i < kWindows; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      Vec best = acc[2 * i][v];
+      const Vec &first = acc[2 * i][v], &second = acc[2 * i + 1][v], &third = acc[2 * kWindows + 2 * i][v],
+                &fourth = acc[2 * kWindows + 2 * i + 1][v];
+      Vec best = first;
       VecInt where = {};
-      keep_max(best, where, acc[2 * i + 1][v], VecInt{} + 1);
-      keep_max(best, where, acc[2 * kWindows + 2 * i][v], VecInt{} + 2);
-      keep_max(best, where, acc[2 * kWindows + 2 * i + 1][v], VecInt{} + 3);
+      if (record == nullptr) {
+        best = max_of_4(first, second, third, fourth);
+      } else {
+        keep_max(best, where, second, VecInt{} + 1);
+        keep_max(best, where, third, VecInt{} + 2);
+        keep_max(best, where, fourth, VecInt{} + 3);
+      }
       bias_relu<T>(best, where, load(bias + v * kLanes));
       store(to + i * pitch + v * kLanes, best);
       if (record != nullptr) store_bytes(record + i * record_pitch + v * kLanes, where);
