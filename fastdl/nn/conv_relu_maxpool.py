@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,23 +12,20 @@ from ..ops.conv_relu_maxpool.geometry import IntPair
 
 
 class ConvReLU2d(nn.Conv2d):
-    """relu(conv2d(x)) in one kernel; every argument and the state_dict are those of nn.Conv2d.
+    """relu(conv2d(x)) in one kernel; every argument, the parameters and the state_dict are those of nn.Conv2d.
 
-    Source: torch.nn.Conv2d followed by torch.nn.ReLU.
+    x is [N, C, H, W] or [C, H, W]; the result [N, C_out, OH, OW] or [C_out, OH, OW]. Errors are those of
+    `fastdl.ops.conv_relu_maxpool`. Source: torch.nn.Conv2d followed by torch.nn.ReLU.
 
     >>> import fastdl, torch
     >>> fastdl.nn.ConvReLU2d(3, 8, 3, padding=1)(torch.ones(1, 3, 6, 6)).shape
     torch.Size([1, 8, 6, 6])
     """
 
-    pool_size: IntPair | None = None
-    pool_stride: IntPair | None = None
-    pool_padding: IntPair = 0
-    pool_dilation: IntPair = 1
-    ceil_mode: bool = False
-    return_indices: bool = False
+    def forward(self, x: Tensor) -> Tensor:
+        return self._fused(x)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _fused(self, x: Tensor, **pool: object) -> Tensor | tuple[Tensor, Tensor]:
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -39,38 +38,42 @@ class ConvReLU2d(nn.Conv2d):
             padding=padding,
             dilation=self.dilation,
             groups=self.groups,
-            pool_size=self.pool_size,
-            pool_stride=self.pool_stride,
-            pool_padding=self.pool_padding,
-            pool_dilation=self.pool_dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
+            **pool,
         )
 
     @classmethod
-    def from_layers(
-        cls, conv: nn.Conv2d, relu: nn.ReLU | None = None, pool: nn.MaxPool2d | None = None
-    ) -> ConvReLU2d:
-        """The fused module of existing layers, sharing their Parameters. `relu` says only that one is there."""
-        fused = cls.__new__(cls)
-        fused.__dict__.update({name: value for name, value in conv.__dict__.items() if name[0] != "_"})
-        nn.Module.__init__(fused)
-        fused.__dict__.update({name: value for name, value in conv.__dict__.items() if name[0] != "_"})
-        fused._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        fused.register_parameter("weight", conv.weight)
-        fused.register_parameter("bias", conv.bias)
-        fused._set_pool(pool)
-        return fused
+    def from_layers(cls, conv: nn.Conv2d, relu: nn.ReLU | None = None) -> ConvReLU2d:
+        """`conv` followed by a ReLU as one module that shares conv's Parameters; `conv` itself is left alone.
 
-    def _set_pool(self, pool: nn.MaxPool2d | None) -> None:
-        if pool is not None:
-            raise TypeError(f"{type(self).__name__} has no pool; use ConvReLUMaxPool2d")
+        Every attribute of `conv` is taken over (its `training` flag and state_dict hooks too), that of `relu`
+        says nothing more. Raises TypeError if `conv` computes something else than nn.Conv2d, ValueError if it
+        is not initialised yet or carries hooks, which would see another output.
+
+        >>> import fastdl, torch
+        >>> conv = torch.nn.Conv2d(3, 8, 3)
+        >>> fastdl.nn.ConvReLU2d.from_layers(conv, torch.nn.ReLU()).weight is conv.weight
+        True
+        """
+        _check_relu(relu)
+        return cls._from_conv(conv)
+
+    @classmethod
+    def _from_conv(cls, conv: nn.Conv2d) -> ConvReLU2d:
+        _check_conv(conv)
+        fused = cls.__new__(cls)
+        # Containers (parameters, hooks) are copied, so that later additions to one module stay out of the other.
+        containers = (dict, set)
+        fused.__dict__.update(
+            {name: copy.copy(v) if isinstance(v, containers) else v for name, v in conv.__dict__.items()}
+        )
+        return fused
 
 
 class ConvReLUMaxPool2d(ConvReLU2d):
     """max_pool2d(relu(conv2d(x))) in one kernel: nn.Conv2d's arguments, then nn.MaxPool2d's with the prefix `pool_`.
 
     `pool_stride=None` means `pool_size`. With `return_indices` the output is (output, indices), as nn.MaxPool2d's.
+    Parameters and state_dict are those of nn.Conv2d; errors those of `fastdl.ops.conv_relu_maxpool`.
     Source: torch.nn.Conv2d, torch.nn.ReLU and torch.nn.MaxPool2d in sequence.
 
     >>> import fastdl, torch
@@ -94,12 +97,76 @@ class ConvReLUMaxPool2d(ConvReLU2d):
         self.pool_padding, self.pool_dilation = pool_padding, pool_dilation
         self.ceil_mode, self.return_indices = ceil_mode, return_indices
 
-    def _set_pool(self, pool: nn.MaxPool2d | None) -> None:
-        if pool is None:
-            raise TypeError("ConvReLUMaxPool2d.from_layers needs a pool; use ConvReLU2d without one")
-        self.pool_size, self.pool_stride = pool.kernel_size, pool.stride
-        self.pool_padding, self.pool_dilation = pool.padding, pool.dilation
-        self.ceil_mode, self.return_indices = pool.ceil_mode, pool.return_indices
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self._fused(
+            x,
+            pool_size=self.pool_size,
+            pool_stride=self.pool_stride,
+            pool_padding=self.pool_padding,
+            pool_dilation=self.pool_dilation,
+            ceil_mode=self.ceil_mode,
+            return_indices=self.return_indices,
+        )
+
+    @classmethod
+    def from_layers(
+        cls, conv: nn.Conv2d, relu: nn.ReLU | None = None, pool: nn.MaxPool2d | None = None
+    ) -> ConvReLUMaxPool2d:
+        """`conv`, a ReLU and `pool` as one module that shares conv's Parameters; the three are left alone.
+
+        Attributes and errors as in `ConvReLU2d.from_layers`; TypeError also if there is no pool.
+
+        >>> import fastdl, torch
+        >>> conv, pool = torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(3, stride=2)
+        >>> fastdl.nn.ConvReLUMaxPool2d.from_layers(conv, torch.nn.ReLU(), pool).pool_stride
+        2
+        """
+        _check_relu(relu)
+        if not isinstance(pool, nn.MaxPool2d):
+            raise TypeError(
+                f"pool must be an nn.MaxPool2d, got {type(pool).__name__}; without one use ConvReLU2d"
+            )
+        fused = cls._from_conv(conv)
+        fused.__dict__.update(pool_attributes(pool))
+        return fused
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, pool_size={self.pool_size}, pool_stride={self.pool_stride}"
+        pool = [f"pool_size={self.pool_size}"]
+        defaults = dict(
+            pool_stride=None, pool_padding=0, pool_dilation=1, ceil_mode=False, return_indices=False
+        )
+        pool += [f"{name}={getattr(self, name)}" for name, d in defaults.items() if getattr(self, name) != d]
+        return ", ".join([super().extra_repr(), *pool])
+
+
+def pool_attributes(pool: nn.MaxPool2d) -> dict[str, object]:
+    """The attributes of ConvReLUMaxPool2d that stand for `pool`."""
+    return dict(
+        pool_size=pool.kernel_size,
+        pool_stride=pool.stride,
+        pool_padding=pool.padding,
+        pool_dilation=pool.dilation,
+        ceil_mode=pool.ceil_mode,
+        return_indices=pool.return_indices,
+    )
+
+
+def _check_conv(conv: nn.Conv2d) -> None:
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError("conv is lazy and has no weights yet: run it once first")
+    kind = type(conv)
+    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+        raise TypeError(f"conv is a {kind.__name__}, whose forward is not that of nn.Conv2d")
+    if "weight" not in conv._parameters:
+        raise TypeError(
+            "conv's weight is not a Parameter of its own (pruned, weight_norm or another parametrization)"
+        )
+    if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
+        raise ValueError("conv has hooks, which would see the output of the whole fused module")
+
+
+def _check_relu(relu: nn.ReLU | None) -> None:
+    if relu is not None and not isinstance(relu, nn.ReLU):
+        raise TypeError(f"relu must be an nn.ReLU, got {type(relu).__name__}")
