@@ -1,0 +1,133 @@
+"""accelerate() and restore()."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+
+from torch import nn
+
+from ..dispatch import UnsupportedError
+from . import families as family_names
+from . import owner, reporting, sequential
+from .measure import Measurement, measure
+from .reporting import Row
+from .survey import Candidate, Survey
+
+Filter = Callable[[nn.Module, str], bool]
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    families: Iterable[str] = family_names.FAMILIES,
+    filter_fn: Filter | None = None,
+    example_inputs: tuple | Mapping[str, object] | None = None,
+    strict: bool = False,
+) -> nn.Module:
+    """Replace what fastdl computes faster, in place, and return `model`.
+
+    Conv2d → ReLU → MaxPool2d, Conv2d → ReLU, both with a BatchNorm2d after the convolution, in an nn.Sequential
+    or in the code of a forward, become one fused call. Parameters stay the same objects, the state_dict keeps its
+    keys, and copies, pickles and optimizers go on working. In an nn.Sequential the convolution's place holds the
+    fused module and the ReLU's and pool's an Identity, so `model[:1]` includes the pool. What has to stay as it
+    is (hooks, parametrizations, an output used twice, a forward that cannot be traced …) stays, and
+    `fastdl.report(model)` says why. Calling it again changes nothing more.
+
+    Args:
+        model: any module; it may be the root of a pattern itself.
+        families: which of "conv", "linear", "rnn", "attention" to replace.
+        filter_fn: asked once for each candidate with the module that holds the parameters and its name.
+        example_inputs: arguments of one call, a tuple or a dict of keywords. With them each replacement is
+            measured on what reaches it (with the backward pass if `model.training`), and made only where it is
+            correct and faster here. The model's state and the random generators are left as they were.
+        strict: raise if a candidate that filter_fn let pass is kept; the model is then unchanged.
+
+    Raises:
+        TypeError: model, filter_fn or example_inputs is of the wrong kind.
+        ValueError: an unknown family.
+        UnsupportedError: `strict` and a candidate was kept; the message lists the reasons.
+
+    >>> import fastdl, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> type(fastdl.accelerate(model)[0]).__name__, type(fastdl.restore(model)[0]).__name__
+    ('ConvReLUMaxPool2d', 'Conv2d')
+    """
+    _check(model, filter_fn, example_inputs)
+    survey = Survey(model, family_names.check(families))
+    verdicts = _verdicts(survey.candidates, filter_fn)
+    measurements: dict[int, Measurement] = {}
+    if example_inputs is not None:
+        open_candidates = [c for c, reason in zip(survey.candidates, verdicts, strict=True) if reason is None]
+        measurements = measure(model, open_candidates, example_inputs)
+    rows, chosen, kept = [], [], []
+    for candidate, reason in zip(survey.candidates, verdicts, strict=True):
+        measured = measurements.get(id(candidate), Measurement())
+        reason = reason or measured.refusal
+        if reason is None:
+            chosen.append(candidate)
+        elif reason != _FILTERED:
+            kept.append(f"{candidate.name}: {reason}")
+        action = "fused" if reason is None else "kept"
+        rows.append(
+            Row(candidate.name, action, reason or candidate.description, measured.error, measured.speedup)
+        )
+    if strict and kept:
+        raise UnsupportedError("accelerate(strict=True) would keep " + "; ".join(kept))
+    rows += [Row(name, "kept", "no ReLU follows it") for name in survey.unmatched()]
+    with ExitStack() as undo:
+        for candidate in chosen:
+            undo.callback(_undo(candidate))
+            candidate.apply()
+        reporting.store(model, rows)
+        undo.pop_all()
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo `fastdl.accelerate` in `model` and everything below, exactly, and return `model`.
+
+    Raises TypeError if `model` is not an nn.Module.
+
+    >>> import fastdl, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> before = repr(model)
+    >>> repr(fastdl.restore(fastdl.accelerate(model))) == before
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    for module in list(model.modules()):
+        sequential.restore(module)
+        owner.unfuse(module)
+        reporting.forget(module)
+    return model
+
+
+_FILTERED = "filter_fn said no"
+
+
+def _check(model: object, filter_fn: object, example_inputs: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn must be a function of (module, name), got {type(filter_fn).__name__}")
+    if example_inputs is not None and not isinstance(example_inputs, (tuple, Mapping)):
+        raise TypeError(f"example_inputs must be a tuple or a dict, got {type(example_inputs).__name__}")
+
+
+def _verdicts(candidates: list[Candidate], filter_fn: Filter | None) -> list[str | None]:
+    """For each candidate why it is kept, or None."""
+    answers: dict[str, bool] = {}
+    for candidate in candidates:
+        if filter_fn is not None and candidate.name not in answers:
+            answers[candidate.name] = bool(filter_fn(candidate.module, candidate.name))
+    return [candidate.refusal if answers.get(candidate.name, True) else _FILTERED for candidate in candidates]
+
+
+def _undo(candidate: Candidate) -> Callable[[], None]:
+    """Takes back one application, as far as it came."""
+    if candidate.swaps:
+        return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]
+    kind = type(candidate.owner)
+    return lambda: setattr(candidate.owner, "__class__", kind)

@@ -1,0 +1,325 @@
+"""One graph of a module's forward for one `training` value, and a guard on everything the trace read.
+
+torch.fx runs the forward with stand-ins for tensors. It runs on a double of the module: shallow copies of it
+and its submodules whose attribute reads are recorded, so that the model itself is never touched. Submodules
+are leaves of the graph.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import inspect
+import random
+import sys
+from collections.abc import Callable, Mapping
+from types import FunctionType, MappingProxyType
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from .guards import Guards
+from .purity import Look, Untraceable, is_callable_constant, is_plain
+
+_MISSING = object()
+_TRACE, _PATH = "_fastdl_trace", "_fastdl_path"
+
+
+class Trace:
+    """`graph` of `kind.forward` on `owner` while `owner.training == training`, valid as long as `guards` hold.
+
+    `kind` is the owner's class or one it was made from. Raises Untraceable. `parameters` are those of forward without self; those with a default are traced at it.
+    """
+
+    def __init__(self, owner: nn.Module, kind: type, training: bool) -> None:
+        self.owner, self.kind, self.training = owner, kind, training
+        self.modules = dict(owner.named_modules())
+        self.guards = Guards()
+        self.reads_training = False
+        self.recording = False
+        self._snapshots: list[tuple[str, object, object]] = []
+        self._look = Look(kind)
+        forward = kind.forward
+        self.parameters = signature(forward)
+        self._look.function(forward)
+        self.graph = self._run(forward)
+        for namespace, name, value in self._look.constants.values():
+            self.guards.constant(namespace, name, value)
+
+    def _run(self, forward: Callable) -> fx.Graph:
+        doubles: dict[int, nn.Module] = {}
+        root = _double(self.owner, self.kind, "", self, doubles)
+        self._canonical = {id(double): vars(double)[_PATH] for double in doubles.values()}
+        self.tracer = _Tracer()
+        draws = _random_states()
+        try:
+            type(root).forward = _entry(self, forward)
+            graph = self.tracer.trace(root)
+        except Untraceable:
+            raise
+        except Exception as error:
+            raise Untraceable(_first_line(error)) from error
+        finally:
+            self.recording = False
+            drawn = not _same_states(draws, _random_states())
+            _restore_random_states(draws)
+        if drawn:
+            raise Untraceable("it draws random numbers outside of tensor operations")
+        for name, given, before in self._snapshots:
+            if given != before:
+                raise Untraceable(f"it changes {name}")
+        return graph
+
+    def read(self, module: nn.Module, own: dict, name: str) -> object:
+        """What reading `module.name` inside the forward gives; the read becomes a guard."""
+        path = own[_PATH]
+        if name in ("__class__", "__doc__", "__module__"):
+            return object.__getattribute__(module, name)
+        if name == "__dict__":
+            raise Untraceable("it reads __dict__")
+        if name == "training":
+            self.reads_training = True
+            if path:
+                self.guards.equal(path, name, self.training)
+            return self.training
+        static = inspect.getattr_static(type(module), name, _MISSING)
+        if isinstance(static, property):
+            self._look.function(static.fget)
+            return object.__getattribute__(module, name)
+        if name == "_modules":
+            return self._children(path, own)
+        if name in ("_parameters", "_buffers"):
+            raise Untraceable(f"it reads {name}")
+        if name in own:
+            return self._value(path, name, own[name])
+        if static is not _MISSING:
+            return self._of_class(module, path, name, static)
+        for tensors in (own["_parameters"], own["_buffers"]):
+            if name in tensors:
+                return self._tensor(path, name, tensors[name])
+        if name in own["_modules"]:
+            return self._child(path, name, own["_modules"][name])
+        self.guards.absent(path, name)
+        raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+
+    def _children(self, path: str, own: dict) -> Mapping[str, nn.Module | None]:
+        self.guards.children(path, tuple(own["_modules"]))
+        for name, child in own["_modules"].items():
+            self._child(path, name, child)
+        return MappingProxyType(own["_modules"])
+
+    def _child(self, path: str, name: str, child: nn.Module | None) -> nn.Module | None:
+        self.guards.child(path, name, child is not None)
+        if child is not None:
+            canonical = self._canonical[id(child)]
+            if canonical != f"{path}.{name}".lstrip("."):
+                self.guards.alias(path, name, canonical)
+        return child
+
+    def _tensor(self, path: str, name: str, tensor: Tensor | None) -> fx.Proxy | None:
+        if tensor is None:
+            self.guards.same(path, name, None)
+            return None
+        return self.tracer.create_proxy("get_attr", f"{path}.{name}".lstrip("."), (), {})
+
+    def _value(self, path: str, name: str, value: object) -> object:
+        if isinstance(value, Tensor):
+            return self._tensor(path, name, value)
+        if is_callable_constant(value):
+            self._look.function(value)
+            self.guards.same(path, name, value)
+            return value
+        if not is_plain(value):
+            raise Untraceable(
+                f"it reads {_dotted(path, name)}, a {type(value).__name__} that no guard can watch"
+            )
+        given, before = copy.deepcopy(value), copy.deepcopy(value)
+        self._snapshots.append((_dotted(path, name), given, before))
+        self.guards.equal(path, name, before)
+        return given
+
+    def _of_class(self, module: nn.Module, path: str, name: str, static: object) -> object:
+        if isinstance(static, FunctionType):
+            self._look.function(static)
+            if _user_defined(static):
+                self.guards.method(path, name, static)
+        elif isinstance(static, (staticmethod, classmethod)):
+            self._look.function(static.__func__)
+        elif is_plain(static):
+            return self._value(path, name, static)
+        elif not is_callable_constant(static):
+            raise Untraceable(f"it reads {_dotted(path, name)}, a {type(static).__name__}")
+        return object.__getattribute__(module, name)
+
+
+def signature(forward: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a forward, without self. Raises Untraceable for *args and **kwargs."""
+    parameters = list(inspect.signature(forward, follow_wrapped=False).parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise Untraceable(f"it takes {parameter}")
+        if parameter.default is not parameter.empty and not is_plain(parameter.default):
+            raise Untraceable(f"the default of {parameter.name} is a {type(parameter.default).__name__}")
+    return {parameter.name: parameter for parameter in parameters}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if not module_qualified_name:
+            raise Untraceable("it calls itself")
+        return True
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+        return attr_val  # reads are the recorder's
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_arg(self, a: object) -> object:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, Tensor):
+            raise Untraceable("it makes a tensor that does not depend on its input")
+        return super().create_arg(a)
+
+
+class _Value(fx.Proxy):
+    """A stand-in that does not answer to isinstance in a user's code: it would say no to Tensor."""
+
+    @property
+    def __class__(self) -> type:
+        asker = sys._getframe(1).f_globals.get("__name__", "")
+        if asker.partition(".")[0] == "torch":
+            return _Value
+        raise Untraceable("it asks for the type of a value")
+
+
+def _entry(trace: Trace, forward: Callable) -> FunctionType:
+    """A forward of the required parameters alone, the others at their defaults, that turns the recording on."""
+    required = [p for p in trace.parameters.values() if p.default is p.empty]
+    by_position = [p.name for p in required if p.kind is not p.KEYWORD_ONLY]
+    by_name = [f"{p.name}={p.name}" for p in required if p.kind is p.KEYWORD_ONLY]
+    names = "".join(f", {p.name}" for p in required)
+    source = f"def forward(self{names}):\n    return _run({', '.join(['self', *by_position, *by_name])})\n"
+
+    def run(*args: object, **kwargs: object) -> object:
+        trace.recording = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            trace.recording = False
+
+    namespace: dict[str, object] = {"_run": run}
+    exec(source, namespace)
+    return namespace["forward"]
+
+
+def _read(self: nn.Module, name: str) -> object:
+    own = object.__getattribute__(self, "__dict__")
+    trace = own[_TRACE]
+    if not trace.recording or sys._getframe(1).f_globals.get("__name__") == fx.Tracer.__module__:
+        return object.__getattribute__(self, name)
+    return trace.read(self, own, name)
+
+
+def _missing(self: nn.Module, name: str) -> object:
+    own = object.__getattribute__(self, "__dict__")
+    if own[_TRACE].recording:
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    return nn.Module.__getattr__(self, name)
+
+
+def _write(self: nn.Module, name: str, *_: object) -> None:
+    raise Untraceable(f"it writes self.{name}")
+
+
+def _double(
+    module: nn.Module, kind: type, path: str, trace: Trace, doubles: dict[int, nn.Module]
+) -> nn.Module:
+    """A shallow copy of a tree of modules whose reads go to `trace`."""
+    if id(module) in doubles:
+        return doubles[id(module)]
+    double = object.__new__(_recording(kind, root=not path))
+    doubles[id(module)] = double
+    children = {
+        name: None
+        if child is None
+        else _double(child, type(child), f"{path}.{name}".lstrip("."), trace, doubles)
+        for name, child in module._modules.items()
+    }
+    own = object.__getattribute__(double, "__dict__")
+    own.update({**module.__dict__, "_modules": children, _TRACE: trace, _PATH: path})
+    return double
+
+
+_recording_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+
+
+def _recording(kind: type, root: bool) -> type:
+    """The class of doubles: a new one for each root (it gets a forward of its own), one for all others."""
+    if root or kind not in _recording_classes:
+        namespace = {"__getattr__": _missing, "__setattr__": _write, "__delattr__": _write}
+        if can_be_subclassed(kind):
+            made = type(kind)(kind.__name__, (kind,), {**namespace, "__getattribute__": _read})
+        else:
+            made = type(kind.__name__, (nn.Module,), {**namespace, "__getattribute__": _read_opaque})
+        if root:
+            return made
+        _recording_classes[kind] = made
+    return _recording_classes[kind]
+
+
+def _read_opaque(self: nn.Module, name: str) -> object:
+    own = object.__getattribute__(self, "__dict__")
+    if own[_TRACE].recording and sys._getframe(1).f_globals.get("__name__") != fx.Tracer.__module__:
+        raise Untraceable(
+            f"it reads {_dotted(own[_PATH], name)} of a module with attribute access of its own"
+        )
+    return object.__getattribute__(self, name)
+
+
+def can_be_subclassed(kind: type) -> bool:
+    """Whether a subclass made at run time behaves as `kind` does."""
+    return (
+        type(kind) in (type, abc.ABCMeta)
+        and kind.__getattr__ is nn.Module.__getattr__
+        and kind.__getattribute__ is object.__getattribute__
+        and not any("__init_subclass__" in base.__dict__ for base in kind.__mro__[:-1])
+    )
+
+
+def _user_defined(function: FunctionType) -> bool:
+    return function.__module__.partition(".")[0] != "torch"
+
+
+def _dotted(path: str, name: str) -> str:
+    return ".".join(filter(None, ("self", path, name)))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, fx.proxy.TraceError) and "control flow" in text:
+        return "its control flow depends on data"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _random_states() -> list[object]:
+    return [random.getstate(), torch.get_rng_state(), *_numpy_state()]
+
+
+def _numpy_state() -> list[tuple]:
+    numpy = sys.modules.get("numpy")
+    return [numpy.random.get_state(legacy=True)] if numpy else []
+
+
+def _same_states(before: list[object], after: list[object]) -> bool:
+    same_numpy = all(str(a) == str(b) for a, b in zip(before[2:], after[2:], strict=True))
+    return before[0] == after[0] and torch.equal(before[1], after[1]) and same_numpy
+
+
+def _restore_random_states(states: list[object]) -> None:
+    random.setstate(states[0])
+    torch.set_rng_state(states[1])
+    if len(states) == 3:
+        sys.modules["numpy"].random.set_state(states[2])
