@@ -36,7 +36,8 @@ class Guards:
     def equal(self, path: str, name: str, value: object) -> None:
         """An attribute compared by type and value."""
         if value is None or isinstance(value, bool):
-            return self.same(path, name, value)
+            self.same(path, name, value)
+            return
         read = _attribute(name)
         self.add(path, f"type({read}) is {{1}} and {read} == {{0}}", value, type(value))
 

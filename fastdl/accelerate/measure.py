@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ def measure(
     model: nn.Module, candidates: list[Candidate], example_inputs: tuple | Mapping[str, object]
 ) -> dict[int, Measurement]:
     """By id of the candidate. The model runs once, without gradients, and is left as it was."""
+    if any(isinstance(module, nn.modules.lazy.LazyModuleMixin) for module in model.modules()):
+        raise ValueError("the model has lazy modules: run it once before measuring it with example_inputs")
     found = {id(candidate): Measurement("the example inputs do not reach it") for candidate in candidates}
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     given = {value.data_ptr() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
@@ -145,7 +148,7 @@ def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     twin = object.__new__(type(module))
     containers = (dict, set)
     twin.__dict__.update(
-        {name: type(v)(v) if isinstance(v, containers) else v for name, v in module.__dict__.items()}
+        {name: copy.copy(v) if isinstance(v, containers) else v for name, v in module.__dict__.items()}
     )
     twin._forward_pre_hooks.clear()
     for name, parameter in module._parameters.items():

@@ -13,9 +13,11 @@ from torch import nn
 
 from . import families
 from .classes import take_back
+from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
-from .tracing import Trace, can_be_subclassed
+from .sequential import runs_in_order
+from .tracing import Trace
 
 
 def refusal(kind: type) -> str | None:
@@ -31,9 +33,14 @@ def refusal(kind: type) -> str | None:
 def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
     """The forward of the owner's own class by `training` value; one trace for both if it does not read it."""
     found: dict[bool, Trace | Untraceable] = {}
+    kind = base_class(owner)
+    if not can_be_subclassed(kind):
+        if not runs_in_order(kind):
+            return dict.fromkeys((True, False), Untraceable(refusal(kind)))
+        kind = nn.Sequential
     for training in (True, False):
         try:
-            found[training] = Trace(owner, base_class(owner), training)
+            found[training] = Trace(owner, kind, training)
         except Untraceable as reason:
             found[training] = reason
         if training and isinstance(found[True], Trace) and not found[True].reads_training:

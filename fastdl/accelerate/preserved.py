@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import random
-import sys
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from .random_state import RandomState
+
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes, mode, hooks, gradients and buffer values it had before."""
-    modules = [(module, _attributes(module)) for module in model.modules()]
+    modules = [(module, *_attributes(module)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy else None
+    random = RandomState()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(drawn)
-        for module, (attributes, containers) in modules:
+        random.restore()
+        for module, attributes, containers in modules:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, content in containers:
@@ -40,7 +37,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, object], list[tuple]]:
-    """The attributes, and what is in those that are dicts or sets (parameters, buffers, submodules, hooks)."""
+    """The attributes, and what is in those that are dicts or sets (buffers, submodules, hooks)."""
     attributes = dict(module.__dict__)
-    containers = [value for value in attributes.values() if isinstance(value, (dict, set))]
-    return attributes, [(container, type(container)(container)) for container in containers]
+    # Not the parameters: a forward leaves them alone, but FSDP2 exchanges shards and wholes there.
+    containers = [v for name, v in attributes.items() if isinstance(v, (dict, set)) and name != "_parameters"]
+    return attributes, [(container, copy.copy(container)) for container in containers]

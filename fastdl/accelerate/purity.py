@@ -16,55 +16,19 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 import torch
 
 # Builtins with an effect outside, or that reach attributes behind the recorder's back.
-_BUILTINS = frozenset(
-    [
-        "print",
-        "open",
-        "input",
-        "exec",
-        "eval",
-        "compile",
-        "globals",
-        "locals",
-        "vars",
-        "setattr",
-        "delattr",
-        "breakpoint",
-        "id",
-        "type",
-        "issubclass",
-    ]
-)
+_BUILTINS = {
+    *("print", "open", "input", "exec", "eval", "compile", "breakpoint"),
+    *("globals", "locals", "vars", "setattr", "delattr"),
+    *("id", "type", "issubclass"),
+}
 # Functions of torch whose answer, or effect, belongs to the moment of the call.
-_MOMENTARY = frozenset(
-    [
-        "autocast",
-        "checkpoint",
-        "checkpoint_sequential",
-        "disable",
-        "enable_grad",
-        "empty_cache",
-        "fork",
-        "inference_mode",
-        "initial_seed",
-        "is_autocast_enabled",
-        "is_compiling",
-        "is_exporting",
-        "is_grad_enabled",
-        "is_in_onnx_export",
-        "is_inference",
-        "is_inference_mode_enabled",
-        "is_tensor",
-        "is_tracing",
-        "manual_seed",
-        "no_grad",
-        "record_function",
-        "set_autocast_enabled",
-        "set_default_device",
-        "set_default_dtype",
-        "set_grad_enabled",
-    ]
-)
+_MOMENTARY = {
+    *("no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "is_grad_enabled", "is_inference"),
+    *("is_inference_mode_enabled", "autocast", "set_autocast_enabled", "is_autocast_enabled"),
+    *("is_compiling", "is_exporting", "is_tracing", "is_in_onnx_export", "is_tensor", "disable"),
+    *("checkpoint", "checkpoint_sequential", "fork", "record_function", "empty_cache"),
+    *("manual_seed", "initial_seed", "set_default_dtype", "set_default_device"),
+}
 _MODULES = ("torch", "math", "operator", "typing", "collections", "functools", "itertools", "__future__")
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
@@ -150,7 +114,7 @@ class Look:
     def _name(self, name: str, function: FunctionType) -> None:
         if name in function.__globals__:
             value = function.__globals__[name]
-            if is_plain(value):
+            if is_plain(value) and not isinstance(value, (list, dict, set)):
                 self.constants[id(function.__globals__), name] = (function.__globals__, name, value)
             else:
                 self._value(name, value)
@@ -163,7 +127,7 @@ class Look:
                 raise Untraceable(f"uses the module {value.__name__}")
         elif isinstance(value, (FunctionType, BuiltinFunctionType)) or _of_torch(value):
             self.function(value)
-        elif not isinstance(value, type) and not is_plain(value):
+        elif not isinstance(value, (type, *_PLAIN)):
             raise Untraceable(f"reads {name}, a {type(value).__name__} from outside the module")
 
 

@@ -98,6 +98,7 @@ def store(model: nn.Module, rows: list[Row]) -> None:
     # A module called from two places may be fused in one and kept in the other: the fused row is shown.
     by_name.update((row.name, row) for row in sorted(rows, key=lambda row: row.action == "fused"))
     model.__dict__[_ROWS] = tuple(by_name.values())
+    model.__dict__[_ROWS] = report(model).rows  # in order
 
 
 def forget(module: nn.Module) -> None:

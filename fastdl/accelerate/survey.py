@@ -44,6 +44,9 @@ class Survey:
         self.owners = [module for module in model.modules() if _is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         self.callers = self._callers()
+        # What is below a forward that cannot be read: it may call the layers there one by one.
+        unread = (module for module in self.owners if len(self._readable(module)) < 2)
+        self.unwatched = {id(inner) for module in unread for inner in module.modules() if inner is not module}
         self.places = Counter(id(child) for module in model.modules() for child in module._modules.values())
         self.candidates = [candidate for module in self.owners for candidate in self._of(module)]
 
@@ -53,7 +56,8 @@ class Survey:
             return
         known = {id(candidate.module) for candidate in self.candidates}
         for module in self.owners:
-            known |= {id(module.get_submodule(path)) for path in owner.fused_paths(module)}
+            paths = owner.fused_paths(module)
+            known |= {id(inner) for path, inner in module.named_modules() if path in paths}
         for name, module in self.model.named_modules():
             if _is_convolution(module) and id(module) not in known:
                 yield name
@@ -122,19 +126,12 @@ class Survey:
     def _can_swap(
         self, module: nn.Module, patterns: dict[bool, list[ConvPattern]], first: ConvPattern
     ) -> bool:
-        # Where some forward above cannot be read, it may call the layers one by one: they stay what they are.
-        readable_above = all(
-            isinstance(trace, Trace)
-            for above in self.owners
-            if above is not module and any(inner is module for inner in above.modules())
-            for trace in self.traces[id(above)].values()
-        )
         return (
             sequential.runs_in_order(owner.base_class(module))
             and sequential.can_swap(first)
             and len(patterns[True]) == 1
             and self.places[id(first.conv)] == 1
-            and readable_above
+            and id(module) not in self.unwatched
         )
 
     def _restriction(self, module: nn.Module, usable: dict[bool, list[ConvPattern]]) -> str:

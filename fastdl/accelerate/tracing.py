@@ -7,29 +7,27 @@ are leaves of the graph.
 
 from __future__ import annotations
 
-import abc
 import copy
 import inspect
-import random
 import sys
 from collections.abc import Callable, Mapping
 from types import FunctionType, MappingProxyType
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, fx, nn
 
+from .doubles import Doubles
 from .guards import Guards
 from .purity import Look, Untraceable, is_callable_constant, is_plain
+from .random_state import RandomState
 
 _MISSING = object()
-_TRACE, _PATH = "_fastdl_trace", "_fastdl_path"
 
 
 class Trace:
     """`graph` of `kind.forward` on `owner` while `owner.training == training`, valid as long as `guards` hold.
 
-    `kind` is the owner's class or one it was made from. Raises Untraceable. `parameters` are those of forward without self; those with a default are traced at it.
+    `kind` is the owner's class or one it was made from. `parameters` are those of its forward without self; the
+    trace has those with a default at it. Raises Untraceable.
     """
 
     def __init__(self, owner: nn.Module, kind: type, training: bool) -> None:
@@ -48,11 +46,10 @@ class Trace:
             self.guards.constant(namespace, name, value)
 
     def _run(self, forward: Callable) -> fx.Graph:
-        doubles: dict[int, nn.Module] = {}
-        root = _double(self.owner, self.kind, "", self, doubles)
-        self._canonical = {id(double): vars(double)[_PATH] for double in doubles.values()}
+        doubles = Doubles(self.owner, self.kind, self)
+        root, self._canonical = doubles.root, doubles.paths
         self.tracer = _Tracer()
-        draws = _random_states()
+        random = RandomState()
         try:
             type(root).forward = _entry(self, forward)
             graph = self.tracer.trace(root)
@@ -62,8 +59,8 @@ class Trace:
             raise Untraceable(_first_line(error)) from error
         finally:
             self.recording = False
-            drawn = not _same_states(draws, _random_states())
-            _restore_random_states(draws)
+            drawn = not random.unchanged()
+            random.restore()
         if drawn:
             raise Untraceable("it draws random numbers outside of tensor operations")
         for name, given, before in self._snapshots:
@@ -71,9 +68,8 @@ class Trace:
                 raise Untraceable(f"it changes {name}")
         return graph
 
-    def read(self, module: nn.Module, own: dict, name: str) -> object:
+    def read(self, module: nn.Module, path: str, own: dict[str, object], name: str) -> object:
         """What reading `module.name` inside the forward gives; the read becomes a guard."""
-        path = own[_PATH]
         if name in ("__class__", "__doc__", "__module__"):
             return object.__getattribute__(module, name)
         if name == "__dict__":
@@ -215,80 +211,6 @@ def _entry(trace: Trace, forward: Callable) -> FunctionType:
     return namespace["forward"]
 
 
-def _read(self: nn.Module, name: str) -> object:
-    own = object.__getattribute__(self, "__dict__")
-    trace = own[_TRACE]
-    if not trace.recording or sys._getframe(1).f_globals.get("__name__") == fx.Tracer.__module__:
-        return object.__getattribute__(self, name)
-    return trace.read(self, own, name)
-
-
-def _missing(self: nn.Module, name: str) -> object:
-    own = object.__getattribute__(self, "__dict__")
-    if own[_TRACE].recording:
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-    return nn.Module.__getattr__(self, name)
-
-
-def _write(self: nn.Module, name: str, *_: object) -> None:
-    raise Untraceable(f"it writes self.{name}")
-
-
-def _double(
-    module: nn.Module, kind: type, path: str, trace: Trace, doubles: dict[int, nn.Module]
-) -> nn.Module:
-    """A shallow copy of a tree of modules whose reads go to `trace`."""
-    if id(module) in doubles:
-        return doubles[id(module)]
-    double = object.__new__(_recording(kind, root=not path))
-    doubles[id(module)] = double
-    children = {
-        name: None
-        if child is None
-        else _double(child, type(child), f"{path}.{name}".lstrip("."), trace, doubles)
-        for name, child in module._modules.items()
-    }
-    own = object.__getattribute__(double, "__dict__")
-    own.update({**module.__dict__, "_modules": children, _TRACE: trace, _PATH: path})
-    return double
-
-
-_recording_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
-
-
-def _recording(kind: type, root: bool) -> type:
-    """The class of doubles: a new one for each root (it gets a forward of its own), one for all others."""
-    if root or kind not in _recording_classes:
-        namespace = {"__getattr__": _missing, "__setattr__": _write, "__delattr__": _write}
-        if can_be_subclassed(kind):
-            made = type(kind)(kind.__name__, (kind,), {**namespace, "__getattribute__": _read})
-        else:
-            made = type(kind.__name__, (nn.Module,), {**namespace, "__getattribute__": _read_opaque})
-        if root:
-            return made
-        _recording_classes[kind] = made
-    return _recording_classes[kind]
-
-
-def _read_opaque(self: nn.Module, name: str) -> object:
-    own = object.__getattribute__(self, "__dict__")
-    if own[_TRACE].recording and sys._getframe(1).f_globals.get("__name__") != fx.Tracer.__module__:
-        raise Untraceable(
-            f"it reads {_dotted(own[_PATH], name)} of a module with attribute access of its own"
-        )
-    return object.__getattribute__(self, name)
-
-
-def can_be_subclassed(kind: type) -> bool:
-    """Whether a subclass made at run time behaves as `kind` does."""
-    return (
-        type(kind) in (type, abc.ABCMeta)
-        and kind.__getattr__ is nn.Module.__getattr__
-        and kind.__getattribute__ is object.__getattribute__
-        and not any("__init_subclass__" in base.__dict__ for base in kind.__mro__[:-1])
-    )
-
-
 def _user_defined(function: FunctionType) -> bool:
     return function.__module__.partition(".")[0] != "torch"
 
@@ -302,24 +224,3 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, fx.proxy.TraceError) and "control flow" in text:
         return "its control flow depends on data"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _random_states() -> list[object]:
-    return [random.getstate(), torch.get_rng_state(), *_numpy_state()]
-
-
-def _numpy_state() -> list[tuple]:
-    numpy = sys.modules.get("numpy")
-    return [numpy.random.get_state(legacy=True)] if numpy else []
-
-
-def _same_states(before: list[object], after: list[object]) -> bool:
-    same_numpy = all(str(a) == str(b) for a, b in zip(before[2:], after[2:], strict=True))
-    return before[0] == after[0] and torch.equal(before[1], after[1]) and same_numpy
-
-
-def _restore_random_states(states: list[object]) -> None:
-    random.setstate(states[0])
-    torch.set_rng_state(states[1])
-    if len(states) == 3:
-        sys.modules["numpy"].random.set_state(states[2])

@@ -1,0 +1,433 @@
+"""What accelerate() keeps as it is, and the reason its report gives."""
+
+import copy
+import random
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import fastdl
+
+
+def reason(model: nn.Module, name: str) -> str:
+    """The reason of a kept module, checked against the model: nothing else about it changed."""
+    plain, text = type(model), repr(model)
+    row = fastdl.report(fastdl.accelerate(model))[name]
+    assert row.action == "kept"
+    assert type(model) is plain
+    assert repr(model) == text
+    with pytest.raises(fastdl.UnsupportedError, match="would keep"):
+        fastdl.accelerate(model, strict=True)
+    return row.reason
+
+
+def block(
+    conv: nn.Module | None = None, relu: nn.Module | None = None, pool: nn.Module | None = None
+) -> nn.Module:
+    return nn.Sequential(conv or nn.Conv2d(3, 4, 3), relu or nn.ReLU(), pool or nn.MaxPool2d(2))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_hooks(index, register):
+    model = block()
+    getattr(model[index], register)(lambda *_: None)
+    assert "has hooks" in reason(model, "0")
+
+
+def test_hooks_on_batch_norm():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model[1].register_forward_hook(lambda *_: None)
+    assert reason(model, "0") == "BatchNorm2d has hooks"
+
+
+def test_hooks_on_the_container_do_not_matter():
+    model, seen = block(), []
+    model.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    fastdl.accelerate(model)(torch.ones(1, 3, 6, 6))
+    assert fastdl.report(model)["0"].action == "fused"
+    assert seen == [(1, 4, 2, 2)]
+
+
+def test_parametrizations():
+    assert reason(block(parametrizations.weight_norm(nn.Conv2d(3, 4, 3))), "0") == "Conv2d is parametrized"
+    assert reason(block(parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))), "0") == "Conv2d is parametrized"
+
+
+def test_weight_norm_by_hook():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+    assert reason(block(conv), "0") == "Conv2d has hooks"
+
+
+def test_pruned_weight():
+    conv = nn.Conv2d(3, 4, 3)
+    prune.l1_unstructured(conv, "weight", 0.5)
+    assert reason(block(conv), "0") == "Conv2d has hooks"
+
+
+def test_weight_that_is_no_parameter():
+    conv = nn.Conv2d(3, 4, 3)
+    weight = conv.weight.detach()
+    del conv.weight
+    conv.weight = weight
+    assert reason(block(conv), "0") == "the weight is not a Parameter of the convolution"
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes(mode):
+    assert reason(block(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)), "0") == f"padding_mode is {mode!r}"
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class DoubledInside(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class LeakyReLU(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x)
+
+
+class MeanPool(nn.MaxPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        dict(conv=Doubled(3, 4, 3)),
+        dict(conv=DoubledInside(3, 4, 3)),
+        dict(relu=LeakyReLU()),
+        dict(pool=MeanPool(2)),
+    ],
+    ids=["forward", "_conv_forward", "relu", "pool"],
+)
+def test_overridden_forward(layers):
+    (layer,) = layers.values()
+    assert reason(block(**layers), "0") == f"{type(layer).__name__} has a forward of its own"
+
+
+def test_forward_set_on_the_instance():
+    conv = nn.Conv2d(3, 4, 3)
+    conv.forward = lambda x: x
+    assert reason(block(conv), "0") == "Conv2d has a forward of its own"
+
+
+def test_overridden_batch_norm():
+    class Silent(nn.BatchNorm2d):
+        def forward(self, x):
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Silent(4), nn.ReLU())
+    assert reason(model, "0") == "Silent has a forward of its own"
+
+
+def test_lazy_until_initialised():
+    model = block(nn.LazyConv2d(4, 3))
+    assert "not initialised yet" in reason(model, "0")
+    model(torch.ones(1, 3, 6, 6))
+    assert fastdl.report(fastdl.accelerate(model))["0"].action == "fused"
+
+
+def test_quantized_weight():
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight = nn.Parameter(torch.ones(4, 3, 3, 3, dtype=torch.int8), requires_grad=False)
+    assert reason(block(conv), "0") == "a parameter is a Tensor of torch.int8"
+
+
+def test_weight_of_another_tensor_class():
+    class Quantized(Tensor):
+        pass
+
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight = nn.Parameter(conv.weight.detach().as_subclass(Quantized))
+    assert reason(block(conv), "0") == "a parameter is a Quantized of torch.float32"
+
+
+def test_quantization_aware_convolution():
+    qat = torch.ao.nn.qat.Conv2d(3, 4, 3, qconfig=torch.ao.quantization.get_default_qat_qconfig())
+    assert reason(block(qat), "0") == "Conv2d has a forward of its own"
+
+
+def test_complex_weights():
+    assert "torch.complex64" in reason(block(nn.Conv2d(3, 4, 3, dtype=torch.complex64)), "0")
+
+
+def test_large_window():
+    assert reason(block(pool=nn.MaxPool2d(16)), "0") == "the pool's window has 256 elements, more than 255"
+    assert fastdl.report(fastdl.accelerate(block(pool=nn.MaxPool2d((15, 17)))))["0"].action == "fused"
+
+
+def test_pool_that_returns_indices():
+    assert reason(block(pool=nn.MaxPool2d(2, return_indices=True)), "0") == "the pool returns indices"
+
+
+def test_batch_norm_of_another_size():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5), nn.ReLU())
+    assert reason(model, "0") == "BatchNorm2d has 5 features, the convolution 4"
+
+
+class Forward(nn.Module):
+    """conv, norm and pool as attributes; the forward is each test's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.register_buffer("scale", torch.ones(1))
+
+
+class SecondConsumer(Forward):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.pool(self.relu(y)) + self.pool(y)
+
+
+class SecondConsumerOfNorm(Forward):
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return self.relu(y) + y
+
+
+class ReturnsBoth(Forward):
+    def forward(self, x):
+        y = self.conv(x)
+        return y, F.relu(y)
+
+
+class DataDependent(Forward):
+    def forward(self, x):
+        if x.sum() > 0:
+            x = -x
+        return self.relu(self.conv(x))
+
+
+class DependsOnShape(Forward):
+    def forward(self, x):
+        if x.shape[0] > 1:
+            x = -x
+        return self.relu(self.conv(x))
+
+
+class Starred(Forward):
+    def forward(self, *inputs):
+        return self.relu(self.conv(inputs[0]))
+
+
+class NoGrad(Forward):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.relu(self.conv(x))
+
+
+class Decorated(Forward):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+class Tries(Forward):
+    def forward(self, x):
+        try:
+            return self.relu(self.conv(x))
+        except RuntimeError:
+            return x
+
+
+class Prints(Forward):
+    def forward(self, x):
+        print(x.shape)
+        return self.relu(self.conv(x))
+
+
+class Counts(Forward):
+    def forward(self, x):
+        self.calls = 1
+        return self.relu(self.conv(x))
+
+
+class Appends(Forward):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(1)
+        return self.relu(self.conv(x))
+
+
+class ReadsABuffer(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) * float(self.scale)
+
+
+class MakesATensor(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) + torch.arange(2)
+
+
+class DrawsInPython(Forward):
+    def forward(self, x):
+        if random.random() < 0.5:
+            x = -x
+        return self.relu(self.conv(x))
+
+
+class DrawsATensor(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if torch.rand(()) < 0.5 else x
+
+
+class AsksForAType(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if isinstance(x, Tensor) else None
+
+
+class AsksForGradMode(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if torch.is_grad_enabled() else x
+
+
+class ReadsAnObject(Forward):
+    def __init__(self):
+        super().__init__()
+        self.config = object()
+
+    def forward(self, x):
+        return self.relu(self.conv(x)) if self.config else x
+
+
+class ComputesThePool(Forward):
+    def forward(self, x):
+        return F.max_pool2d(F.relu(self.conv(x)), x.shape[2] // 3)
+
+
+class Pickled(Forward):
+    def __reduce__(self):
+        return Pickled, ()
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+SETTINGS = {"double": False}
+
+
+class ReadsAGlobalDict(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if SETTINGS else x
+
+
+class Registered(Forward):
+    kinds: list = []
+
+    def __init_subclass__(cls):
+        Registered.kinds.append(cls)
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+class Delegates(Forward):
+    def __getattr__(self, name):
+        return super().__getattr__(name)
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (SecondConsumer, "the output of conv is used 2 times"),
+        (SecondConsumerOfNorm, "the output of norm is used 2 times"),
+        (ReturnsBoth, "the output of conv is used 2 times"),
+        (DataDependent, "its control flow depends on data"),
+        (DependsOnShape, "its control flow depends on data"),
+        (Starred, "it takes *inputs"),
+        (NoGrad, "uses no_grad"),
+        (Decorated, "it takes **kwargs"),
+        (Tries, "with or try block"),
+        (Prints, "calls print()"),
+        (Counts, "writes the attribute calls"),
+        (Appends, "it changes self.seen"),
+        (ReadsABuffer, "float"),
+        (MakesATensor, "does not depend on its input"),
+        (DrawsInPython, "uses the module random"),
+        (DrawsATensor, "draws random numbers"),
+        (AsksForAType, "asks for the type of a value"),
+        (AsksForGradMode, "uses is_grad_enabled"),
+        (ReadsAnObject, "self.config, a object that no guard can watch"),
+        (ComputesThePool, "the pool's arguments are computed"),
+        (Pickled, "Pickled defines __reduce__"),
+        (ReadsAGlobalDict, "reads SETTINGS, a dict from outside the module"),
+        (Registered, "__init_subclass__"),
+        (Delegates, "attribute access of its own"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_forward(kind, says, capsys):
+    model = kind()
+    before, kinds = set(model.__dict__), list(Registered.kinds)
+    assert says in reason(model, "conv")
+    assert model.__dict__.keys() - before <= {"_fastdl_rows"}
+    assert Registered.kinds == kinds
+    assert capsys.readouterr().out == ""
+
+
+def test_a_trace_leaves_random_generators_alone():
+    model = DrawsATensor()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fastdl.accelerate(model)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_one_mode_only():
+    class NoisyTraining(Forward):
+        def forward(self, x):
+            if self.training and float(self.scale) > 0.5:
+                x = x + 1
+            return self.relu(self.conv(x))
+
+    model = NoisyTraining()
+    plain, x = copy.deepcopy(model), torch.randn(1, 3, 6, 6)
+    row = fastdl.report(fastdl.accelerate(model))["conv"]
+    assert row.action == "fused"
+    assert "in eval only" in row.reason
+    with fastdl.backend("reference"):
+        for training in (True, False):
+            assert torch.equal(model.train(training)(x), plain.train(training)(x))
+
+
+def test_no_relu():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3)
+    )
+    fastdl.accelerate(model, strict=True)  # they are no candidates
+    assert [row.reason for row in fastdl.report(model)] == ["no ReLU follows it"] * 3
+
+
+def test_other_layers_stay():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.ConvTranspose2d(4, 4, 3), nn.ReLU(), nn.Tanh()
+    )
+    layers = list(model)
+    fastdl.accelerate(model)
+    assert [model[i] is layers[i] for i in range(5)] == [True, False, True, True, True]
