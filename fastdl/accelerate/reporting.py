@@ -76,7 +76,7 @@ def report(model: nn.Module) -> Report:
     >>> import fastdl, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
     >>> print(fastdl.report(fastdl.accelerate(model)))
-    name  action  reason                                      error  speedup
+    name  action  reason                                   error  speedup
     0     fused   Conv2d → ReLU → MaxPool2d in Sequential
     """
     if not isinstance(model, nn.Module):

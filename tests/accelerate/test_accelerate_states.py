@@ -171,7 +171,26 @@ def test_moving_and_converting():
     model.bfloat16()
     assert model(ARCHITECTURES["attributes"].x().bfloat16()).dtype is torch.bfloat16
     model.to(memory_format=torch.channels_last)
-    assert model.to_empty(device="meta")(torch.empty(4, 3, 16, 16, device="meta")).shape == (4, 5)
+    x = ARCHITECTURES["attributes"].x().bfloat16().to(memory_format=torch.channels_last)
+    assert model(x).shape == (4, 5)
+
+
+def test_shapes_on_the_meta_device():
+    model = fastdl.accelerate(AttributeNet().eval()).to_empty(device="meta")
+    assert model(torch.empty(4, 3, 16, 16, device="meta")).shape == (4, 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export(name):
+    architecture = ARCHITECTURES[name]
+    model, x = fastdl.accelerate(architecture.model().eval()), architecture.x()
+    expected = model(x)
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), expected, rtol=1e-4, atol=1e-5)
+    assert not any("fastdl" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(
+        torch.jit.trace(model, x, check_trace=False)(x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_autocast():
