@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
 from architectures import ARCHITECTURES, AttributeNet, FunctionalNet
 from torch import nn
 
 import fastdl
+from fastdl.accelerate import survey
 
 NAMES = ["vgg", "attributes", "functional", "resnet", "norms in sequential"]
 PICKLABLE = [
@@ -165,19 +166,13 @@ def test_per_sample_gradients():
 
 
 def test_moving_and_converting():
-    model = fastdl.accelerate(AttributeNet().eval())
-    model.double()
-    assert model(ARCHITECTURES["attributes"].x().double()).dtype is torch.float64
-    model.bfloat16()
-    assert model(ARCHITECTURES["attributes"].x().bfloat16()).dtype is torch.bfloat16
+    model, x = fastdl.accelerate(FunctionalNet().eval()), ARCHITECTURES["functional"].x()
+    for dtype in (torch.float64, torch.bfloat16):
+        assert model.to(dtype)(x.to(dtype)).dtype is dtype
+    plain = fastdl.restore(copy.deepcopy(model.float()))
     model.to(memory_format=torch.channels_last)
-    x = ARCHITECTURES["attributes"].x().bfloat16().to(memory_format=torch.channels_last)
-    assert model(x).shape == (4, 5)
-
-
-def test_shapes_on_the_meta_device():
-    model = fastdl.accelerate(AttributeNet().eval()).to_empty(device="meta")
-    assert model(torch.empty(4, 3, 16, 16, device="meta")).shape == (4, 5)
+    x = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -315,8 +310,6 @@ def test_interrupted_while_applying(monkeypatch):
     architecture = ARCHITECTURES["resnet"]
     model = architecture.model()
     kinds, keys = [type(m) for m in model.modules()], set(model.__dict__)
-    from fastdl.accelerate import survey
-
     apply, applied = survey.Candidate.apply, []
 
     def interrupt(candidate):
@@ -330,4 +323,3 @@ def test_interrupted_while_applying(monkeypatch):
         fastdl.accelerate(model)
     assert [type(m) for m in model.modules()] == kinds
     assert set(model.__dict__) == keys
-    assert F.relu(torch.ones(1)) == 1
