@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import warnings
 
 import pytest
 import torch
@@ -175,6 +174,7 @@ def test_moving_and_converting():
     torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name):
     architecture = ARCHITECTURES[name]
