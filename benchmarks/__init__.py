@@ -1,0 +1,1 @@
+"""Measurements of fastdl against everything else that computes the same."""

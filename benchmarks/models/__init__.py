@@ -1,0 +1,1 @@
+"""Cases and providers, as data; `benchmarks/run.py` times them."""

@@ -1,0 +1,172 @@
+"""Rows of results: terminal table, CSV, JSON and plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass
+class Row:
+    """One provider in one case; the names are the CSV's columns. Ratios above 1 mean faster than."""
+
+    family: str
+    case: str
+    group: str
+    dtype: str
+    provider: str
+    layout: str
+    algorithm: str
+    status: str
+    ms: float | None = None
+    ms_p20: float | None = None
+    ms_p80: float | None = None
+    rounds: int | None = None
+    over_eager: float | None = None
+    over_best: float | None = None
+    best_rival: str = ""
+    goal: float | None = None
+    goal_eager: float | None = None
+    goal_met: str = ""
+    # flops of the direct computation over the time: Winograd, which does fewer, can exceed the limit
+    gflops: float | None = None
+    limit_gflops: float | None = None
+    limit_fraction: float | None = None
+    # relative L2 against fp64, the worst of outputs and gradients
+    error: float | None = None
+    # for backward, per output element
+    saved_bytes: float | None = None
+    # added to the resident process at the peak of one call
+    peak_mib: float | None = None
+    machine: str = ""
+    device: str = ""
+    cores: str = ""
+    threads: str = ""
+    isa: str = ""
+    torch: str = ""
+    torch_isa: str = ""
+    commit: str = ""
+    date: str = ""
+    load: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return self.provider.split()[0] == "fastdl"
+
+
+def describe(facts: Mapping[str, str], limits: Mapping[str, float]) -> str:
+    """One line about the machine."""
+    peaks = ", ".join(
+        f"{name} {limits[name]:.0f} GF/s" for name in ("float32", "bfloat16", "float16") if name in limits
+    )
+    return (
+        f"{facts['device']}, {facts['threads']} threads, {facts['isa']}, torch {facts['torch']}, "
+        f"commit {facts['commit']}, load {facts['load']}; peak {peaks}; copy {limits['copy']:.0f} GB/s"
+    )
+
+
+def case_lines(rows: list[Row]) -> str:
+    """The providers of one case, one a line."""
+    lines = []
+    for row in rows:
+        name = f"    {row.provider + ' ' + row.layout:26s}"
+        if row.ms is None:
+            lines.append(f"{name} {row.status}")
+            continue
+        ratio = f"{row.over_best:5.2f}x best" if row.over_best is not None else ""
+        saved = f"  saves {row.saved_bytes:.2f} B/element" if row.saved_bytes is not None else ""
+        peak = f"  +{row.peak_mib:.1f} MiB" if row.peak_mib is not None else ""
+        lines.append(
+            f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  {ratio}  "
+            f"{row.limit_fraction or 0:.2f} of peak  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
+        )
+    return "\n".join(lines)
+
+
+HEAD = (
+    "case",
+    "fastdl",
+    "ms",
+    "eager ms",
+    "x eager",
+    "best other",
+    "ms",
+    "x best",
+    "goal",
+    "met",
+    "of peak",
+    "MiB",
+    "saves B",
+)
+
+
+def lines(rows: list[Row]) -> list[tuple[str, ...]]:
+    """One line for each of our rows, in the order of HEAD; refused cases too."""
+    found = []
+    for row in (row for row in rows if row.ours):
+        name = f"{row.group}: {row.case}"
+        if row.ms is None:
+            found.append((name, row.layout, row.status, *[""] * (len(HEAD) - 3)))
+            continue
+        goals = [
+            f"{row.goal:g}x best" if row.goal else "",
+            f"{row.goal_eager:g}x eager" if row.goal_eager else "",
+        ]
+        found.append(
+            (
+                name,
+                " ".join(filter(None, (row.layout, row.algorithm))),
+                f"{row.ms:.3f}",
+                f"{row.ms * row.over_eager:.3f}" if row.over_eager else "",
+                f"{row.over_eager:.2f}" if row.over_eager else "",
+                row.best_rival,
+                f"{row.ms * row.over_best:.3f}" if row.over_best else "",
+                f"{row.over_best:.2f}" if row.over_best else "",
+                ", ".join(filter(None, goals)),
+                row.goal_met,
+                f"{row.limit_fraction:.2f}" if row.limit_fraction else "",
+                f"{row.peak_mib:.1f}" if row.peak_mib is not None else "",
+                f"{row.saved_bytes:.2f}" if row.saved_bytes is not None else "",
+            )
+        )
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """What fastdl won and lost, aligned for a terminal."""
+    cells = [HEAD, *lines(rows)]
+    # a refusal is longer than a column
+    widths = [max(len(line[i]) for line in cells if i != 2 or len(line[i]) < 12) for i in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def markdown(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    """A table; numbers to the right would need a column type, so all is to the left."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body))
+
+
+def write(rows: list[Row], limits: Mapping[str, float], stem: Path, plot: bool = True) -> None:
+    """<stem>.csv, <stem>.json and, with matplotlib, <stem>.png."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{stem}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    content = {"limits": dict(limits), "rows": [asdict(row) for row in rows]}
+    Path(f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+    if plot:
+        from benchmarks.plot import plot_rows
+
+        plot_rows(rows, Path(f"{stem}.png"))
+
+
+def read(path: Path) -> tuple[list[Row], dict[str, float]]:
+    """What `write` wrote as JSON."""
+    content = json.loads(path.read_text())
+    return [Row(**row) for row in content["rows"]], content["limits"]
