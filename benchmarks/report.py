@@ -80,27 +80,16 @@ def case_lines(rows: list[Row]) -> str:
         saved = f"  saves {row.saved_bytes:.2f} B/element" if row.saved_bytes is not None else ""
         peak = f"  +{row.peak_mib:.1f} MiB" if row.peak_mib is not None else ""
         lines.append(
-            f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  {ratio}  "
-            f"{row.limit_fraction or 0:.2f} of peak  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
+            f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  "
+            f"{ratio}  {row.limit_fraction or 0:.2f} of peak  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
         )
     return "\n".join(lines)
 
 
 HEAD = (
-    "case",
-    "fastdl",
-    "ms",
-    "eager ms",
-    "x eager",
-    "best other",
-    "ms",
-    "x best",
-    "goal",
-    "met",
-    "of peak",
-    "MiB",
+    "case", "fastdl", "ms", "eager ms", "x eager", "best other", "ms", "x best", "goal", "met", "of peak", "MiB",
     "saves B",
-)
+)  # fmt: skip
 
 
 def lines(rows: list[Row]) -> list[tuple[str, ...]]:
@@ -140,10 +129,8 @@ def table(rows: list[Row]) -> str:
     cells = [HEAD, *lines(rows)]
     # a refusal is longer than a column
     widths = [max(len(line[i]) for line in cells if i != 2 or len(line[i]) < 12) for i in range(len(HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def markdown(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:

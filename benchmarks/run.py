@@ -231,7 +231,9 @@ def in_environment(family: str, cases: list[Case], arguments: argparse.Namespace
         command += ["--seconds", str(arguments.seconds)] if arguments.seconds else []
         command += ["--providers", *arguments.providers] if arguments.providers else []
         command += ["--cases", *(f"{case.group}/{case.name}" for case in cases)]
-        environment = {**os.environ, **cases[0].environment}
+        # Inductor's cache does not know of every such setting, and would serve code for other vectors.
+        cache = Path(tempfile.gettempdir(), "fastdl-inductor", *cases[0].environment.values())
+        environment = {**os.environ, **cases[0].environment, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
         finished = subprocess.run(command, env=environment, timeout=900)
         results = list(Path(folder).glob("*.json"))
         if not results:
@@ -245,10 +247,8 @@ def run_family(family: str, arguments: argparse.Namespace) -> list[Row]:
     cases = [case for case in cases if _chosen(case, arguments)]
     if not cases:
         return []
-    facts, limits = (
-        machine.facts(arguments.device),
-        machine.limits(arguments.device, {str(case.dtype)[6:] for case in cases if case.environment_set}),
-    )
+    dtypes = {str(case.dtype)[6:] for case in cases if case.environment_set}
+    facts, limits = machine.facts(arguments.device), machine.limits(arguments.device, dtypes)
     effort = QUICK if arguments.quick else Effort()
     if arguments.seconds:
         effort = Effort(seconds=arguments.seconds)
