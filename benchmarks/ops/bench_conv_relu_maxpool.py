@@ -87,9 +87,9 @@ class ConvCase(Case):
         taps = sample.C // g.groups * sample.K[0] * sample.K[1]
         flops = 2.0 * sample.N * sample.C_out * CH * CW * taps * (3 if training else 1)
         elements = sample.N * sample.C_out * OH * OW
-        return cls(
-            str(sample), group, dtype, flops, saved_per=elements, sample=sample, training=training, **others
-        )
+        pool = "pool2" if g.pool_size else "nopool"
+        name = f"{sample.N}x{sample.C}x{sample.H}x{sample.W}-to{sample.C_out}-{pool}"
+        return cls(name, group, dtype, flops, saved_per=elements, sample=sample, training=training, **others)
 
     def workload(self, device: str) -> Workload:
         x, weight, bias = (t if t is None else t.to(device) for t in self.sample.inputs(self.dtype))
@@ -108,9 +108,9 @@ class ConvCase(Case):
             wanted = [t for t in inputs64 if t is not None]
             truth |= _named(torch.autograd.grad(output, wanted, grad_output.double()))
         tensors = Tensors(x, weight, bias, grad_output, g)
-        return Workload(truth, tuple(self._providers(tensors, device)))
+        return Workload(truth, tuple(self.providers(tensors, device)))
 
-    def _providers(self, tensors: Tensors, device: str) -> list[Provider]:
+    def providers(self, tensors: Tensors, device: str) -> list[Provider]:
         layouts = ("NHWC", "NCHW") if self.sample.channels_last else ("NCHW", "NHWC")
         found = [Provider("eager", layout, tensors.eager(layout)) for layout in layouts]
         if device == "cuda":
