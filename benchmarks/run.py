@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if __package__ is None:  # run as a script
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402

@@ -1,0 +1,204 @@
+"""The runner: what it refuses to time, what a row says, and one small run of the real thing."""
+
+import csv
+import json
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import machine, report, run
+from benchmarks.ops import bench_conv_relu_maxpool as conv
+from benchmarks.ops import grid_conv_relu_maxpool as grid
+from benchmarks.performance import main as write_performance
+from benchmarks.providers import Case, Prepared, Provider, Workload
+from benchmarks.report import Row
+
+TINY = run.Effort(rounds=2, least_rounds=1, seconds=0.01, least_seconds=1e-5)
+TRUTH = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 3, 4)
+
+
+def provider(name: str, output: Tensor | Exception) -> Provider:
+    def prepare() -> Prepared:
+        if isinstance(output, Exception):
+            raise output
+        return Prepared(lambda: None, lambda: {"output": output}, "some algorithm", 24)
+
+    return Provider(name, "NCHW", prepare)
+
+
+@dataclass(frozen=True)
+class MadeCase(Case):
+    providers: tuple[Provider, ...] = ()
+
+    def workload(self, device: str) -> Workload:
+        return Workload({"output": TRUTH}, self.providers)
+
+
+def measured(**outputs: Tensor | Exception) -> dict[str, Row]:
+    providers = tuple(provider(name.replace("_", " "), output) for name, output in outputs.items())
+    case = MadeCase("made", "inference", torch.float32, 1e6, goal=1.0, saved_per=24, providers=providers)
+    rows = run.measure("made", case, "cpu", machine.facts("cpu"), {"float32": 100.0}, TINY)
+    return {row.provider.replace(" ", "_"): row for row in rows}
+
+
+WRONG = {
+    "slightly": TRUTH.float() * (1 + 2e-5),
+    "one element": TRUTH.float().index_fill(2, torch.tensor(0), 0.5),
+    "nan": TRUTH.float().index_fill(2, torch.tensor(0), torch.nan),
+    "infinite": TRUTH.float().index_fill(2, torch.tensor(0), torch.inf),
+    "shape": TRUTH.float()[:1],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_refuses_to_time_wrong_outputs(name):
+    rows = measured(eager=TRUTH.float(), fastdl=WRONG[name], other=TRUTH.float())
+    assert all(row.ms is None for row in rows.values())
+    assert rows["fastdl"].status.startswith("wrong: output has relative L2 error")
+    assert rows["eager"].status.startswith("refused: fastdl")
+    assert rows["other"].status.startswith("refused: fastdl")
+
+
+def test_a_missing_output_is_wrong():
+    assert run.errors({}, {"output": TRUTH})["output"] == float("inf")
+
+
+def test_times_what_agrees():
+    rows = measured(eager=TRUTH.float(), fastdl=TRUTH.float() * (1 + 5e-6), other=TRUTH.float())
+    assert all(row.status == "timed" and row.ms > 0 for row in rows.values())
+    assert rows["fastdl"].error == pytest.approx(5e-6, rel=0.05)
+    assert rows["fastdl"].saved_bytes == 1.0
+    assert rows["fastdl"].gflops == pytest.approx(1e6 / rows["fastdl"].ms / 1e6)
+    assert rows["fastdl"].limit_fraction == pytest.approx(rows["fastdl"].gflops / 100)
+
+
+def test_a_wrong_rival_is_shown_and_left_out():
+    rows = measured(eager=TRUTH.float(), other=WRONG["nan"], fastdl=TRUTH.float())
+    assert rows["other"].ms is None
+    assert rows["other"].status.startswith("wrong")
+    assert rows["fastdl"].best_rival == "eager NCHW"
+
+
+def test_a_failing_rival_is_a_row_and_ours_an_error():
+    rows = measured(
+        eager=TRUTH.float(), failing=ValueError("no such layer"), absent=ImportError("", name="engine")
+    )
+    assert rows["failing"].status == "failed: ValueError: no such layer"
+    assert rows["absent"].status == "not installed: engine"
+    with pytest.raises(ValueError, match="no such layer"):
+        measured(eager=TRUTH.float(), fastdl=ValueError("no such layer"))
+
+
+def test_the_gate_in_half_precision_is_twice_the_error_of_eager():
+    eager = {"output": 1e-3}
+    assert run.allowed(torch.bfloat16, "cpu", eager) == {"output": 2e-3}
+    assert run.disagreement({"output": 1.9e-3}, {"output": 2e-3}) is None
+    assert "output" in run.disagreement({"output": 2.1e-3}, {"output": 2e-3})
+
+
+def test_ratios_and_goals():
+    def row(name: str, ms: float, goal: float | None = None) -> Row:
+        return Row(
+            "f",
+            "c",
+            "g",
+            "float32",
+            name,
+            "NCHW",
+            "",
+            "timed",
+            ms=ms,
+            goal=goal,
+            goal_eager=5.0 if goal else None,
+        )
+
+    rows = [
+        row("eager", 12.0),
+        row("engine", 4.0),
+        row("fastdl", 2.0, goal=2.0),
+        row("fastdl", 2.5, goal=1.5),
+    ]
+    run.add_ratios(rows)
+    assert [r.over_eager for r in rows] == [1.0, 3.0, 6.0, 4.8]
+    assert [r.over_best for r in rows] == [4.0 / 12.0, 1.0, 2.0, 1.6]
+    assert [r.goal_met for r in rows] == ["", "", "yes", "no"]
+    assert rows[2].best_rival == "engine NCHW"
+
+
+def test_csv_and_json(tmp_path):
+    rows = list(measured(eager=TRUTH.float(), fastdl=TRUTH.float()).values())
+    report.write(rows, {"float32": 100.0}, tmp_path / "made")
+    with open(tmp_path / "made.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == [field.name for field in fields(Row)]
+    assert len(written) == 2
+    for name in ("machine", "device", "cores", "threads", "isa", "torch", "torch_isa", "commit", "date"):
+        assert all(row[name] for row in written), name
+    assert report.read(tmp_path / "made.json") == (rows, {"float32": 100.0})
+
+
+def test_performance_page_shows_losses(tmp_path):
+    slow = Row(
+        "f", "c", "g", "float32", "fastdl", "NCHW", "cpu direct", "timed", ms=2.0, goal=2.0, error=1e-7
+    )
+    fast = Row("f", "c", "g", "float32", "eager", "NCHW", "", "timed", ms=1.0, error=1e-7)
+    absent = Row("f", "c", "g", "float32", "engine", "NCHW", "", "not installed: engine")
+    run.add_ratios([slow, fast])
+    report.write([slow, fast, absent], {"float32": 100.0, "copy": 1.0}, tmp_path / "f-here", plot=False)
+    assert write_performance(["--results", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "- slower than eager NCHW: g c NCHW, 0.50x" in page
+    assert "- goal missed: g c NCHW" in page
+    assert "- engine NCHW, g: c: not installed: engine" in page
+
+
+def test_grid_rule():
+    def row(ms: float) -> Row:
+        return Row("f", "c", "g", "float32", "eager", "NCHW", "", "timed", ms=ms)
+
+    assert not grid.slower_than_allowed(row(1.049), row(1.0))
+    assert grid.slower_than_allowed(row(1.051), row(1.0))
+    assert not grid.slower_than_allowed(row(0.0129), row(0.01))
+    assert grid.slower_than_allowed(row(0.0131), row(0.01))
+
+
+def test_grid_covers():
+    samples = [case.sample for case in grid.cases(("inference",))]
+    assert len({case.name for case in grid.cases(("inference",))}) == len(samples) >= 60
+    assert {s.K[0] for s in samples if s.K[0] == s.K[1]} == {1, 2, 3, 4, 5, 6, 7}
+    assert {s.N for s in samples} >= {1, 256}
+    assert {s.channels_last for s in samples} == {False, True}
+    for name in ("stride", "groups", "dilation", "ceil_mode", "pool_dilation", "pool_padding"):
+        assert any(name in s.kwargs for s in samples), name
+    goals = {(c.sample.N, c.sample.C, c.sample.H, c.sample.C_out) for c in conv.cases("cpu")}
+    assert not goals & {(s.N, s.C, s.H, s.C_out) for s in samples}
+
+
+def test_quick_run_of_the_goal_table(tmp_path, capsys):
+    arguments = ["conv_relu_maxpool", "--quick", "--providers", "fastdl", "--out", str(tmp_path), "--exact"]
+    assert run.main([*arguments, "--cases", "inference/1x32x48x48-to64-pool2"]) == 0
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["provider"], row["layout"]) for row in rows] == [
+        ("eager", "NCHW"), ("eager", "NHWC"), ("fastdl", "NCHW"), ("fastdl", "NHWC"),
+    ]  # fmt: skip
+    assert all(row["status"] == "timed" for row in rows)
+    assert "1x32x48x48-to64-pool2" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not machine.has_avx2(), reason="the CPU has no AVX2")
+def test_limited_cases_run_in_their_own_process(tmp_path):
+    arguments = ["conv_relu_maxpool", "--quick", "--providers", "fastdl", "--out", str(tmp_path), "--exact"]
+    assert run.main([*arguments, "--cases", "AVX2 inference/1x32x48x48-to64-pool2"]) == 0
+    rows, _ = report.read(next(tmp_path.glob("*.json")))
+    assert {row.torch_isa for row in rows} == {"AVX2"}
+    assert {row.isa for row in rows} <= {"avx2", "no CPU kernels"}
+
+
+def test_unknown_family_and_no_case(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(["nonsense"])
+    assert run.main(["conv_relu_maxpool", "--cases", "nonsense"]) == 2
+    assert "no case matches" in capsys.readouterr().err
