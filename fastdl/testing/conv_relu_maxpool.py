@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops.conv_relu_maxpool.backends import Plan
 from ..ops.conv_relu_maxpool.geometry import Geometry, normalise
 from ..ops.conv_relu_maxpool.op import ConvReluMaxpool
-from ..ops.conv_relu_maxpool.reference import offsets_from_indices, reference_expand
+from ..ops.conv_relu_maxpool.reference import indices_from_record, offsets_from_indices, reference_expand
 
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
@@ -67,53 +67,65 @@ class Sample:
 
 POOL = dict(padding=1, pool_size=2)
 
+# fmt: off
 SAMPLES = (
     Sample(2, 3, 12, 12, 8, kwargs=POOL),  # first layer of an image network
     Sample(2, 3, 13, 11, 5, kwargs=dict(padding=1)),  # no pool, odd sizes, few outputs
     Sample(2, 16, 16, 16, 16, kwargs=POOL),  # Winograd without tails
     Sample(1, 19, 15, 17, 23, kwargs=POOL, channels_last=True),  # Winograd with tails everywhere
-    Sample(
-        3, 32, 9, 10, 40, kwargs=dict(pool_size=2, ceil_mode=True)
-    ),  # no padding, windows cut at the border
+    Sample(3, 32, 9, 10, 40, kwargs=dict(pool_size=2, ceil_mode=True)),  # no padding, windows cut at the border
     Sample(2, 24, 10, 8, 24, kwargs=dict(padding=2), bias=False),  # no pool, wide padding
+    Sample(1, 160, 10, 18, 72, kwargs=POOL, bias=False),  # many channels, one image
+    Sample(1, 9, 37, 70, 33, kwargs=POOL, channels_last=True),  # many tiles, few channels
+    Sample(5, 1, 2, 2, 1, kwargs=POOL),  # one window an image
     Sample(1, 8, 7, 9, 8, K=(1, 1), kwargs=dict(pool_size=2)),  # pointwise
     Sample(2, 4, 14, 14, 16, K=(5, 5), kwargs=dict(padding=2, pool_size=2)),
+    Sample(2, 2, 11, 19, 33, K=(5, 5), kwargs=dict(padding=2), channels_last=True),
     Sample(
-        1,
-        3,
-        23,
-        21,
-        12,
-        K=(7, 7),
+        1, 3, 23, 21, 12, K=(7, 7),
         kwargs=dict(stride=2, padding=3, pool_size=3, pool_stride=2, pool_padding=1),
     ),
     Sample(2, 6, 12, 13, 8, kwargs=dict(stride=(2, 1), padding=(0, 1), pool_size=(2, 3)), channels_last=True),
     Sample(1, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1, pool_size=2)),
     Sample(1, 5, 14, 15, 6, kwargs=dict(dilation=2, padding=2, pool_size=2, pool_dilation=2, pool_stride=1)),
-    Sample(
-        2, 4, 10, 10, 4, K=(3, 1), kwargs=dict(padding=(1, 0), pool_size=3, pool_stride=1, pool_padding=1)
-    ),
+    Sample(2, 4, 10, 10, 4, K=(3, 1), kwargs=dict(padding=(1, 0), pool_size=3, pool_stride=1, pool_padding=1)),
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one computation of a sample gives: outputs and gradients, and its own fp64 truth for each."""
+    """What one computation of a sample gives: outputs and gradients, and its own fp64 truth for each.
+
+    `chosen` is the fp64 value (after bias and ReLU) at the position the record names, 0 where it says closed;
+    None without a pool.
+    """
 
     values: tuple[Tensor | None, ...]
     truths: tuple[Tensor | None, ...]
+    chosen: Tensor | None
 
 
-def run_plan(sample: Sample, plan: Plan, dtype: torch.dtype, seed: int) -> Run:
+def run_plan(
+    sample: Sample,
+    plan: Plan,
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    device: str = "cpu",
+    integers: bool = False,
+) -> Run:
     """The sample by one backend and algorithm (`make_plan`)."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
         return ConvReluMaxpool.apply(x, weight, bias, plan)
 
-    return _run(sample, dtype, seed, compute)
+    return _run(sample, dtype, seed, compute, device, integers)
 
 
-def run_eager(sample: Sample, dtype: torch.dtype, seed: int) -> Run:
+def run_eager(
+    sample: Sample, dtype: torch.dtype, seed: int, *, device: str = "cpu", integers: bool = False
+) -> Run:
     """The sample by eager PyTorch in the dtype."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
@@ -124,28 +136,25 @@ def run_eager(sample: Sample, dtype: torch.dtype, seed: int) -> Run:
         output, indices = F.max_pool2d(y, *pool, return_indices=True)
         return output, offsets_from_indices(indices, y.shape[3], g).masked_fill(output <= 0, 255)
 
-    return _run(sample, dtype, seed, compute)
+    return _run(sample, dtype, seed, compute, device, integers)
 
 
-def _run(sample: Sample, dtype: torch.dtype, seed: int, compute: Callable) -> Run:
-    x, weight, bias = (None if t is None else t.requires_grad_() for t in sample.inputs(dtype, seed))
+def _run(
+    sample: Sample, dtype: torch.dtype, seed: int, compute: Callable, device: str, integers: bool
+) -> Run:
+    drawn = sample.inputs(dtype, seed, integers)
+    x, weight, bias = (None if t is None else t.to(device).requires_grad_() for t in drawn)
     g = sample.geometry(x, weight, bias)
     output, record = compute(x, weight, bias, g)
-    grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed + 1000)).to(dtype)
+    generator = torch.Generator().manual_seed(seed + 1000)
+    if integers:
+        grad_output = torch.randint(-2, 3, output.shape, generator=generator).to(dtype)
+    else:
+        grad_output = torch.randn(output.shape, generator=generator).to(dtype)
     inputs = [t for t in (x, weight, bias) if t is not None]
-    gradients = list(torch.autograd.grad(output, inputs, grad_output)) + [None] * (3 - len(inputs))
-    return Run(
-        (output.detach(), *gradients),
-        _truth(
-            x.detach(),
-            weight.detach(),
-            None if bias is None else bias.detach(),
-            grad_output,
-            output.detach(),
-            record,
-            g,
-        ),
-    )
+    gradients = torch.autograd.grad(output, inputs, grad_output.to(device))
+    values = [t.detach().cpu() for t in (output, *gradients)] + [None] * (3 - len(inputs))
+    return Run(tuple(values), *_truth(*drawn, grad_output, values[0], record.cpu(), g))
 
 
 def _truth(
@@ -156,29 +165,22 @@ def _truth(
     output: Tensor,
     record: Tensor,
     g: Geometry,
-) -> tuple[Tensor | None, ...]:
-    """fp64 output and gradients; these under the run's own record: near-ties send a whole gradient elsewhere."""
+) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+    """fp64 output and gradients; these under the run's own record: near-ties send a whole gradient elsewhere.
+    And the fp64 value the record chose."""
     x, weight, grad_output = x.double(), weight.double(), grad_output.double()
-    conv = F.conv2d(
-        x, weight, None if bias is None else bias.double(), g.stride, g.padding, g.dilation, g.groups
-    )
-    truth = F.relu(conv)
+    bias = None if bias is None else bias.double()
+    y = F.relu(F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups))
+    truth, chosen = y, None
     if g.pool_size:
-        truth = F.max_pool2d(truth, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
-        grad_conv = reference_expand(grad_output, record, tuple(conv.shape[2:]), g)
+        truth = F.max_pool2d(y, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
+        indices = indices_from_record(record, tuple(y.shape[2:]), g)
+        chosen = y.flatten(2).gather(2, indices.flatten(2)).view_as(truth).masked_fill(record == 255, 0)
+        grad_conv = reference_expand(grad_output, record, tuple(y.shape[2:]), g)
     else:
         grad_conv = grad_output.masked_fill(output <= 0, 0)
     grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad_conv,
-        x,
-        weight,
-        [weight.shape[0]],
-        g.stride,
-        g.padding,
-        g.dilation,
-        False,
-        (0, 0),
-        g.groups,
+        grad_conv, x, weight, [weight.shape[0]], g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
         [True] * 3,
-    )
-    return truth, grad_input, grad_weight, None if bias is None else grad_bias
+    )  # fmt: skip
+    return (truth, grad_input, grad_weight, None if bias is None else grad_bias), chosen
