@@ -116,12 +116,19 @@ def test_this_backend_ran(plan):
         return
     prefix = "fastdl::bias_relu_maxpool" if plan == COMPOSED else "fastdl::conv_relu_maxpool"
     assert prefix in operators.names
-    backward = "fastdl::conv_relu_maxpool_backward" if plan == WINOGRAD else "fastdl::bias_relu_maxpool_backward"
+    backward = (
+        "fastdl::conv_relu_maxpool_backward" if plan == WINOGRAD else "fastdl::bias_relu_maxpool_backward"
+    )
     assert backward in operators.names
     if _extension.cpu.loaded:
         assert prefix in ran
         assert backward in ran
-        torch_pass = {"aten::relu", "aten::max_pool2d", "aten::max_pool2d_with_indices", "aten::threshold_backward"}
+        torch_pass = {
+            "aten::relu",
+            "aten::max_pool2d",
+            "aten::max_pool2d_with_indices",
+            "aten::threshold_backward",
+        }
         assert not torch_pass & ran
         assert torch._C._dispatch_has_kernel_for_dispatch_key(prefix, "CPU")
 
