@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdl
 from fastdl import _extension, dispatch
+from fastdl.ops.conv_relu_maxpool import backends
 from fastdl.ops.conv_relu_maxpool.geometry import Geometry
 from fastdl.testing.conv_relu_maxpool import SAMPLES, Sample
 
@@ -68,8 +69,10 @@ COMPOSED, DIRECT, WINOGRAD = (Plan("cpu", a) for a in ("composed", "direct", "wi
 # Where nothing was compiled the raw operators are their Python reference: "winograd" there is the whole block
 # in one operator, "composed" its pieces.
 WITHOUT_KERNELS = () if _extension.cpu.loaded else (COMPOSED, WINOGRAD)
-PLANS = (REFERENCE, COMPOSED, DIRECT, WINOGRAD)
-KERNELS = (COMPOSED, DIRECT, WINOGRAD)
+KERNELS = tuple(
+    p for p in (COMPOSED, DIRECT, WINOGRAD) if p in [(c.backend, c.algorithm) for c in backends.CANDIDATES]
+)
+PLANS = (REFERENCE, *KERNELS)
 
 
 @contextlib.contextmanager

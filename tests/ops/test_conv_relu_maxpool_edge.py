@@ -7,7 +7,16 @@ import math
 
 import pytest
 import torch
-from conv_relu_maxpool_plans import COMPOSED, KERNELS, PLANS, REFERENCE, WITHOUT_KERNELS, eager, forced
+from conv_relu_maxpool_plans import (
+    COMPOSED,
+    KERNELS,
+    PLANS,
+    REFERENCE,
+    WINOGRAD,
+    WITHOUT_KERNELS,
+    eager,
+    forced,
+)
 from torch.testing import assert_close
 
 import fastdl
@@ -161,24 +170,14 @@ def test_an_empty_batch(plan, pool_size, channels_last, dtype):
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 9, 0, 5), (2, 9, 5, 0), (2, 9, 0, 0), (0, 9, 0, 5)], ids=str)
-def test_an_image_without_rows_or_columns(plan, shape):
-    """With enough padding torch convolves the padding alone; refusing it, as torch may, is right too."""
+@pytest.mark.parametrize("shape", [(2, 9, 0, 5), (2, 9, 5, 0), (2, 9, 0, 0)], ids=str)
+def test_an_image_without_rows_or_columns_is_refused(plan, shape):
+    """As in torch, even where the padding alone would be large enough."""
     _, weight, bias = inputs()
-    x = torch.zeros(shape)
-    kwargs = dict(padding=2, pool_size=2)
-    try:
-        expected = eager(x, weight, bias, **kwargs)
-    except RuntimeError:
-        expected = None
-    with forced(plan):
-        try:
-            output = conv_relu_maxpool(x, weight, bias, **kwargs)
-        except (RuntimeError, ValueError):
-            assert expected is None, "torch can, we cannot"
-        else:
-            assert expected is not None
-            assert_close(output, expected, **CLOSE)
+    with pytest.raises(RuntimeError):
+        eager(torch.zeros(shape), weight, bias, padding=2, pool_size=2)
+    with forced(plan), pytest.raises(ValueError, match="x must not be empty"):
+        conv_relu_maxpool(torch.zeros(shape), weight, bias, padding=2, pool_size=2)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -235,7 +234,7 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize("plan", [p for p in PLANS if p != KERNELS[2]], ids=str)
+@pytest.mark.parametrize("plan", [p for p in PLANS if p != WINOGRAD], ids=str)
 @pytest.mark.parametrize("pool", [*POOLS, {}], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_pools_times_convolutions(plan, pool, channels_last):
@@ -309,7 +308,9 @@ def test_very_small_and_very_large_numbers(plan, scale):
     x, bias = x.abs() * scale, bias.abs() * scale
     with forced(plan):
         output = conv_relu_maxpool(x, weight, bias, **BLOCK)
-    assert_close(output, eager(x, weight, bias, **BLOCK), rtol=1e-4, atol=scale * 1e-4 + 1e-44)
+    # A denormal's last bit is 1.4e-45; Winograd's transforms multiply a rounding by up to 400.
+    last_bits = 1e-44 if plan.exact_products else 1e-42
+    assert_close(output, eager(x, weight, bias, **BLOCK), rtol=1e-4, atol=scale * 1e-4 + last_bits)
 
 
 def test_inference_mode_tensors():
