@@ -1,0 +1,34 @@
+// Named, grid and cluster barriers, and flags in global memory.
+#pragma once
+#include <cooperative_groups.h>
+
+namespace fd {
+
+FD_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
+FD_DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+template <class T>
+FD_DEVICE T ld_acquire(const T* p) {
+  static_assert(sizeof(T) == 4, "one 32-bit word");
+  unsigned bits;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(p) : "memory");
+  return *reinterpret_cast<T*>(&bits);
+}
+template <class T>
+FD_DEVICE void st_release(T* p, T value) {
+  static_assert(sizeof(T) == 4, "one 32-bit word");
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(*reinterpret_cast<unsigned*>(&value)) : "memory");
+}
+FD_DEVICE void spin() {}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+FD_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+FD_DEVICE unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+FD_DEVICE void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+template <class T>
+FD_DEVICE T* cluster_map(T* p, unsigned rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+}
+#endif
+
+}  // namespace fd

@@ -1,0 +1,19 @@
+// What a test sets and reads, by ctypes.
+#pragma once
+#include "emulation/cuda.h"
+
+extern "C" {
+
+void emulation_set_schedule(int schedule) { emu::options.schedule = schedule; }
+
+// The first complaint since the last call, or null.
+const char* emulation_take_error() {
+  static std::string taken;
+  taken = std::move(emu::machine.error);
+  emu::machine.error.clear();
+  return taken.empty() ? nullptr : taken.c_str();
+}
+
+long emulation_switches() { return emu::machine.switches; }
+
+}  // extern "C"
