@@ -42,7 +42,7 @@ struct Barrier {
   const char* name;
   bool one_site;  // all threads must wait at the same line
   int live = 0, waiting = 0, phase = 0, all = 0;
-  char token[2];
+  char token[2] = {};
 };
 
 struct Copy {
@@ -67,7 +67,7 @@ struct Thread {
   void* arguments;  // of the warp collective it waits in
   unsigned mask;
   int phase = 0;
-  char token[2];
+  char token[2] = {};
   void *tsan, *asan = nullptr;
   std::vector<Copy> open_copies;                 // cp.async not yet committed
   std::vector<std::vector<Copy>> copy_groups;    // committed, not yet waited for
@@ -87,7 +87,7 @@ struct MemoryBarrier {
   int count, pending;
   long bytes = 0;
   int phase = 0;
-  char token[2];
+  char token[2] = {};
   std::vector<Copy> copies;
 };
 

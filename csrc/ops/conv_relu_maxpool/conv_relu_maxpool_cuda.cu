@@ -157,8 +157,8 @@ cudaError_t bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& p, void* w
   return fd::with_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     cudaError_t error = cudaSuccess;
-    if (p.grad_conv && p.N * p.C * p.CH * p.CW) error = expand<T>(p, stream);
-    if (error == cudaSuccess && p.grad_bias && p.C) error = grad_bias<T>(p, workspace, stream);
+    if (p.grad_conv && p.N * p.C * p.CH * p.CW > 0) error = expand<T>(p, stream);
+    if (error == cudaSuccess && p.grad_bias && p.C > 0) error = grad_bias<T>(p, workspace, stream);
     return error;
   });
 }

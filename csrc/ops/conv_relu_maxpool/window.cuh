@@ -27,7 +27,7 @@ struct Window {
 // As torch: of equal values the first wins, of NaNs the last.
 template <class C>
 struct WindowMax {
-  C value;
+  C value = -INFINITY;
   int offset = -1;  // kh * size_w + kw; -1: nothing inside the plane yet
 
   FD_DEVICE void take(C v, int at) {

@@ -1,0 +1,91 @@
+"""The emulated CUDA kernels of a family as a shared object: compiled once per content, called by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "emulation"
+
+COMMON_FLAGS = (
+    "-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DFD_EMULATE", f"-I{CSRC}",
+)  # fmt: skip
+# Registers that CUDA leaves undefined hold a pattern, so that using one shows.
+PLAIN_FLAGS = ("-O2", "-ftrivial-auto-var-init=pattern")
+
+
+class EmulationError(AssertionError):
+    """What the emulated machine complained about: a race, a bound, a barrier, an invalid launch."""
+
+
+@functools.cache
+def cuda_home() -> Path | None:
+    """The CUDA toolkit, or None. nvcc may be a wrapper, so it is asked where it lives."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True).stderr
+    tops = [line.removeprefix("#$ TOP=") for line in said.splitlines() if line.startswith("#$ TOP=")]
+    home = Path(tops[0]).resolve() if tops else Path(nvcc).resolve().parents[1]
+    return home if (home / "include" / "cuda_fp16.h").exists() else None
+
+
+def missing() -> str | None:
+    """Why kernels cannot be emulated here; None if they can."""
+    if cuda_home() is None:
+        return "the emulation needs the CUDA toolkit's headers (no nvcc found)"
+    if shutil.which("g++") is None:
+        return "the emulation needs g++"
+    return None
+
+
+def content_hash(*parts: str) -> str:
+    """16 hex digits over every C++ and CUDA source and `parts`."""
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for path in sorted(CSRC.rglob("*")):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp") and "cpu" not in path.relative_to(CSRC).parts:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(family: str) -> Path:
+    """csrc/emulation/ops/<family>.cpp compiled; the result of an earlier call where nothing changed."""
+    source = CSRC / "emulation" / "ops" / f"{family}.cpp"
+    command = ["g++", "-shared", "-fPIC", *PLAIN_FLAGS, *COMMON_FLAGS, "-isystem", f"{cuda_home()}/include"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    target = BUILD / f"{family}-{content_hash(*command)}.so"
+    with open(BUILD / f"{family}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in BUILD.glob(f"{family}-*.so"):
+                old.unlink()
+            partial = target.with_suffix(".partial")
+            subprocess.run([*command, str(source), "-o", str(partial)], check=True)
+            partial.rename(target)
+    return target
+
+
+@functools.cache
+def load(family: str) -> ctypes.CDLL:
+    """The family's shared object, its control functions declared."""
+    library = ctypes.CDLL(str(build(family)))
+    library.emulation_take_error.restype = ctypes.c_char_p
+    return library
+
+
+def run(library: ctypes.CDLL, launcher: str, *arguments: object, schedule: int = 0) -> None:
+    """Call a launcher under a schedule. Raises EmulationError with what the emulation says."""
+    library.emulation_set_schedule(schedule)
+    status = getattr(library, launcher)(*arguments)
+    error = library.emulation_take_error()
+    if error is not None:
+        raise EmulationError(error.decode())
+    if status != 0:
+        raise EmulationError(f"{launcher} returned CUDA error {status}")
