@@ -52,6 +52,38 @@ class Emulated:
         self.schedule = schedule
         self.library = library.load(FAMILY)
         self.library.emulated_bias_relu_maxpool_backward_workspace.restype = ctypes.c_int64
+        self.library.emulated_implicit_gemm_workspace.restype = ctypes.c_int64
+        self.library.emulated_implicit_gemm_refusal.restype = ctypes.c_char_p
+
+    def implicit_gemm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        g: Geometry,
+        strict: bool = False,
+        save_record: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        memory = _Memory()
+        (N, C, H, W), (C_out, _, KH, KW) = x.shape, weight.shape
+        CH, CW = g.conv_size(x, weight)
+        OH, OW = g.output_size((CH, CW))
+        output = memory.empty_image(N, C_out, OH, OW, x)
+        record = memory.empty_image(N, C_out, OH, OW, x, torch.uint8) if save_record and g.pool_size else None
+        conv = ConvGeometry(
+            N, C, H, W, C_out, KH, KW, g.groups, _pair(*g.stride), _pair(*g.padding), _pair(*g.dilation), CH, CW
+        )
+        p = ConvReluMaxpoolForward(
+            conv, _pool(g, OH, OW), DTYPES[x.dtype], memory.input(x), _quad(*x.stride()), memory.input(weight),
+            memory.input(bias), memory.address(output), _quad(*output.stride()), memory.address(record),
+        )  # fmt: skip
+        refusal = self.library.emulated_implicit_gemm_refusal(ctypes.byref(p))
+        if refusal is not None:
+            raise ValueError(refusal.decode())
+        workspace = memory.empty(self.library.emulated_implicit_gemm_workspace(ctypes.byref(p)), torch.uint8)
+        self._run("emulated_implicit_gemm_forward", ctypes.byref(p), int(strict), _ptr(memory.address(workspace)))
+        memory.check()
+        return output, x.new_empty(0, dtype=torch.uint8) if record is None else record
 
     def bias_relu_maxpool(
         self, conv: Tensor, bias: Tensor | None, g: Geometry, save_record: bool = True

@@ -1,6 +1,7 @@
 // The CUDA kernels of conv_relu_maxpool as host code, one entry per launcher.
 #include "emulation/control.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.cu"
+#include "ops/conv_relu_maxpool/implicit_gemm_cuda.cu"
 
 using namespace fastdl;
 
@@ -14,6 +15,14 @@ int64_t emulated_bias_relu_maxpool_backward_workspace(const BiasReluMaxpoolBackw
 }
 int emulated_bias_relu_maxpool_backward(const BiasReluMaxpoolBackward* p, void* workspace) {
   return cuda::bias_relu_maxpool_backward(*p, workspace, nullptr);
+}
+const char* emulated_implicit_gemm_refusal(const ConvReluMaxpoolForward* p) { return cuda::implicit_gemm_refusal(*p); }
+int64_t emulated_implicit_gemm_workspace(const ConvReluMaxpoolForward* p) {
+  return cuda::implicit_gemm_workspace(*p);
+}
+int emulated_implicit_gemm_forward(const ConvReluMaxpoolForward* p, int strict, void* workspace) {
+  return cuda::implicit_gemm_forward(*p, strict ? cuda::Precision::kStrict : cuda::Precision::kDefault, workspace,
+                                     nullptr);
 }
 
 }  // extern "C"
