@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,7 +29,14 @@ ConvGeometry = _struct(
     stride=_pair, padding=_pair, dilation=_pair, CH=_i64, CW=_i64,
 )  # fmt: skip
 PoolGeometry = _struct(
-    "PoolGeometry", present=ctypes.c_bool, size=_pair, stride=_pair, padding=_pair, dilation=_pair, OH=_i64, OW=_i64
+    "PoolGeometry",
+    present=ctypes.c_bool,
+    size=_pair,
+    stride=_pair,
+    padding=_pair,
+    dilation=_pair,
+    OH=_i64,
+    OW=_i64,
 )
 ConvReluMaxpoolForward = _struct(
     "ConvReluMaxpoolForward", conv=ConvGeometry, pool=PoolGeometry, dtype=ctypes.c_int, x=_ptr, x_strides=_quad,
@@ -46,10 +54,18 @@ BiasReluMaxpoolBackward = _struct(
 
 
 class Emulated:
-    """One schedule of the emulated machine. Every tensor is copied to guarded memory; outputs start as NaN."""
+    """One schedule of the emulated machine. Tensors are copied to guarded memory; outputs start as NaN.
 
-    def __init__(self, schedule: int = 0) -> None:
-        self.schedule = schedule
+    `tamper` changes a launcher's argument struct before the call, for tests of the emulation itself.
+    """
+
+    def __init__(
+        self,
+        schedule: int = 0,
+        guard_inputs: bool = True,
+        tamper: Callable[[ctypes.Structure], None] = lambda _: None,
+    ) -> None:
+        self.schedule, self.guard_inputs, self.tamper = schedule, guard_inputs, tamper
         self.library = library.load(FAMILY)
         self.library.emulated_bias_relu_maxpool_backward_workspace.restype = ctypes.c_int64
         self.library.emulated_implicit_gemm_workspace.restype = ctypes.c_int64
@@ -64,14 +80,26 @@ class Emulated:
         strict: bool = False,
         save_record: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        memory = _Memory()
+        memory = _Memory(self.guard_inputs)
         (N, C, H, W), (C_out, _, KH, KW) = x.shape, weight.shape
         CH, CW = g.conv_size(x, weight)
         OH, OW = g.output_size((CH, CW))
         output = memory.empty_image(N, C_out, OH, OW, x)
         record = memory.empty_image(N, C_out, OH, OW, x, torch.uint8) if save_record and g.pool_size else None
         conv = ConvGeometry(
-            N, C, H, W, C_out, KH, KW, g.groups, _pair(*g.stride), _pair(*g.padding), _pair(*g.dilation), CH, CW
+            N,
+            C,
+            H,
+            W,
+            C_out,
+            KH,
+            KW,
+            g.groups,
+            _pair(*g.stride),
+            _pair(*g.padding),
+            _pair(*g.dilation),
+            CH,
+            CW,
         )
         p = ConvReluMaxpoolForward(
             conv, _pool(g, OH, OW), DTYPES[x.dtype], memory.input(x), _quad(*x.stride()), memory.input(weight),
@@ -81,14 +109,14 @@ class Emulated:
         if refusal is not None:
             raise ValueError(refusal.decode())
         workspace = memory.empty(self.library.emulated_implicit_gemm_workspace(ctypes.byref(p)), torch.uint8)
-        self._run("emulated_implicit_gemm_forward", ctypes.byref(p), int(strict), _ptr(memory.address(workspace)))
+        self._run("emulated_implicit_gemm_forward", p, int(strict), _ptr(memory.address(workspace)))
         memory.check()
         return output, x.new_empty(0, dtype=torch.uint8) if record is None else record
 
     def bias_relu_maxpool(
         self, conv: Tensor, bias: Tensor | None, g: Geometry, save_record: bool = True
     ) -> tuple[Tensor, Tensor]:
-        memory = _Memory()
+        memory = _Memory(self.guard_inputs)
         N, C, CH, CW = conv.shape
         OH, OW = g.output_size((CH, CW))
         output = memory.empty_image(N, C, OH, OW, conv)
@@ -97,14 +125,14 @@ class Emulated:
             N, C, CH, CW, _pool(g, OH, OW), DTYPES[conv.dtype], memory.input(conv), _quad(*conv.stride()),
             memory.input(bias), memory.address(output), _quad(*output.stride()), memory.address(record),
         )  # fmt: skip
-        self._run("emulated_bias_relu_maxpool_forward", ctypes.byref(p))
+        self._run("emulated_bias_relu_maxpool_forward", p)
         memory.check()
         return output, conv.new_empty(0, dtype=torch.uint8) if record is None else record
 
     def bias_relu_maxpool_backward(
         self, grad_output: Tensor, saved: Tensor, CH: int, CW: int, g: Geometry, need_bias: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        memory = _Memory()
+        memory = _Memory(self.guard_inputs)
         N, C, OH, OW = grad_output.shape
         grad_conv = memory.empty_image(N, C, CH, CW, grad_output)
         grad_bias = memory.empty(C, grad_output.dtype) if need_bias else None
@@ -116,24 +144,27 @@ class Emulated:
         )  # fmt: skip
         size = self.library.emulated_bias_relu_maxpool_backward_workspace(ctypes.byref(p))
         workspace = memory.empty(size, torch.uint8)
-        self._run("emulated_bias_relu_maxpool_backward", ctypes.byref(p), _ptr(memory.address(workspace)))
+        self._run("emulated_bias_relu_maxpool_backward", p, _ptr(memory.address(workspace)))
         memory.check()
         return grad_conv, grad_bias
 
-    def _run(self, launcher: str, *arguments: object) -> None:
-        library.run(self.library, launcher, *arguments, schedule=self.schedule)
+    def _run(self, launcher: str, p: ctypes.Structure, *arguments: object) -> None:
+        self.tamper(p)
+        library.run(self.library, launcher, ctypes.byref(p), *arguments, schedule=self.schedule)
 
 
 class _Memory:
     """The guarded memory of one call."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard_inputs: bool) -> None:
+        self._guard_inputs = guard_inputs
         self._blocks: list[Guarded] = []
-        self._addresses: dict[int, int] = {}
 
     def input(self, t: Tensor | None) -> int | None:
         if t is None:
             return None
+        if not self._guard_inputs:
+            return t.data_ptr()
         copy, block = guarded_copy(t)
         self._blocks.append(block)
         return copy.data_ptr()
@@ -143,10 +174,11 @@ class _Memory:
         self._blocks.append(block)
         # Tensors do not keep the mapping alive by themselves.
         block.tensor.guard = block
-        self._addresses[id(block.tensor)] = block.address
         return block.tensor
 
-    def empty_image(self, N: int, C: int, H: int, W: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def empty_image(
+        self, N: int, C: int, H: int, W: int, like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
         flat = self.empty(N * C * H * W, dtype or like.dtype)
         strides = (C * H * W, 1, W * C, C) if _channels_last(like) else (C * H * W, H * W, W, 1)
         image = flat.as_strided((N, C, H, W), strides)

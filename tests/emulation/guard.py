@@ -11,7 +11,14 @@ from torch import Tensor
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 ALIGNMENT = 16
@@ -46,9 +53,8 @@ class Guarded:
 
 
 def guarded_copy(t: Tensor) -> tuple[Tensor, Guarded]:
-    """t with its strides in guarded memory (dense tensors only), and what keeps that memory alive."""
+    """t with its strides in guarded memory, and what keeps that memory alive."""
     span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     memory = Guarded(span, t.dtype)
-    copy = memory.tensor.as_strided(t.shape, t.stride())
-    copy.copy_(t)
-    return copy, memory
+    memory.tensor.copy_(t.as_strided((span,), (1,)))
+    return memory.tensor.as_strided(t.shape, t.stride()), memory

@@ -31,7 +31,9 @@ def cuda_home() -> Path | None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
-    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True).stderr
+    said = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True
+    ).stderr
     tops = [line.removeprefix("#$ TOP=") for line in said.splitlines() if line.startswith("#$ TOP=")]
     home = Path(tops[0]).resolve() if tops else Path(nvcc).resolve().parents[1]
     return home if (home / "include" / "cuda_fp16.h").exists() else None
@@ -55,8 +57,9 @@ def content_hash(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(family: str) -> Path:
-    """csrc/emulation/ops/<family>.cpp compiled; the result of an earlier call where nothing changed."""
+@functools.cache
+def build(family: str) -> tuple[Path, str]:
+    """csrc/emulation/ops/<family>.cpp compiled, or the compiler's complaint; once per content of csrc."""
     source = CSRC / "emulation" / "ops" / f"{family}.cpp"
     command = ["g++", "-shared", "-fPIC", *PLAIN_FLAGS, *COMMON_FLAGS, "-isystem", f"{cuda_home()}/include"]
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -67,15 +70,22 @@ def build(family: str) -> Path:
             for old in BUILD.glob(f"{family}-*.so"):
                 old.unlink()
             partial = target.with_suffix(".partial")
-            subprocess.run([*command, str(source), "-o", str(partial)], check=True)
+            compiled = subprocess.run(
+                [*command, str(source), "-o", str(partial)], capture_output=True, text=True
+            )
+            if compiled.returncode != 0:
+                return target, compiled.stderr
             partial.rename(target)
-    return target
+    return target, ""
 
 
 @functools.cache
 def load(family: str) -> ctypes.CDLL:
     """The family's shared object, its control functions declared."""
-    library = ctypes.CDLL(str(build(family)))
+    path, complaint = build(family)
+    if complaint:
+        raise EmulationError(complaint)
+    library = ctypes.CDLL(str(path))
     library.emulation_take_error.restype = ctypes.c_char_p
     return library
 

@@ -52,7 +52,7 @@ cudaError_t forward(const BiasReluMaxpoolForward& f, cudaStream_t stream) {
   };
   bool vectors = fd::aligned(f.conv, 16) && fd::aligned(f.output, 16) && fd::aligned(f.record, V) &&
                  p.conv_sample % V == 0 && p.output_sample % V == 0;
-  if (channels_last(f.conv_strides, f.C)) {
+  if (channels_last(f.conv_strides, f.CH, f.CW, f.output_strides, f.C)) {
     if (vectors && p.C % V == 0 && fd::aligned(f.bias, 16))
       return run(bias_relu_maxpool_channels_last_kernel<T, V>, p.C / V, p.OW, p.OH);
     return run(bias_relu_maxpool_channels_last_kernel<T, 1>, p.C, p.OW, p.OH);
@@ -65,6 +65,10 @@ cudaError_t forward(const BiasReluMaxpoolForward& f, cudaStream_t stream) {
   if (vectors && p.window.quads() && 2 * p.OH <= p.CH && p.CW % V == 0)
     return run(bias_relu_maxpool_quads_kernel<T, V>, p.CW / V, p.OH, p.C);
   return run(bias_relu_maxpool_kernel<T>, p.OW, p.OH, p.C);
+}
+
+bool is_channels_last(const BiasReluMaxpoolBackward& b) {
+  return channels_last(b.grad_conv_strides, b.CH, b.CW, b.grad_output_strides, b.C);
 }
 
 template <class T>
@@ -95,7 +99,7 @@ cudaError_t expand(const BiasReluMaxpoolBackward& b, cudaStream_t stream) {
   }
   bool quads = p.window.quads() && 2 * p.OH <= p.CH && 2 * p.OW <= p.CW;
   int64_t half_h = (p.CH + 1) / 2, half_w = (p.CW + 1) / 2;
-  if (channels_last(b.grad_output_strides, b.C)) {
+  if (is_channels_last(b)) {
     bool wide = vectors && p.C % V == 0;
     if (quads && wide) return run(expand_quads_channels_last_kernel<T, V>, p.C / V, half_w, half_h);
     if (wide) return run(expand_channels_last_kernel<T, V>, p.C / V, p.CW, p.CH);
@@ -107,7 +111,7 @@ cudaError_t expand(const BiasReluMaxpoolBackward& b, cudaStream_t stream) {
 
 int bias_splits(const BiasReluMaxpoolBackward& b) {
   // NCHW: one sample a block is enough work. channels_last: 1024 pixels a block.
-  int64_t pieces = channels_last(b.grad_output_strides, b.C) ? (b.N * b.pool.OH * b.pool.OW + 1023) / 1024 : b.N;
+  int64_t pieces = is_channels_last(b) ? (b.N * b.pool.OH * b.pool.OW + 1023) / 1024 : b.N;
   return static_cast<int>(std::min<int64_t>(pieces, kMaxSplits));
 }
 
@@ -125,7 +129,7 @@ cudaError_t grad_bias(const BiasReluMaxpoolBackward& b, void* workspace, cudaStr
   bool vectors = fd::aligned(b.grad_output, 16) && fd::aligned(b.output, 16) && fd::aligned(b.record, V) &&
                  p.sample % V == 0;
   cudaError_t error = cudaSuccess;
-  if (p.splits && channels_last(b.grad_output_strides, b.C)) {
+  if (p.splits && is_channels_last(b)) {
     auto run = [&](auto kernel, int vectors_of_channels) {
       int columns = std::min(vectors_of_channels, kPassThreads);
       dim3 grid((vectors_of_channels + columns - 1) / columns, p.splits);

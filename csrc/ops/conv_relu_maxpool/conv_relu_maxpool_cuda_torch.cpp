@@ -1,0 +1,111 @@
+// The CUDA operators of conv_relu_maxpool: tensors in, checked; outputs allocated; kernels enqueued on the current
+// stream; nothing computed.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common/torch_glue.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
+
+namespace fastdl {
+namespace {
+
+// Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
+constexpr int64_t kImplicitGemm = 3, kImplicitGemmExact = 4;
+
+// The device of `t` while it lives, and torch's current stream there.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()), index_(t.get_device_index()) {}
+  cudaStream_t stream() const {
+    void* stream;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+  int major() const {
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_);
+    return major;
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  int index_;
+};
+
+void check_launch(cudaError_t error, const char* what) {
+  check(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+Tensor workspace(int64_t bytes, const Tensor& like) {
+  return empty_contiguous({bytes}, torch::headeronly::ScalarType::Byte, like);
+}
+
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList stride,
+                                   IntList padding, IntList dilation, int64_t groups, IntList pool_size,
+                                   IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                   bool ceil_mode, int64_t algorithm, bool save_record) {
+  check(algorithm == kImplicitGemm || algorithm == kImplicitGemmExact, "no CUDA forward for algorithm ",
+        algorithm);
+  ConvReluMaxpoolForward args;
+  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
+  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
+                            ceil_mode);
+  OnDevice device(x);
+  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
+  const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
+  fill(args, inputs, result);
+  const char* refusal = cuda::implicit_gemm_refusal(args);
+  check(!refusal, "the implicit GEMM serves ", refusal ? refusal : "");
+  const bool exact = algorithm == kImplicitGemmExact;
+  const bool needs_sm80 =
+      args.dtype == DType::kBFloat16 || (args.dtype == DType::kFloat32 && !exact);
+  check(!needs_sm80 || device.major() >= 8, "bfloat16 and TF32 products need compute capability 8.0");
+  const Tensor packed = workspace(cuda::implicit_gemm_workspace(args), x);
+  check_launch(cuda::implicit_gemm_forward(args, exact ? cuda::Precision::kStrict : cuda::Precision::kDefault,
+                                           packed.data_ptr(), device.stream()),
+               "conv_relu_maxpool");
+  return {result.output, result.record};
+}
+
+std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool_size,
+                                             IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                             bool ceil_mode, bool save_record) {
+  BiasReluMaxpoolForward args;
+  OnDevice device(conv);
+  const ConvOutput input = conv_output(conv, bias);
+  args.pool = pool_geometry(conv.size(2), conv.size(3), pool_size, pool_stride, pool_padding, pool_dilation,
+                            ceil_mode);
+  const PooledOutput result = pooled_output(input.conv, conv.size(0), conv.size(1), args.pool, save_record);
+  fill(args, input, result);
+  check_launch(cuda::bias_relu_maxpool_forward(args, device.stream()), "bias_relu_maxpool");
+  return {result.output, result.record};
+}
+
+std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor saved, int64_t CH,
+                                                      int64_t CW, IntList pool_size, IntList pool_stride,
+                                                      IntList pool_padding, IntList pool_dilation,
+                                                      bool ceil_mode) {
+  BiasReluMaxpoolBackward args;
+  args.pool = pool_geometry(CH, CW, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+  check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_string(grad_output));
+  OnDevice device(grad_output);
+  const PooledGradient gradient =
+      pooled_gradient(grad_output, saved, grad_output.size(0), grad_output.size(1), args.pool);
+  const ExpandedGradient result = expanded_gradient(gradient, CH, CW);
+  fill(args, gradient, CH, CW, result);
+  const Tensor partial = workspace(cuda::bias_relu_maxpool_backward_workspace(args), grad_output);
+  check_launch(cuda::bias_relu_maxpool_backward(args, partial.data_ptr(), device.stream()),
+               "bias_relu_maxpool_backward");
+  return {result.grad_conv, result.grad_bias};
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CUDA, m) {
+  m.impl("conv_relu_maxpool", TORCH_BOX(&fastdl::forward));
+  m.impl("bias_relu_maxpool", TORCH_BOX(&fastdl::bias_relu_maxpool));
+  m.impl("bias_relu_maxpool_backward", TORCH_BOX(&fastdl::bias_relu_maxpool_backward));
+}
