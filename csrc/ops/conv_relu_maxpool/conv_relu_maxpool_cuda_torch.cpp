@@ -42,25 +42,20 @@ Tensor workspace(int64_t bytes, const Tensor& like) {
   return empty_contiguous({bytes}, torch::headeronly::ScalarType::Byte, like);
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList stride,
-                                   IntList padding, IntList dilation, int64_t groups, IntList pool_size,
-                                   IntList pool_stride, IntList pool_padding, IntList pool_dilation,
-                                   bool ceil_mode, int64_t algorithm, bool save_record) {
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
+                                   int64_t algorithm, bool save_record) {
   check(algorithm == kImplicitGemm || algorithm == kImplicitGemmExact, "no CUDA forward for algorithm ",
         algorithm);
   ConvReluMaxpoolForward args;
-  args.conv = conv_geometry(x, weight, stride, padding, dilation, groups);
-  args.pool = pool_geometry(args.conv.CH, args.conv.CW, pool_size, pool_stride, pool_padding, pool_dilation,
-                            ceil_mode);
-  OnDevice device(x);
+  unpack(geometry, x, weight, args.conv, args.pool);
+  const OnDevice device(x);
   const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
   const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
   fill(args, inputs, result);
   const char* refusal = cuda::implicit_gemm_refusal(args);
-  check(!refusal, "the implicit GEMM serves ", refusal ? refusal : "");
+  check(!refusal, "the implicit GEMM cannot serve this: ", refusal ? refusal : "");
   const bool exact = algorithm == kImplicitGemmExact;
-  const bool needs_sm80 =
-      args.dtype == DType::kBFloat16 || (args.dtype == DType::kFloat32 && !exact);
+  const bool needs_sm80 = args.dtype == DType::kBFloat16 || (args.dtype == DType::kFloat32 && !exact);
   check(!needs_sm80 || device.major() >= 8, "bfloat16 and TF32 products need compute capability 8.0");
   const Tensor packed = workspace(cuda::implicit_gemm_workspace(args), x);
   check_launch(cuda::implicit_gemm_forward(args, exact ? cuda::Precision::kStrict : cuda::Precision::kDefault,
@@ -69,14 +64,12 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   return {result.output, result.record};
 }
 
-std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool_size,
-                                             IntList pool_stride, IntList pool_padding, IntList pool_dilation,
-                                             bool ceil_mode, bool save_record) {
+std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> bias, IntList pool,
+                                             bool save_record) {
   BiasReluMaxpoolForward args;
-  OnDevice device(conv);
+  const OnDevice device(conv);
   const ConvOutput input = conv_output(conv, bias);
-  args.pool = pool_geometry(conv.size(2), conv.size(3), pool_size, pool_stride, pool_padding, pool_dilation,
-                            ceil_mode);
+  args.pool = unpack_pool(pool, conv.size(2), conv.size(3));
   const PooledOutput result = pooled_output(input.conv, conv.size(0), conv.size(1), args.pool, save_record);
   fill(args, input, result);
   check_launch(cuda::bias_relu_maxpool_forward(args, device.stream()), "bias_relu_maxpool");
@@ -84,13 +77,11 @@ std::tuple<Tensor, Tensor> bias_relu_maxpool(Tensor conv, std::optional<Tensor> 
 }
 
 std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor saved, int64_t CH,
-                                                      int64_t CW, IntList pool_size, IntList pool_stride,
-                                                      IntList pool_padding, IntList pool_dilation,
-                                                      bool ceil_mode) {
+                                                      int64_t CW, IntList pool) {
   BiasReluMaxpoolBackward args;
-  args.pool = pool_geometry(CH, CW, pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+  args.pool = unpack_pool(pool, CH, CW);
   check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_string(grad_output));
-  OnDevice device(grad_output);
+  const OnDevice device(grad_output);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, grad_output.size(0), grad_output.size(1), args.pool);
   const ExpandedGradient result = expanded_gradient(gradient, CH, CW);
