@@ -36,10 +36,10 @@ __global__ void __launch_bounds__(kPassThreads) bias_relu_maxpool_channels_last_
   const Window& window = p.window;
   for (int kh = 0; kh < window.size_h; ++kh) {
     int h = oh * window.stride_h - window.padding_h + kh * window.dilation_h;
-    if (h < 0 || h >= p.CH) continue;
+    if (static_cast<unsigned>(h) >= static_cast<unsigned>(p.CH)) continue;
     for (int kw = 0; kw < window.size_w; ++kw) {
       int w = ow * window.stride_w - window.padding_w + kw * window.dilation_w;
-      if (w < 0 || w >= p.CW) continue;
+      if (static_cast<unsigned>(w) >= static_cast<unsigned>(p.CW)) continue;
       auto v = fd::load_vector<V>(conv + (int64_t{h} * p.CW + w) * p.C);
 #pragma unroll
       for (int i = 0; i < V; ++i) best[i].take(fd::to_compute(v.value[i]), kh * window.size_w + kw);
@@ -66,10 +66,12 @@ __global__ void __launch_bounds__(kPassThreads) bias_relu_maxpool_kernel(PassFor
   const Window& window = p.window;
   for (int kh = 0; kh < window.size_h; ++kh) {
     int h = oh * window.stride_h - window.padding_h + kh * window.dilation_h;
-    if (h < 0 || h >= p.CH) continue;
+    if (static_cast<unsigned>(h) >= static_cast<unsigned>(p.CH)) continue;
+    // Unrolled, it spills on sm_120.
+#pragma unroll 1
     for (int kw = 0; kw < window.size_w; ++kw) {
       int w = ow * window.stride_w - window.padding_w + kw * window.dilation_w;
-      if (w < 0 || w >= p.CW) continue;
+      if (static_cast<unsigned>(w) >= static_cast<unsigned>(p.CW)) continue;
       best.take(fd::to_compute(plane[int64_t{h} * p.CW + w]), kh * window.size_w + kw);
     }
   }
