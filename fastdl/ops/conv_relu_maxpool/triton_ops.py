@@ -1,0 +1,263 @@
+"""The Triton kernels as operators: which calls they serve, how they are launched.
+
+`fastdl::<op>_triton` has the signature of `fastdl::<op>`: one dispatch key holds one kernel. Importing triton takes
+seconds, so the kernels are imported by the first call, inside the operator, where Dynamo does not look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ... import _extension, dispatch
+from . import registration, schema, triton_tiles
+from .geometry import Geometry
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+INTERPRETED = INSTALLED and _extension.triton_interpreted()
+
+# The algorithm's code in the operators' arguments -> how a product of two fp32 numbers is made.
+PRECISIONS = {3: "ieee", 4: "tf32"}
+
+_INT32 = 2**31 - 2**16
+
+# Kept alive: the definitions die with the object.
+library = torch.library.Library("fastdl", "FRAGMENT")
+
+
+def _unavailable(x: Tensor) -> str | None:
+    if not INSTALLED:
+        return "triton is not installed"
+    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
+        return f"x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"no kernel for {x.dtype}"
+    if x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_properties(x.device).major < 8:
+        return "bfloat16 needs compute capability 8.0"
+    return None
+
+
+def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not `implicit_gemm`, whose fp32 products are exact; None if it serves."""
+    if (reason := _unavailable(x)) is not None:
+        return reason
+    if g.pool_size and any((g.pool_size[i] - 1) * g.pool_dilation[i] >= g.pool_stride[i] for i in (0, 1)):
+        return "pool windows overlap: the convolution would be computed more than once"
+    if g.groups > 1 and min(weight.shape[1], weight.shape[0] // g.groups) < 16:
+        return "fewer than 16 channels a group cannot fill a matrix product"
+    if weight.numel() >= _INT32:
+        return "weight has 2^31 elements or more"
+    return None
+
+
+def refusal_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not `implicit_gemm_tf32`: float32 on tensor cores, products rounded to 10 bits."""
+    if x.dtype != torch.float32:
+        return f"TF32 is for float32, x is {x.dtype}"
+    if dispatch.settings.precision == "strict":
+        return "precision 'strict' refuses TF32's error"
+    return refusal(x, weight, bias, g)
+
+
+def refusal_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not `composed`: torch's convolution, then one fused pass."""
+    return _unavailable(x)
+
+
+def _geometry(arguments: tuple) -> Geometry:
+    return Geometry(*(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments))
+
+
+def _pool_constants(g: Geometry) -> dict[str, object]:
+    return {
+        "POOL_SIZE": g.pool_size or (1, 1),
+        "POOL_STRIDE": g.pool_stride or (1, 1),
+        "POOL_PADDING": g.pool_padding or (0, 0),
+        "POOL_DILATION": g.pool_dilation or (1, 1),
+    }
+
+
+def _constants(weight: Tensor, g: Geometry, algorithm: int) -> dict[str, object]:
+    return {
+        "GROUPS": g.groups,
+        "C_GROUP": weight.shape[1],
+        "C_OUT_GROUP": weight.shape[0] // g.groups,
+        "KERNEL": tuple(weight.shape[2:]),
+        "STRIDE": g.stride,
+        "PADDING": g.padding,
+        "DILATION": g.dilation,
+        "INPUT_PRECISION": PRECISIONS[algorithm],
+        # The default changes between versions of triton.
+        "enable_fp_fusion": True,
+        **_pool_constants(g),
+    }
+
+
+def _needs_64_bits(*tensors: Tensor) -> bool:
+    return any(sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= _INT32 for t in tensors)
+
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> tuple[Tensor, Tensor]:
+    from .triton_forward import conv_relu_maxpool_forward_kernel
+
+    g, algorithm = _geometry(arguments[:9]), arguments[9]
+    output, record = registration.fake_conv_relu_maxpool(x, weight, bias, *arguments)
+    if output.numel() == 0:
+        return output, record
+    constants = _constants(weight, g, algorithm)
+    (CH, CW), (OH, OW) = g.conv_size(x, weight), output.shape[2:]
+    window = constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1]
+    tiles = triton_tiles.forward_tiles(
+        weight.shape[1], constants["C_OUT_GROUP"], weight[0, 0].numel(), window, PRECISIONS[algorithm], x.element_size()
+    )
+    pixels = x.shape[0] * OH * OW
+    column_blocks = -(-constants["C_OUT_GROUP"] // tiles.BLOCK_N) * g.groups
+    with _on_device_of(x):
+        conv_relu_maxpool_forward_kernel[(-(-pixels // tiles.BLOCK_M) * column_blocks,)](
+            x, weight.permute(2, 3, 1, 0).contiguous(), bias, output, record if record.numel() else None,
+            pixels, *x.shape[2:], CH, CW, OH, OW, *x.stride(), *output.stride(),
+            **constants, POSITIONS=window if window <= triton_tiles.POSITIONS_AT_ONCE else 1,
+            INDEX_64=_needs_64_bits(x, output), **tiles._asdict(),
+        )  # fmt: skip
+    return output, record
+
+
+def conv_relu_maxpool_backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *arguments
+) -> tuple[Tensor, Tensor, Tensor]:
+    g, algorithm, (need_input, need_weight, need_bias) = _geometry(arguments[:9]), arguments[9], arguments[10:]
+    gradients = registration.fake_conv_relu_maxpool_backward(grad_output, x, weight, saved, *arguments)
+    if grad_output.numel() == 0:
+        return tuple(t.zero_() for t in gradients)
+    constants = {**_constants(weight, g, algorithm), "POOLED": bool(g.pool_size)}
+    grad_output = _like_saved(grad_output, saved)
+    with _on_device_of(x):
+        if need_input:
+            _grad_input(grad_output, saved, weight, gradients[0], g, constants)
+        if need_weight or need_bias:
+            _grad_weight(grad_output, saved, x, *gradients[1:], constants)
+    return gradients
+
+
+def _like_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
+    # One offset reads both.
+    if grad_output.stride() == saved.stride():
+        return grad_output
+    return torch.empty_like(saved, dtype=grad_output.dtype).copy_(grad_output)
+
+
+def _grad_input(
+    grad_output: Tensor, saved: Tensor, weight: Tensor, grad_input: Tensor, g: Geometry, constants: dict
+) -> None:
+    from .triton_backward import conv_relu_maxpool_grad_input_kernel
+
+    C_out_group = constants["C_OUT_GROUP"]
+    tiles = triton_tiles.grad_input_tiles(
+        weight.shape[1], C_out_group, weight[0, 0].numel(), constants["INPUT_PRECISION"], weight.element_size()
+    )
+    by_group = weight.unflatten(0, (g.groups, C_out_group))
+    pixels = grad_input.shape[0] * grad_input.shape[2] * grad_input.shape[3]
+    column_blocks = -(-weight.shape[1] // tiles.BLOCK_N) * g.groups
+    conv_relu_maxpool_grad_input_kernel[(-(-pixels // tiles.BLOCK_M) * column_blocks,)](
+        grad_output, saved, by_group.permute(3, 4, 1, 0, 2).contiguous(), grad_input,
+        pixels, *grad_input.shape[2:], *g.conv_size(grad_input, weight), *grad_output.shape[2:],
+        *grad_output.stride(), *grad_input.stride(),
+        **constants, INDEX_64=_needs_64_bits(grad_output, grad_input), **tiles._asdict(),
+    )  # fmt: skip
+
+
+def _grad_weight(
+    grad_output: Tensor, saved: Tensor, x: Tensor, grad_weight: Tensor, grad_bias: Tensor, constants: dict
+) -> None:
+    from .triton_backward import conv_relu_maxpool_grad_weight_kernel, sum_parts_kernel
+
+    C_group, C_out_group, groups = constants["C_GROUP"], constants["C_OUT_GROUP"], constants["GROUPS"]
+    taps = constants["KERNEL"][0] * constants["KERNEL"][1]
+    tiles = triton_tiles.grad_weight_tiles(
+        C_group, C_out_group, taps, constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1],
+        constants["INPUT_PRECISION"], x.element_size(),
+    )  # fmt: skip
+    pixels = grad_output.numel() // grad_output.shape[1]
+    column_blocks = -(-C_group * taps // tiles.BLOCK_N) if grad_weight.numel() else 1
+    blocks = -(-C_out_group // tiles.BLOCK_M) * groups * column_blocks
+    parts, pixels_per_part = triton_tiles.grad_weight_parts(blocks, pixels, tiles.BLOCK_K, grad_weight.numel())
+    weight_parts, bias_parts = (
+        x.new_empty(parts, t.numel(), dtype=torch.float32) if t.numel() else None for t in (grad_weight, grad_bias)
+    )
+    conv_relu_maxpool_grad_weight_kernel[(blocks, parts)](
+        grad_output, saved, x, weight_parts, bias_parts,
+        pixels, pixels_per_part, *x.shape[2:], *grad_output.shape[2:], *grad_output.stride(), *x.stride(),
+        **constants, INDEX_64=_needs_64_bits(x, grad_output), **tiles._asdict(),
+    )  # fmt: skip
+    block = triton_tiles.ELEMENTWISE_BLOCK
+    for partial, total in ((weight_parts, grad_weight), (bias_parts, grad_bias)):
+        if partial is not None:
+            sum_parts_kernel[(-(-total.numel() // block),)](partial, total, parts, total.numel(), BLOCK=block)
+
+
+def bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *arguments) -> tuple[Tensor, Tensor]:
+    from .triton_pool import bias_relu_maxpool_kernel
+
+    g = _pool_only(arguments[:5])
+    output, record = registration.fake_bias_relu_maxpool(conv, bias, *arguments)
+    block = triton_tiles.ELEMENTWISE_BLOCK
+    if output.numel():
+        with _on_device_of(conv):
+            bias_relu_maxpool_kernel[(-(-output.numel() // block),)](
+                conv, bias, output, record if record.numel() else None,
+                output.numel(), conv.shape[1], *conv.shape[2:], *output.shape[2:], *conv.stride(),
+                **_pool_constants(g), CHANNELS_LAST=not output.is_contiguous(),
+                INDEX_64=_needs_64_bits(conv, output), BLOCK=block,
+            )  # fmt: skip
+    return output, record
+
+
+def bias_relu_maxpool_backward(
+    grad_output: Tensor, saved: Tensor, CH: int, CW: int, *arguments
+) -> tuple[Tensor, Tensor]:
+    from .triton_pool import bias_relu_maxpool_grad_kernel
+
+    g = _pool_only(arguments)
+    grad_conv, grad_bias = registration.fake_bias_relu_maxpool_backward(grad_output, saved, CH, CW, *arguments)
+    if grad_output.numel() == 0:
+        return grad_conv.zero_(), grad_bias.zero_()
+    grad_output = _like_saved(grad_output, saved)
+    block = triton_tiles.ELEMENTWISE_BLOCK
+    unit_conv = grad_output.new_empty((grad_output.shape[1], 1, 1, 1))
+    constants = {**_constants(unit_conv, g, 3), "POOLED": bool(g.pool_size)}
+    with _on_device_of(grad_output):
+        bias_relu_maxpool_grad_kernel[(-(-grad_conv.numel() // block),)](
+            grad_output, saved, grad_conv,
+            grad_conv.numel(), grad_conv.shape[1], CH, CW, *grad_output.shape[2:], *grad_output.stride(),
+            **_pool_constants(g), POOLED=bool(g.pool_size), CHANNELS_LAST=not grad_conv.is_contiguous(),
+            INDEX_64=_needs_64_bits(grad_output, grad_conv), BLOCK=block,
+        )  # fmt: skip
+        _grad_weight(grad_output, saved, grad_conv, grad_conv.new_empty(0), grad_bias, constants)
+    return grad_conv, grad_bias
+
+
+def _pool_only(pool: tuple) -> Geometry:
+    return _geometry(((1, 1), (0, 0), (1, 1), 1, *pool))
+
+
+def _register(definition: str, kernel: object, fake: object) -> None:
+    name = definition.split("(")[0]
+    suffixed = f"{name}_triton"
+    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(suffixed, kernel, "CUDA")
+    if INTERPRETED:
+        library.impl(suffixed, kernel, "CPU")
+    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"fastdl::{suffixed}", fake, lib=library)
+
+
+for definition in schema.SCHEMAS:
+    name = definition.split("(")[0]
+    _register(definition, globals()[name], getattr(registration, f"fake_{name}"))
