@@ -18,11 +18,13 @@ def conv_relu_maxpool_grad_input_kernel(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     POOL_SIZE: tl.constexpr, POOL_STRIDE: tl.constexpr, POOL_PADDING: tl.constexpr, POOL_DILATION: tl.constexpr,
     POOLED: tl.constexpr, INPUT_PRECISION: tl.constexpr, INDEX_64: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """grad_output and saved at the same strides, weight [KH, KW, C_OUT_GROUP, C]; windows must not overlap."""
     COLUMN_BLOCKS: tl.constexpr = (C_GROUP + BLOCK_N - 1) // BLOCK_N
-    SPAN: tl.constexpr = KERNEL[0] * KERNEL[1] * C_OUT_GROUP // UNROLL
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
+    CHUNKS: tl.constexpr = (C_OUT_GROUP + BLOCK_K - 1) // BLOCK_K
+    STEPS: tl.constexpr = TAPS * CHUNKS if C_OUT_GROUP >= 16 else (TAPS * C_OUT_GROUP + BLOCK_K - 1) // BLOCK_K
     block, group_block = tl.program_id(0) // (COLUMN_BLOCKS * GROUPS), tl.program_id(0) % (COLUMN_BLOCKS * GROUPS)
     group = group_block // COLUMN_BLOCKS
     channel = group_block % COLUMN_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -39,28 +41,28 @@ def conv_relu_maxpool_grad_input_kernel(
     image_offset = n * stride_on + group * C_OUT_GROUP * stride_oc
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for part in tl.static_range(UNROLL):
-        for k in range(0, SPAN, BLOCK_K):
-            step = k + k_range
-            if UNROLL > 1:
-                tap, channel_out = part, step
-            else:
-                tap, channel_out = (step // C_OUT_GROUP)[None, :], step % C_OUT_GROUP
-            w_offsets = (part * SPAN + step)[:, None] * (GROUPS * C_GROUP) + column[None, :]
-            w_tile = tl.load(weight_ptr + w_offsets, mask=(step < SPAN)[:, None] & column_mask[None, :], other=0.0)
-            # The convolution's position that reads this input pixel through this tap, if the stride hits it.
-            h = (ih + PADDING[0])[:, None] - tap // KERNEL[1] * DILATION[0]
-            w = (iw + PADDING[1])[:, None] - tap % KERNEL[1] * DILATION[1]
-            ch, cw = h // STRIDE[0], w // STRIDE[1]
-            mask = inside(ch, cw, CH, CW) & (ch * STRIDE[0] == h) & (cw * STRIDE[1] == w)
-            g_tile = window_gradient(
-                grad_output_ptr, saved_ptr, image_offset[:, None] + channel_out[None, :] * stride_oc,
-                ch + POOL_PADDING[0], cw + POOL_PADDING[1],
-                (ch + POOL_PADDING[0]) // POOL_STRIDE[0], (cw + POOL_PADDING[1]) // POOL_STRIDE[1],
-                mask & pixel_mask[:, None] & (step < SPAN)[None, :], OH, OW, stride_oh, stride_ow,
-                POOL_SIZE, POOL_STRIDE, POOL_DILATION, POOLED,
-            )  # fmt: skip
-            total = tl.dot(g_tile, w_tile, total, input_precision=INPUT_PRECISION)
+    for step in range(STEPS):
+        if C_OUT_GROUP >= 16:
+            tap, channel_out = step // CHUNKS, step % CHUNKS * BLOCK_K + k_range
+            row, k_mask = tap * C_OUT_GROUP + channel_out, channel_out < C_OUT_GROUP
+        else:
+            row = step * BLOCK_K + k_range
+            tap, channel_out, k_mask = (row // C_OUT_GROUP)[None, :], row % C_OUT_GROUP, row < TAPS * C_OUT_GROUP
+        w_offsets = row[:, None] * (GROUPS * C_GROUP) + column[None, :]
+        w_tile = tl.load(weight_ptr + w_offsets, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
+        # The convolution's position that reads this input pixel through this tap, if the stride hits it.
+        h = (ih + PADDING[0])[:, None] - tap // KERNEL[1] * DILATION[0]
+        w = (iw + PADDING[1])[:, None] - tap % KERNEL[1] * DILATION[1]
+        ch, cw = h // STRIDE[0], w // STRIDE[1]
+        mask = inside(ch, cw, CH, CW) & (ch * STRIDE[0] == h) & (cw * STRIDE[1] == w)
+        g_tile = window_gradient(
+            grad_output_ptr, saved_ptr, image_offset[:, None] + channel_out[None, :] * stride_oc,
+            ch + POOL_PADDING[0], cw + POOL_PADDING[1],
+            (ch + POOL_PADDING[0]) // POOL_STRIDE[0], (cw + POOL_PADDING[1]) // POOL_STRIDE[1],
+            mask & pixel_mask[:, None] & k_mask[None, :], OH, OW, stride_oh, stride_ow,
+            POOL_SIZE, POOL_STRIDE, POOL_DILATION, POOLED,
+        )  # fmt: skip
+        total = tl.dot(g_tile, w_tile, total, input_precision=INPUT_PRECISION)
 
     offsets = (n * stride_xn + ih * stride_xh + iw * stride_xw)[:, None] + column[None, :] * stride_xc
     value = total.to(grad_input_ptr.dtype.element_ty)
@@ -76,7 +78,7 @@ def conv_relu_maxpool_grad_weight_kernel(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     POOL_SIZE: tl.constexpr, POOL_STRIDE: tl.constexpr, POOL_PADDING: tl.constexpr, POOL_DILATION: tl.constexpr,
     POOLED: tl.constexpr, INPUT_PRECISION: tl.constexpr, INDEX_64: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """fp32 parts [part, C_out, C_GROUP, KH, KW] and [part, C_out]; null where not wanted. Pixels are pooled pixels."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
@@ -111,8 +113,8 @@ def conv_relu_maxpool_grad_weight_kernel(
             bias_sum += tl.where(open_anywhere, grad.to(tl.float32), 0.0)
         if weight_parts_ptr is not None:
             image_offset = (n * stride_xn)[:, None] + ((group * C_GROUP + c) * stride_xc)[None, :]
-            for first in range(0, POOL_SIZE[0] * POOL_SIZE[1], UNROLL):
-                for p in tl.static_range(UNROLL):
+            for first in range(0, POOL_SIZE[0] * POOL_SIZE[1], POSITIONS):
+                for p in tl.static_range(POSITIONS):
                     ch = oh * POOL_STRIDE[0] - POOL_PADDING[0] + (first + p) // POOL_SIZE[1] * POOL_DILATION[0]
                     cw = ow * POOL_STRIDE[1] - POOL_PADDING[1] + (first + p) % POOL_SIZE[1] * POOL_DILATION[1]
                     h, w = (ch * STRIDE[0])[:, None] + tap_h[None, :], (cw * STRIDE[1])[:, None] + tap_w[None, :]

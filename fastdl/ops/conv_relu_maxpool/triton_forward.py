@@ -15,30 +15,32 @@ def _convolve(
     H, W, stride_xc, stride_xh, stride_xw,
     C_GROUP: tl.constexpr, C_OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     POOL_SIZE: tl.constexpr, POOL_DILATION: tl.constexpr, POSITIONS: tl.constexpr, INPUT_PRECISION: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """POSITIONS tiles [BLOCK_M, BLOCK_N] of the convolution, in fp32; (top, left) is the first one's input corner."""
-    SPAN: tl.constexpr = KERNEL[0] * KERNEL[1] * C_GROUP // UNROLL
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
+    CHUNKS: tl.constexpr = (C_GROUP + BLOCK_K - 1) // BLOCK_K
+    STEPS: tl.constexpr = TAPS * CHUNKS if C_GROUP >= 16 else (TAPS * C_GROUP + BLOCK_K - 1) // BLOCK_K
     sums = (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),) * POSITIONS
-    for part in tl.static_range(UNROLL):
-        for k in range(0, SPAN, BLOCK_K):
-            step = k + k_range
-            if UNROLL > 1:
-                tap, c = part, step
-            else:
-                tap, c = (step // C_GROUP)[None, :], step % C_GROUP
-            w_offsets = (part * SPAN + step)[:, None] * C_OUT + column[None, :]
-            w_tile = tl.load(weight_ptr + w_offsets, mask=(step < SPAN)[:, None] & column_mask[None, :], other=0.0)
-            pixel_and_channel = image_offset[:, None] + c[None, :] * stride_xc
-            mask = pixel_mask[:, None] & (step < SPAN)[None, :]
-            added = ()
-            for p in tl.static_range(POSITIONS):
-                h = top[:, None] + tap // KERNEL[1] * DILATION[0] + p // POOL_SIZE[1] * POOL_DILATION[0] * STRIDE[0]
-                w = left[:, None] + tap % KERNEL[1] * DILATION[1] + p % POOL_SIZE[1] * POOL_DILATION[1] * STRIDE[1]
-                offsets = pixel_and_channel + h * stride_xh + w * stride_xw
-                x_tile = tl.load(x_ptr + offsets, mask=mask & inside(h, w, H, W), other=0.0)
-                added = added + (tl.dot(x_tile, w_tile, sums[p], input_precision=INPUT_PRECISION),)
-            sums = added
+    for step in range(STEPS):
+        if C_GROUP >= 16:
+            tap, c = step // CHUNKS, step % CHUNKS * BLOCK_K + k_range
+            row, k_mask = tap * C_GROUP + c, c < C_GROUP
+        else:
+            row = step * BLOCK_K + k_range
+            tap, c, k_mask = (row // C_GROUP)[None, :], row % C_GROUP, row < TAPS * C_GROUP
+        w_offsets = row[:, None] * C_OUT + column[None, :]
+        w_tile = tl.load(weight_ptr + w_offsets, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
+        pixel_and_channel = image_offset[:, None] + c[None, :] * stride_xc
+        mask = pixel_mask[:, None] & k_mask[None, :]
+        added = ()
+        for p in tl.static_range(POSITIONS):
+            h = top[:, None] + tap // KERNEL[1] * DILATION[0] + p // POOL_SIZE[1] * POOL_DILATION[0] * STRIDE[0]
+            w = left[:, None] + tap % KERNEL[1] * DILATION[1] + p % POOL_SIZE[1] * POOL_DILATION[1] * STRIDE[1]
+            offsets = pixel_and_channel + h * stride_xh + w * stride_xw
+            x_tile = tl.load(x_ptr + offsets, mask=mask & inside(h, w, H, W), other=0.0)
+            added = added + (tl.dot(x_tile, w_tile, sums[p], input_precision=INPUT_PRECISION),)
+        sums = added
     return sums
 
 
@@ -51,7 +53,7 @@ def conv_relu_maxpool_forward_kernel(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     POOL_SIZE: tl.constexpr, POOL_STRIDE: tl.constexpr, POOL_PADDING: tl.constexpr, POOL_DILATION: tl.constexpr,
     POSITIONS: tl.constexpr, INPUT_PRECISION: tl.constexpr, INDEX_64: tl.constexpr,
-    UNROLL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x at its strides, weight [KH, KW, C_GROUP, C_out], output and record at the same strides."""
     COLUMN_BLOCKS: tl.constexpr = (C_OUT_GROUP + BLOCK_N - 1) // BLOCK_N
@@ -79,7 +81,7 @@ def conv_relu_maxpool_forward_kernel(
             x_ptr, weight_ptr, image_offset, ch * STRIDE[0] - PADDING[0], cw * STRIDE[1] - PADDING[1],
             pixel_mask, column, column_mask, k_range, H, W, stride_xc, stride_xh, stride_xw,
             C_GROUP, GROUPS * C_OUT_GROUP, KERNEL, STRIDE, DILATION, POOL_SIZE, POOL_DILATION, POSITIONS,
-            INPUT_PRECISION, UNROLL, BLOCK_M, BLOCK_N, BLOCK_K,
+            INPUT_PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         for p in tl.static_range(POSITIONS):
             h, w = ch + p // POOL_SIZE[1] * POOL_DILATION[0], cw + p % POOL_SIZE[1] * POOL_DILATION[1]

@@ -115,7 +115,7 @@ def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments
     (CH, CW), (OH, OW) = g.conv_size(x, weight), output.shape[2:]
     window = constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1]
     tiles = triton_tiles.forward_tiles(
-        weight.shape[1], constants["C_OUT_GROUP"], weight[0, 0].numel(), window, PRECISIONS[algorithm], x.element_size()
+        weight.shape[1], constants["C_OUT_GROUP"], window, PRECISIONS[algorithm], x.element_size()
     )
     pixels = x.shape[0] * OH * OW
     column_blocks = -(-constants["C_OUT_GROUP"] // tiles.BLOCK_N) * g.groups
@@ -123,7 +123,7 @@ def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments
         conv_relu_maxpool_forward_kernel[(-(-pixels // tiles.BLOCK_M) * column_blocks,)](
             x, weight.permute(2, 3, 1, 0).contiguous(), bias, output, record if record.numel() else None,
             pixels, *x.shape[2:], CH, CW, OH, OW, *x.stride(), *output.stride(),
-            **constants, POSITIONS=window if window <= triton_tiles.POSITIONS_AT_ONCE else 1,
+            **constants, POSITIONS=triton_tiles.positions_at_once(window),
             INDEX_64=_needs_64_bits(x, output), **tiles._asdict(),
         )  # fmt: skip
     return output, record
@@ -159,9 +159,7 @@ def _grad_input(
     from .triton_backward import conv_relu_maxpool_grad_input_kernel
 
     C_out_group = constants["C_OUT_GROUP"]
-    tiles = triton_tiles.grad_input_tiles(
-        weight.shape[1], C_out_group, weight[0, 0].numel(), constants["INPUT_PRECISION"], weight.element_size()
-    )
+    tiles = triton_tiles.grad_input_tiles(weight.shape[1], constants["INPUT_PRECISION"], weight.element_size())
     by_group = weight.unflatten(0, (g.groups, C_out_group))
     pixels = grad_input.shape[0] * grad_input.shape[2] * grad_input.shape[3]
     column_blocks = -(-weight.shape[1] // tiles.BLOCK_N) * g.groups
@@ -180,10 +178,10 @@ def _grad_weight(
 
     C_group, C_out_group, groups = constants["C_GROUP"], constants["C_OUT_GROUP"], constants["GROUPS"]
     taps = constants["KERNEL"][0] * constants["KERNEL"][1]
+    window = constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1]
     tiles = triton_tiles.grad_weight_tiles(
-        C_group, C_out_group, taps, constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1],
-        constants["INPUT_PRECISION"], x.element_size(),
-    )  # fmt: skip
+        C_group, C_out_group, taps, constants["INPUT_PRECISION"], x.element_size()
+    )
     pixels = grad_output.numel() // grad_output.shape[1]
     column_blocks = -(-C_group * taps // tiles.BLOCK_N) if grad_weight.numel() else 1
     blocks = -(-C_out_group // tiles.BLOCK_M) * groups * column_blocks
@@ -194,7 +192,8 @@ def _grad_weight(
     conv_relu_maxpool_grad_weight_kernel[(blocks, parts)](
         grad_output, saved, x, weight_parts, bias_parts,
         pixels, pixels_per_part, *x.shape[2:], *grad_output.shape[2:], *grad_output.stride(), *x.stride(),
-        **constants, INDEX_64=_needs_64_bits(x, grad_output), **tiles._asdict(),
+        **constants, POSITIONS=triton_tiles.positions_at_once(window),
+        INDEX_64=_needs_64_bits(x, grad_output), **tiles._asdict(),
     )  # fmt: skip
     block = triton_tiles.ELEMENTWISE_BLOCK
     for partial, total in ((weight_parts, grad_weight), (bias_parts, grad_bias)):

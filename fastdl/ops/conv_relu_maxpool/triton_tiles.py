@@ -8,52 +8,46 @@ from typing import NamedTuple
 class Tiles(NamedTuple):
     """The keyword arguments of a launch that do not change what is computed."""
 
-    UNROLL: int
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
-    num_warps: int
     num_stages: int
+    # A loop over taps and channels miscompiles with 8 (pytorch#173068).
+    num_warps: int = 4
 
 
-# A window of at most this many positions is held in registers at once.
-POSITIONS_AT_ONCE = 4
-# A loop over more taps than this is not unrolled.
-UNROLLED_TAPS = 9
 ELEMENTWISE_BLOCK = 1024
 
 
-def _power_of_two(size: int, least: int, most: int) -> int:
-    return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
+def positions_at_once(window: int) -> int:
+    """How many window positions a program holds in registers at the same time; divides `window`."""
+    return window if window <= 4 else 1
 
 
-def _taps_unrolled(channels: int, taps: int) -> int:
-    # Fewer than 16 channels cannot fill a dot: taps and channels then share one loop.
-    return taps if channels >= 16 and taps <= UNROLLED_TAPS else 1
+def _power_of_two(size: int, most: int) -> int:
+    """A tile's side: covers `size`, at least the 16 of a tensor core's product."""
+    return max(16, min(most, 1 << (size - 1).bit_length()))
 
 
-def forward_tiles(C_group: int, C_out_group: int, taps: int, positions: int, precision: str, itemsize: int) -> Tiles:
-    """4 warps hold 4 sums of 64x64 in 128 registers a thread; 8 warps miscompile in a flattened loop (pytorch#173068)."""
-    unroll = _taps_unrolled(C_group, taps)
-    if precision == "ieee" and itemsize == 4:
-        return Tiles(unroll, 32, _power_of_two(C_out_group, 16, 32), 16, 4, 2)
-    block_m = 64 if positions > 1 else 128
-    return Tiles(unroll, block_m, _power_of_two(C_out_group, 16, 64), 32 if itemsize == 2 else 16, 4, 3)
+def forward_tiles(C_group: int, C_out_group: int, window: int, precision: str, itemsize: int) -> Tiles:
+    """Four sums of 64x64 fill half of the 255 registers of a thread; few channels need more for addresses."""
+    if itemsize == 4 and precision == "ieee":
+        return Tiles(32, _power_of_two(C_out_group, 32), 16, 2)
+    several = positions_at_once(window) > 1
+    block_m = (32 if several else 64) if C_group < 16 else (64 if several else 128)
+    return Tiles(block_m, _power_of_two(C_out_group, 64), 32 if itemsize == 2 else 16, 3)
 
 
-def grad_input_tiles(C_group: int, C_out_group: int, taps: int, precision: str, itemsize: int) -> Tiles:
-    unroll = _taps_unrolled(C_out_group, taps)
-    if precision == "ieee" and itemsize == 4:
-        return Tiles(unroll, 32, _power_of_two(C_group, 16, 32), 16, 4, 2)
-    return Tiles(unroll, 128 if itemsize == 2 else 64, _power_of_two(C_group, 16, 64), 32 if itemsize == 2 else 16, 4, 3)
+def grad_input_tiles(C_group: int, precision: str, itemsize: int) -> Tiles:
+    if itemsize == 4 and precision == "ieee":
+        return Tiles(32, _power_of_two(C_group, 32), 16, 2)
+    return Tiles(128 if itemsize == 2 else 64, _power_of_two(C_group, 64), 32 if itemsize == 2 else 16, 3)
 
 
-def grad_weight_tiles(C_group: int, C_out_group: int, taps: int, window: int, precision: str, itemsize: int) -> Tiles:
-    unroll = window if window <= POSITIONS_AT_ONCE else 1
-    block_n = _power_of_two(C_group * taps, 16, 64)
-    if precision == "ieee" and itemsize == 4:
-        return Tiles(unroll, _power_of_two(C_out_group, 16, 32), min(block_n, 32), 16, 4, 2)
-    return Tiles(unroll, _power_of_two(C_out_group, 16, 64), block_n, 32, 4, 2)
+def grad_weight_tiles(C_group: int, C_out_group: int, taps: int, precision: str, itemsize: int) -> Tiles:
+    if itemsize == 4 and precision == "ieee":
+        return Tiles(_power_of_two(C_out_group, 32), _power_of_two(C_group * taps, 32), 16, 2)
+    return Tiles(_power_of_two(C_out_group, 64), _power_of_two(C_group * taps, 32 if C_group < 16 else 64), 32, 2)
 
 
 def grad_weight_parts(tiles: int, pixels: int, block_k: int, weight_elements: int) -> tuple[int, int]:
