@@ -62,36 +62,61 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"conv_relu_maxpool.{name}")
 
 
+# Input precision and element type: (C, C_out, kernel size) each is compiled for. fp16 and bf16 differ in one name.
+SHAPES = {
+    ("bf16", "ieee"): ((3, 32, 3), (64, 128, 3), (3, 64, 7), (32, 64, 5)),
+    ("fp16", "ieee"): ((64, 128, 3),),
+    ("fp32", "tf32"): ((3, 32, 3), (64, 128, 3), (3, 64, 7), (32, 64, 5)),
+    ("fp32", "ieee"): ((3, 32, 3), (64, 128, 3)),
+}
+
+
 def cases() -> Iterator[Case]:
-    """The kernels at the block sizes the launchers use: few channels and many, pooled and not, each precision."""
-    tiles, forward, backward, pool = map(load, ("triton_tiles", "triton_forward", "triton_backward", "triton_pool"))
-    for dtype, precision in (("fp16", "ieee"), ("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "ieee")):
-        itemsize = 4 if dtype == "fp32" else 2
-        for C, C_out, kernel in ((3, 32, 3), (64, 128, 3), (3, 64, 7), (32, 64, 5)):
+    """The kernels at the block sizes the launchers use: few channels and many, pooled and not, both memory formats."""
+    for (dtype, precision), shapes in SHAPES.items():
+        for C, C_out, kernel in shapes:
             for window in (2, 1):
-                geometry = _geometry(C, C_out, kernel, window, precision)
-                label = f"{dtype} {precision} C={C} C_out={C_out} {kernel}x{kernel} pool {window}"
-                taps, positions = kernel * kernel, window * window
-                pooled = {"POOLED": window > 1}
-                yield _case(
-                    f"forward {label}", forward.conv_relu_maxpool_forward_kernel, dtype,
-                    {**geometry, "POSITIONS": positions},
-                    tiles.forward_tiles(C, C_out, positions, precision, itemsize),
-                )  # fmt: skip
-                yield _case(
-                    f"grad_input {label}", backward.conv_relu_maxpool_grad_input_kernel, dtype,
-                    {**geometry, **pooled}, tiles.grad_input_tiles(C, precision, itemsize),
-                )  # fmt: skip
-                yield _case(
-                    f"grad_weight {label}", backward.conv_relu_maxpool_grad_weight_kernel, dtype,
-                    {**geometry, **pooled, "POSITIONS": positions}, tiles.grad_weight_tiles(C, C_out, taps, precision, itemsize),
-                )  # fmt: skip
+                for layout in ("nhwc", "nchw") if (C, window) == (64, 2) else ("nhwc",):
+                    yield from _convolution_cases(dtype, precision, C, C_out, kernel, window, layout)
+    tiles, backward, pool = map(load, ("triton_tiles", "triton_backward", "triton_pool"))
     for dtype in ("fp16", "bf16", "fp32"):
-        window = {key: value for key, value in _geometry(1, 1, 1, 3, "ieee").items() if key.startswith("POOL")}
+        window = {
+            key: value for key, value in _geometry(1, 1, 1, 3, "ieee").items() if key.startswith("POOL")
+        }
         window.update(CHANNELS_LAST=True, INDEX_64=False, BLOCK=tiles.ELEMENTWISE_BLOCK)
-        yield _case(f"pool {dtype}", pool.bias_relu_maxpool_kernel, dtype, window)
-        yield _case(f"pool_grad {dtype}", pool.bias_relu_maxpool_grad_kernel, dtype, {**window, "POOLED": True})
-        yield _case(f"sum_parts {dtype}", backward.sum_parts_kernel, dtype, {"BLOCK": tiles.ELEMENTWISE_BLOCK})
+        yield _case(f"pool {dtype}", pool.bias_relu_maxpool_kernel, dtype, "nhwc", window)
+        yield _case(
+            f"pool_grad {dtype}",
+            pool.bias_relu_maxpool_grad_kernel,
+            dtype,
+            "nhwc",
+            {**window, "POOLED": True},
+        )
+        yield _case(
+            f"sum_parts {dtype}", backward.sum_parts_kernel, dtype, "nhwc", {"BLOCK": tiles.ELEMENTWISE_BLOCK}
+        )
+
+
+def _convolution_cases(
+    dtype: str, precision: str, C: int, C_out: int, kernel: int, window: int, layout: str
+) -> Iterator[Case]:
+    tiles, forward, backward = map(load, ("triton_tiles", "triton_forward", "triton_backward"))
+    taps, positions, itemsize = kernel * kernel, window * window, 4 if dtype == "fp32" else 2
+    geometry = _geometry(C, C_out, kernel, window, precision)
+    label = f"{dtype} {precision} C={C} C_out={C_out} {kernel}x{kernel} pool {window} {layout}"
+    yield _case(
+        f"forward {label}", forward.conv_relu_maxpool_forward_kernel, dtype, layout,
+        {**geometry, "POSITIONS": positions}, tiles.forward_tiles(C, C_out, positions, precision, itemsize),
+    )  # fmt: skip
+    geometry["POOLED"] = window > 1
+    yield _case(
+        f"grad_input {label}", backward.conv_relu_maxpool_grad_input_kernel, dtype, layout,
+        geometry, tiles.grad_input_tiles(C, precision, itemsize),
+    )  # fmt: skip
+    yield _case(
+        f"grad_weight {label}", backward.conv_relu_maxpool_grad_weight_kernel, dtype, layout,
+        {**geometry, "POSITIONS": positions}, tiles.grad_weight_tiles(C, C_out, taps, precision, itemsize),
+    )  # fmt: skip
 
 
 def _geometry(C: int, C_out: int, kernel: int, window: int, precision: str) -> dict[str, object]:
@@ -103,13 +128,24 @@ def _geometry(C: int, C_out: int, kernel: int, window: int, precision: str) -> d
     }  # fmt: skip
 
 
-def _case(label: str, kernel: object, dtype: str, constants: dict[str, object], tiles: NamedTuple | None = None) -> Case:
+def _case(
+    label: str,
+    kernel: object,
+    dtype: str,
+    layout: str,
+    constants: dict[str, object],
+    tiles: NamedTuple | None = None,
+) -> Case:
     options = tiles._asdict() if tiles else {"num_warps": 4, "num_stages": 3}
-    constants = {**constants, **{name: value for name, value in options.items() if name.isupper()}}
-    for name in kernel.arg_names:
-        # channels last: the stride of the channels is 1, which the launcher makes a constant
-        if name in ("stride_xc", "stride_oc", "stride_c"):
-            constants[name] = 1
+    # The launcher makes a constant of a stride that is 1.
+    units = (
+        ("stride_xc", "stride_oc", "stride_c") if layout == "nhwc" else ("stride_xw", "stride_ow", "stride_w")
+    )
+    constants = {
+        **constants,
+        **{name: value for name, value in options.items() if name.isupper()},
+        **{name: 1 for name in units if name in kernel.arg_names},
+    }
     types = {name: _type(name, dtype, constants) for name in kernel.arg_names if name not in constants}
     products = constants.get("INPUT_PRECISION") is not None
     tensor_cores = products and (dtype != "fp32" or constants["INPUT_PRECISION"] == "tf32")
@@ -124,20 +160,20 @@ def _type(name: str, dtype: str, constants: dict[str, object]) -> str:
     return "*fp32" if "parts" in name else f"*{dtype}"
 
 
-def _channels(stride: str, constants: dict[str, object]) -> int:
-    """How many channels the tensor of this stride has; channels last, the stride is a multiple of it."""
-    return constants.get("C_GROUP" if stride.startswith("stride_x") else "C_OUT_GROUP", 16)
+def _aligned(stride: str, constants: dict[str, object]) -> bool:
+    channels = constants.get("C_GROUP" if stride.startswith("stride_x") else "C_OUT_GROUP", 16)
+    return "stride_xw" not in constants and channels % 16 == 0
 
 
 def compile_case(case: Case, arch: int) -> Result:
     """One kernel for one architecture."""
     names = case.kernel.arg_names
     signature = {name: case.types.get(name, "constexpr") for name in names}
-    # Pointers and the strides of many channels are multiples of 16, as the launcher finds for real tensors.
+    # What the launcher finds for real tensors. Channels first, at odd sizes, no stride is a multiple of 16.
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name in case.types
-        if name.endswith("_ptr") or (name.startswith("stride") and _channels(name, case.constants) % 16 == 0)
+        if name.endswith("_ptr") or (name.startswith("stride") and _aligned(name, case.constants))
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=aligned)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
@@ -170,14 +206,18 @@ def resources(cubin: bytes) -> tuple[int, int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", said)
     return tuple(map(int, found.groups()))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT)
+    )
     parser.add_argument("--kernel", default="", help="compile only the cases whose label contains this")
     parser.add_argument("--list", action="store_true", help="print the labels and stop")
     arguments = parser.parse_args()
@@ -189,8 +229,8 @@ def main() -> int:
     width = max((len(result.case) for result in results), default=0)
     for r in results:
         sys.stdout.write(
-            f"{r.case:{width}} sm_{r.arch:<3} {r.registers:3} registers {r.shared:6} B shared {r.tensor_core:4} tensor-core "
-            f"{r.async_copies:3} async {r.seconds:5.1f} s  {r.failure or 'ok'}\n"
+            f"{r.case:{width}} sm_{r.arch:<3} {r.registers:3} registers {r.shared:6} B shared {r.tensor_core:4} "
+            f"tensor-core {r.async_copies:3} async {r.seconds:5.1f} s  {r.failure or 'ok'}\n"
         )
     failed = sum(r.failure is not None for r in results)
     sys.stdout.write(f"{len(results)} compiled, {failed} failed\n")

@@ -24,8 +24,13 @@ def conv_relu_maxpool_grad_input_kernel(
     COLUMN_BLOCKS: tl.constexpr = (C_GROUP + BLOCK_N - 1) // BLOCK_N
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     CHUNKS: tl.constexpr = (C_OUT_GROUP + BLOCK_K - 1) // BLOCK_K
-    STEPS: tl.constexpr = TAPS * CHUNKS if C_OUT_GROUP >= 16 else (TAPS * C_OUT_GROUP + BLOCK_K - 1) // BLOCK_K
-    block, group_block = tl.program_id(0) // (COLUMN_BLOCKS * GROUPS), tl.program_id(0) % (COLUMN_BLOCKS * GROUPS)
+    STEPS: tl.constexpr = (
+        TAPS * CHUNKS if C_OUT_GROUP >= 16 else (TAPS * C_OUT_GROUP + BLOCK_K - 1) // BLOCK_K
+    )
+    block, group_block = (
+        tl.program_id(0) // (COLUMN_BLOCKS * GROUPS),
+        tl.program_id(0) % (COLUMN_BLOCKS * GROUPS),
+    )
     group = group_block // COLUMN_BLOCKS
     channel = group_block % COLUMN_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
     k_range = tl.arange(0, BLOCK_K)
@@ -47,7 +52,11 @@ def conv_relu_maxpool_grad_input_kernel(
             row, k_mask = tap * C_OUT_GROUP + channel_out, channel_out < C_OUT_GROUP
         else:
             row = step * BLOCK_K + k_range
-            tap, channel_out, k_mask = (row // C_OUT_GROUP)[None, :], row % C_OUT_GROUP, row < TAPS * C_OUT_GROUP
+            tap, channel_out, k_mask = (
+                (row // C_OUT_GROUP)[None, :],
+                row % C_OUT_GROUP,
+                row < TAPS * C_OUT_GROUP,
+            )
         w_offsets = row[:, None] * (GROUPS * C_GROUP) + column[None, :]
         w_tile = tl.load(weight_ptr + w_offsets, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
         # The convolution's position that reads this input pixel through this tap, if the stride hits it.
@@ -84,7 +93,11 @@ def conv_relu_maxpool_grad_weight_kernel(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     ROW_BLOCKS: tl.constexpr = (C_OUT_GROUP + BLOCK_M - 1) // BLOCK_M
     tile, part = tl.program_id(0), tl.program_id(1)
-    group, row_block, column_block = tile // ROW_BLOCKS % GROUPS, tile % ROW_BLOCKS, tile // (ROW_BLOCKS * GROUPS)
+    group, row_block, column_block = (
+        tile // ROW_BLOCKS % GROUPS,
+        tile % ROW_BLOCKS,
+        tile // (ROW_BLOCKS * GROUPS),
+    )
     channel_out = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     k_range = tl.arange(0, BLOCK_K)
     column = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -109,24 +122,33 @@ def conv_relu_maxpool_grad_weight_kernel(
         grad = tl.load(grad_output_ptr + offsets, mask=mask, other=0.0)
         saved = tl.load(saved_ptr + offsets, mask=mask, other=0)
         if bias_parts_ptr is not None:
-            open_anywhere = saved.to(tl.int32) < 255 if POOLED else is_open(saved, 0, POOLED)
+            open_anywhere = saved.to(tl.int32) < POOL_SIZE[0] * POOL_SIZE[1] if POOLED else is_open(saved, 0, POOLED)
             bias_sum += tl.where(open_anywhere, grad.to(tl.float32), 0.0)
         if weight_parts_ptr is not None:
             image_offset = (n * stride_xn)[:, None] + ((group * C_GROUP + c) * stride_xc)[None, :]
             for first in range(0, POOL_SIZE[0] * POOL_SIZE[1], POSITIONS):
                 for p in tl.static_range(POSITIONS):
-                    ch = oh * POOL_STRIDE[0] - POOL_PADDING[0] + (first + p) // POOL_SIZE[1] * POOL_DILATION[0]
+                    ch = (
+                        oh * POOL_STRIDE[0] - POOL_PADDING[0] + (first + p) // POOL_SIZE[1] * POOL_DILATION[0]
+                    )
                     cw = ow * POOL_STRIDE[1] - POOL_PADDING[1] + (first + p) % POOL_SIZE[1] * POOL_DILATION[1]
-                    h, w = (ch * STRIDE[0])[:, None] + tap_h[None, :], (cw * STRIDE[1])[:, None] + tap_w[None, :]
+                    h, w = (
+                        (ch * STRIDE[0])[:, None] + tap_h[None, :],
+                        (cw * STRIDE[1])[:, None] + tap_w[None, :],
+                    )
                     x_mask = pixel_mask[:, None] & column_mask[None, :] & inside(h, w, H, W)
-                    x_tile = tl.load(x_ptr + image_offset + h * stride_xh + w * stride_xw, mask=x_mask, other=0.0)
+                    x_tile = tl.load(
+                        x_ptr + image_offset + h * stride_xh + w * stride_xw, mask=x_mask, other=0.0
+                    )
                     g_tile = tl.where(is_open(saved, first + p, POOLED), grad, 0.0)
                     weight_sum = tl.dot(g_tile, x_tile, weight_sum, input_precision=INPUT_PRECISION)
 
     if weight_parts_ptr is not None:
-        offsets = (part * (GROUPS * C_OUT_GROUP) + row)[:, None] * (TAPS * C_GROUP) + (c * TAPS + tap)[None, :]
+        offsets = (part * (GROUPS * C_OUT_GROUP) + row)[:, None] * (TAPS * C_GROUP) + (c * TAPS + tap)[
+            None, :
+        ]
         tl.store(weight_parts_ptr + offsets, weight_sum, mask=row_mask[:, None] & column_mask[None, :])
-    if bias_parts_ptr is not None:
+    if bias_parts_ptr is not None:  # noqa: SIM102, the one is known when compiling, the other is not
         if column_block == 0:
             tl.store(bias_parts_ptr + part * (GROUPS * C_OUT_GROUP) + row, tl.sum(bias_sum, 1), mask=row_mask)
 

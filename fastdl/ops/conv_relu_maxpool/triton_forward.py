@@ -35,8 +35,16 @@ def _convolve(
         mask = pixel_mask[:, None] & k_mask[None, :]
         added = ()
         for p in tl.static_range(POSITIONS):
-            h = top[:, None] + tap // KERNEL[1] * DILATION[0] + p // POOL_SIZE[1] * POOL_DILATION[0] * STRIDE[0]
-            w = left[:, None] + tap % KERNEL[1] * DILATION[1] + p % POOL_SIZE[1] * POOL_DILATION[1] * STRIDE[1]
+            h = (
+                top[:, None]
+                + tap // KERNEL[1] * DILATION[0]
+                + p // POOL_SIZE[1] * POOL_DILATION[0] * STRIDE[0]
+            )
+            w = (
+                left[:, None]
+                + tap % KERNEL[1] * DILATION[1]
+                + p % POOL_SIZE[1] * POOL_DILATION[1] * STRIDE[1]
+            )
             offsets = pixel_and_channel + h * stride_xh + w * stride_xw
             x_tile = tl.load(x_ptr + offsets, mask=mask & inside(h, w, H, W), other=0.0)
             added = added + (tl.dot(x_tile, w_tile, sums[p], input_precision=INPUT_PRECISION),)
@@ -57,7 +65,10 @@ def conv_relu_maxpool_forward_kernel(
 ):  # fmt: skip
     """x at its strides, weight [KH, KW, C_GROUP, C_out], output and record at the same strides."""
     COLUMN_BLOCKS: tl.constexpr = (C_OUT_GROUP + BLOCK_N - 1) // BLOCK_N
-    block, group_block = tl.program_id(0) // (COLUMN_BLOCKS * GROUPS), tl.program_id(0) % (COLUMN_BLOCKS * GROUPS)
+    block, group_block = (
+        tl.program_id(0) // (COLUMN_BLOCKS * GROUPS),
+        tl.program_id(0) % (COLUMN_BLOCKS * GROUPS),
+    )
     group = group_block // COLUMN_BLOCKS
     channel = group_block % COLUMN_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
     k_range = tl.arange(0, BLOCK_K)

@@ -67,10 +67,6 @@ def refusal_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
     return _unavailable(x)
 
 
-def _geometry(arguments: tuple) -> Geometry:
-    return Geometry(*(tuple(a) if isinstance(a, (list, tuple)) else a for a in arguments))
-
-
 def _pool_constants(g: Geometry) -> dict[str, object]:
     return {
         "POOL_SIZE": g.pool_size or (1, 1),
@@ -104,11 +100,13 @@ def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments) -> tuple[Tensor, Tensor]:
+def conv_relu_maxpool(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int], algorithm: int, save_record: bool
+) -> tuple[Tensor, Tensor]:
     from .triton_forward import conv_relu_maxpool_forward_kernel
 
-    g, algorithm = _geometry(arguments[:9]), arguments[9]
-    output, record = registration.fake_conv_relu_maxpool(x, weight, bias, *arguments)
+    g = Geometry.unpack(geometry)
+    output, record = registration.fake_conv_relu_maxpool(x, weight, bias, geometry, algorithm, save_record)
     if output.numel() == 0:
         return output, record
     constants = _constants(weight, g, algorithm)
@@ -130,18 +128,26 @@ def conv_relu_maxpool(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments
 
 
 def conv_relu_maxpool_backward(
-    grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, *arguments
-) -> tuple[Tensor, Tensor, Tensor]:
-    g, algorithm, (need_input, need_weight, need_bias) = _geometry(arguments[:9]), arguments[9], arguments[10:]
-    gradients = registration.fake_conv_relu_maxpool_backward(grad_output, x, weight, saved, *arguments)
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    geometry: list[int],
+    algorithm: int,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
+    g = Geometry.unpack(geometry)
+    gradients = registration.fake_conv_relu_maxpool_backward(
+        grad_output, x, weight, saved, geometry, algorithm, *needs
+    )
     if grad_output.numel() == 0:
         return tuple(t.zero_() for t in gradients)
     constants = {**_constants(weight, g, algorithm), "POOLED": bool(g.pool_size)}
     grad_output = _like_saved(grad_output, saved)
     with _on_device_of(x):
-        if need_input:
+        if needs[0]:
             _grad_input(grad_output, saved, weight, gradients[0], g, constants)
-        if need_weight or need_bias:
+        if needs[1] or needs[2]:
             _grad_weight(grad_output, saved, x, *gradients[1:], constants)
     return gradients
 
@@ -159,7 +165,9 @@ def _grad_input(
     from .triton_backward import conv_relu_maxpool_grad_input_kernel
 
     C_out_group = constants["C_OUT_GROUP"]
-    tiles = triton_tiles.grad_input_tiles(weight.shape[1], constants["INPUT_PRECISION"], weight.element_size())
+    tiles = triton_tiles.grad_input_tiles(
+        weight.shape[1], constants["INPUT_PRECISION"], weight.element_size()
+    )
     by_group = weight.unflatten(0, (g.groups, C_out_group))
     pixels = grad_input.shape[0] * grad_input.shape[2] * grad_input.shape[3]
     column_blocks = -(-weight.shape[1] // tiles.BLOCK_N) * g.groups
@@ -185,9 +193,12 @@ def _grad_weight(
     pixels = grad_output.numel() // grad_output.shape[1]
     column_blocks = -(-C_group * taps // tiles.BLOCK_N) if grad_weight.numel() else 1
     blocks = -(-C_out_group // tiles.BLOCK_M) * groups * column_blocks
-    parts, pixels_per_part = triton_tiles.grad_weight_parts(blocks, pixels, tiles.BLOCK_K, grad_weight.numel())
+    parts, pixels_per_part = triton_tiles.grad_weight_parts(
+        blocks, pixels, tiles.BLOCK_K, grad_weight.numel()
+    )
     weight_parts, bias_parts = (
-        x.new_empty(parts, t.numel(), dtype=torch.float32) if t.numel() else None for t in (grad_weight, grad_bias)
+        x.new_empty(parts, t.numel(), dtype=torch.float32) if t.numel() else None
+        for t in (grad_weight, grad_bias)
     )
     conv_relu_maxpool_grad_weight_kernel[(blocks, parts)](
         grad_output, saved, x, weight_parts, bias_parts,
@@ -201,11 +212,13 @@ def _grad_weight(
             sum_parts_kernel[(-(-total.numel() // block),)](partial, total, parts, total.numel(), BLOCK=block)
 
 
-def bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *arguments) -> tuple[Tensor, Tensor]:
+def bias_relu_maxpool(
+    conv: Tensor, bias: Tensor | None, pool: list[int], save_record: bool
+) -> tuple[Tensor, Tensor]:
     from .triton_pool import bias_relu_maxpool_kernel
 
-    g = _pool_only(arguments[:5])
-    output, record = registration.fake_bias_relu_maxpool(conv, bias, *arguments)
+    g = Geometry.unpack_pool(pool)
+    output, record = registration.fake_bias_relu_maxpool(conv, bias, pool, save_record)
     block = triton_tiles.ELEMENTWISE_BLOCK
     if output.numel():
         with _on_device_of(conv):
@@ -219,18 +232,19 @@ def bias_relu_maxpool(conv: Tensor, bias: Tensor | None, *arguments) -> tuple[Te
 
 
 def bias_relu_maxpool_backward(
-    grad_output: Tensor, saved: Tensor, CH: int, CW: int, *arguments
+    grad_output: Tensor, saved: Tensor, CH: int, CW: int, pool: list[int]
 ) -> tuple[Tensor, Tensor]:
     from .triton_pool import bias_relu_maxpool_grad_kernel
 
-    g = _pool_only(arguments)
-    grad_conv, grad_bias = registration.fake_bias_relu_maxpool_backward(grad_output, saved, CH, CW, *arguments)
+    g = Geometry.unpack_pool(pool)
+    grad_conv, grad_bias = registration.fake_bias_relu_maxpool_backward(grad_output, saved, CH, CW, pool)
     if grad_output.numel() == 0:
         return grad_conv.zero_(), grad_bias.zero_()
     grad_output = _like_saved(grad_output, saved)
     block = triton_tiles.ELEMENTWISE_BLOCK
-    unit_conv = grad_output.new_empty((grad_output.shape[1], 1, 1, 1))
-    constants = {**_constants(unit_conv, g, 3), "POOLED": bool(g.pool_size)}
+    # The bias gradient of a 1x1 convolution from one channel, whose weight is not wanted.
+    one_channel = grad_output.new_empty((grad_output.shape[1], 1, 1, 1))
+    constants = {**_constants(one_channel, g, 3), "POOLED": bool(g.pool_size)}
     with _on_device_of(grad_output):
         bias_relu_maxpool_grad_kernel[(-(-grad_conv.numel() // block),)](
             grad_output, saved, grad_conv,
@@ -242,21 +256,16 @@ def bias_relu_maxpool_backward(
     return grad_conv, grad_bias
 
 
-def _pool_only(pool: tuple) -> Geometry:
-    return _geometry(((1, 1), (0, 0), (1, 1), 1, *pool))
-
-
-def _register(definition: str, kernel: object, fake: object) -> None:
+def _register(definition: str) -> None:
     name = definition.split("(")[0]
     suffixed = f"{name}_triton"
     library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(suffixed, kernel, "CUDA")
-    if INTERPRETED:
-        library.impl(suffixed, kernel, "CPU")
+    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+        library.impl(suffixed, torch.no_grad()(globals()[name]), key)
+    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
     library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", fake, lib=library)
+    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
 
 
 for definition in schema.SCHEMAS:
-    name = definition.split("(")[0]
-    _register(definition, globals()[name], getattr(registration, f"fake_{name}"))
+    _register(definition)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of this family share: pixel indices, the maximum with its record, the gradient expanded from it."""
+"""What the Triton kernels of this family share: pixel indices, the record, the gradient expanded from it."""
 
 import triton
 import triton.language as tl
@@ -34,11 +34,7 @@ def close(value, offset, dtype: tl.constexpr):
 @triton.jit
 def is_open(saved, offset, POOLED: tl.constexpr):
     """Whether the gradient passes: the record names window position `offset`; without a pool, not output <= 0."""
-    if POOLED:
-        result = saved.to(tl.int32) == offset
-    else:
-        result = (saved.to(tl.float32) <= 0) == 0
-    return result
+    return saved.to(tl.int32) == offset if POOLED else (saved.to(tl.float32) <= 0) == 0
 
 
 @triton.jit

@@ -47,7 +47,9 @@ def grad_input_tiles(C_group: int, precision: str, itemsize: int) -> Tiles:
 def grad_weight_tiles(C_group: int, C_out_group: int, taps: int, precision: str, itemsize: int) -> Tiles:
     if itemsize == 4 and precision == "ieee":
         return Tiles(_power_of_two(C_out_group, 32), _power_of_two(C_group * taps, 32), 16, 2)
-    return Tiles(_power_of_two(C_out_group, 64), _power_of_two(C_group * taps, 32 if C_group < 16 else 64), 32, 2)
+    return Tiles(
+        _power_of_two(C_out_group, 64), _power_of_two(C_group * taps, 32 if C_group < 16 else 64), 32, 2
+    )
 
 
 def grad_weight_parts(tiles: int, pixels: int, block_k: int, weight_elements: int) -> tuple[int, int]:
@@ -55,6 +57,8 @@ def grad_weight_parts(tiles: int, pixels: int, block_k: int, weight_elements: in
 
     From sizes alone: the sum's order, and so its bits, do not depend on the machine.
     """
-    most = min(-(-pixels // (16 * block_k)), -(-512 // tiles), max((16 << 20) // max(weight_elements, 1), 1), 65535)
+    most = min(
+        -(-pixels // (16 * block_k)), -(-512 // tiles), max((16 << 20) // max(weight_elements, 1), 1), 65535
+    )
     steps = -(-pixels // (max(most, 1) * block_k))
     return -(-pixels // (steps * block_k)), steps * block_k
