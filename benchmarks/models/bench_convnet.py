@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fastdl.models.convnet import ConvNet
 from fastdl.models.convnet.reference import ReferenceConvNet
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_bytes
 from benchmarks.providers import LAYOUTS, Case, Prepared, Provider, Workload, compiled, onnx_runtime, openvino
+from fastdl.models.convnet import ConvNet
 
 BATCH, CLASSES = 64, 32
 # multiply-adds of one image: three convolutions, two fully connected layers

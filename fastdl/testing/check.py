@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..dispatch import Choice
+from ..dispatch import Candidate, Choice
 from ..ops.conv_relu_maxpool import backends
+from ..ops.conv_relu_maxpool.refusals import CANDIDATES
 from . import conv_relu_maxpool as family
 from .error_rule import SEEDS, ErrorReport, judge
 
@@ -31,7 +32,7 @@ class CheckResult:
 
 def check(device: str = "cpu") -> Iterator[CheckResult]:
     """One result for each (algorithm, dtype, quantity) that serves `device`: its worst sample by the error rule."""
-    for candidate in backends.CANDIDATES:
+    for candidate in CANDIDATES:
         for dtype in DTYPES:
             yield from _check_conv_relu_maxpool(candidate, dtype, device)
 
@@ -71,9 +72,7 @@ def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
     return report.within_rule
 
 
-def _check_conv_relu_maxpool(
-    candidate: backends.Candidate, dtype: torch.dtype, device: str
-) -> Iterator[CheckResult]:
+def _check_conv_relu_maxpool(candidate: Candidate, dtype: torch.dtype, device: str) -> Iterator[CheckResult]:
     worst: dict[str, CheckResult] = {}
     for sample in family.SAMPLES:
         x, weight, bias = (None if t is None else t.to(device) for t in sample.inputs(dtype))

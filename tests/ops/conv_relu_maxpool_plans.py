@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdl
 from fastdl import _extension, dispatch
-from fastdl.ops.conv_relu_maxpool import backends
+from fastdl.ops.conv_relu_maxpool import refusals
 from fastdl.ops.conv_relu_maxpool.geometry import Geometry
 from fastdl.testing.conv_relu_maxpool import SAMPLES, Sample
 
@@ -70,7 +70,7 @@ COMPOSED, DIRECT, WINOGRAD = (Plan("cpu", a) for a in ("composed", "direct", "wi
 # in one operator, "composed" its pieces.
 WITHOUT_KERNELS = () if _extension.cpu.loaded else (COMPOSED, WINOGRAD)
 KERNELS = tuple(
-    p for p in (COMPOSED, DIRECT, WINOGRAD) if p in [(c.backend, c.algorithm) for c in backends.CANDIDATES]
+    p for p in (COMPOSED, DIRECT, WINOGRAD) if p in [(c.backend, c.algorithm) for c in refusals.CANDIDATES]
 )
 PLANS = (REFERENCE, *KERNELS)
 

@@ -1,4 +1,4 @@
-"""The Triton backend of conv_relu_maxpool: its refusals, and its kernels by the interpreter in a process of their own."""
+"""The Triton backend of conv_relu_maxpool: refusals, and the kernels by the interpreter, in a process of their own."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdl.dispatch import precision
-from fastdl.ops.conv_relu_maxpool import triton_ops
+from fastdl.ops.conv_relu_maxpool import refusals, triton_ops
 from fastdl.testing.conv_relu_maxpool import POOL, Sample
 
 INTERPRETED_TESTS = Path(__file__).parents[1] / "triton"
@@ -55,7 +55,7 @@ def test_importing_fastdl_does_not_import_triton():
 
 def test_missing_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_ops, "INSTALLED", False)
-    for refusal in (triton_ops.refusal, triton_ops.refusal_tf32, triton_ops.refusal_composed):
+    for refusal in (triton_ops.refusal, refusals.refuse_triton_tf32, triton_ops.refusal_composed):
         assert _refusal(refusal, Sample(1, 16, 8, 8, 16, kwargs=POOL)) == "triton is not installed"
 
 
@@ -77,10 +77,10 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
 def test_tf32_only_where_it_may_round(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_ops, "INTERPRETED", True)
     sample = Sample(1, 16, 8, 8, 16, kwargs=POOL)
-    assert _refusal(triton_ops.refusal_tf32, sample) is None
-    assert "float16" in _refusal(triton_ops.refusal_tf32, sample, torch.float16)
+    assert _refusal(refusals.refuse_triton_tf32, sample) is None
+    assert "float16" in _refusal(refusals.refuse_triton_tf32, sample, torch.float16)
     with precision("strict"):
-        assert "strict" in _refusal(triton_ops.refusal_tf32, sample)
+        assert "strict" in _refusal(refusals.refuse_triton_tf32, sample)
         assert _refusal(triton_ops.refusal, sample) is None
 
 

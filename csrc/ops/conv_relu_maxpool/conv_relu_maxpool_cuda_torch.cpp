@@ -12,7 +12,7 @@ namespace fastdl {
 namespace {
 
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
-constexpr int64_t kImplicitGemm = 3, kImplicitGemmExact = 4;
+constexpr int64_t kImplicitGemm = 3, kImplicitGemmTf32 = 4;
 
 // The device of `t` while it lives, and torch's current stream there.
 class OnDevice {
@@ -44,7 +44,7 @@ Tensor workspace(int64_t bytes, const Tensor& like) {
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
                                    int64_t algorithm, bool save_record) {
-  check(algorithm == kImplicitGemm || algorithm == kImplicitGemmExact, "no CUDA forward for algorithm ",
+  check(algorithm == kImplicitGemm || algorithm == kImplicitGemmTf32, "no CUDA forward for algorithm ",
         algorithm);
   ConvReluMaxpoolForward args;
   unpack(geometry, x, weight, args.conv, args.pool);
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   fill(args, inputs, result);
   const char* refusal = cuda::implicit_gemm_refusal(args);
   check(!refusal, "the implicit GEMM cannot serve this: ", refusal ? refusal : "");
-  const bool exact = algorithm == kImplicitGemmExact;
+  const bool exact = algorithm == kImplicitGemm;
   const bool needs_sm80 = args.dtype == DType::kBFloat16 || (args.dtype == DType::kFloat32 && !exact);
   check(!needs_sm80 || device.major() >= 8, "bfloat16 and TF32 products need compute capability 8.0");
   const Tensor packed = workspace(cuda::implicit_gemm_workspace(args), x);

@@ -12,6 +12,7 @@ from ..transforms import autocast, transformed
 from . import backends
 from .geometry import Geometry, IntPair, normalise
 from .reference import indices_from_record, reference
+from .refusals import CANDIDATES
 
 
 def conv_relu_maxpool(
@@ -102,6 +103,7 @@ def _plan(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> _
         x.shape, x.dtype, x.device, x.is_contiguous(), weight.shape, weight.dtype, weight.device,
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         arguments, settings.backend, settings.strict, settings.precision,
+        x.is_cuda and torch.backends.cudnn.allow_tf32,
     )  # fmt: skip
     try:
         planned = _planned.get(key)
@@ -184,4 +186,4 @@ def _dispatch_arguments(
     return (F.pad(x, uneven) if uneven else x), weight, bias, g
 
 
-dispatch.register("conv_relu_maxpool", backends.CANDIDATES, conv_relu_maxpool, _dispatch_arguments)
+dispatch.register("conv_relu_maxpool", CANDIDATES, conv_relu_maxpool, _dispatch_arguments)

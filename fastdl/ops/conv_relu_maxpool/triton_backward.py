@@ -122,7 +122,9 @@ def conv_relu_maxpool_grad_weight_kernel(
         grad = tl.load(grad_output_ptr + offsets, mask=mask, other=0.0)
         saved = tl.load(saved_ptr + offsets, mask=mask, other=0)
         if bias_parts_ptr is not None:
-            open_anywhere = saved.to(tl.int32) < POOL_SIZE[0] * POOL_SIZE[1] if POOLED else is_open(saved, 0, POOLED)
+            open_anywhere = (
+                saved.to(tl.int32) < POOL_SIZE[0] * POOL_SIZE[1] if POOLED else is_open(saved, 0, POOLED)
+            )
             bias_sum += tl.where(open_anywhere, grad.to(tl.float32), 0.0)
         if weight_parts_ptr is not None:
             image_offset = (n * stride_xn)[:, None] + ((group * C_GROUP + c) * stride_xc)[None, :]

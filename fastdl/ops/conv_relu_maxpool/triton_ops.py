@@ -12,7 +12,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from ... import _extension, dispatch
+from ... import _extension
 from . import registration, schema, triton_tiles
 from .geometry import Geometry
 
@@ -51,15 +51,6 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str 
     if weight.numel() >= _INT32:
         return "weight has 2^31 elements or more"
     return None
-
-
-def refusal_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not `implicit_gemm_tf32`: float32 on tensor cores, products rounded to 10 bits."""
-    if x.dtype != torch.float32:
-        return f"TF32 is for float32, x is {x.dtype}"
-    if dispatch.settings.precision == "strict":
-        return "precision 'strict' refuses TF32's error"
-    return refusal(x, weight, bias, g)
 
 
 def refusal_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:

@@ -1,0 +1,125 @@
+"""Which backend and algorithm may serve a call: the candidates in order of preference, each with its refusal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _extension, dispatch
+from ...dispatch import Candidate
+from . import triton_ops
+from .geometry import Geometry
+
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _cpu(x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"x is on {x.device}"
+    return None if _extension.cpu.loaded else f"CPU kernels are not loaded: {_extension.cpu.error}"
+
+
+def refuse_cpu_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not fused Winograd F(4x4, 3x3)."""
+    if (reason := _cpu(x)) is not None:
+        return reason
+    if dispatch.settings.precision == "strict":
+        return "precision 'strict' refuses Winograd's error"
+    if x.dtype not in _SINGLE:
+        return f"no kernel for {x.dtype}"
+    if (*weight.shape[2:], *g.stride, *g.dilation, g.groups) != (3, 3, 1, 1, 1, 1, 1):
+        return "only 3x3, stride 1, dilation 1, groups 1"
+    if g.pool_size and not _quads(g):
+        return "only a 2x2 pool with stride 2, or none"
+    if x.shape[1] < 8 or weight.shape[0] < 8:
+        return f"fewer than 8 channels ({x.shape[1]} in, {weight.shape[0]} out) are faster otherwise"
+    return None
+
+
+def _quads(g: Geometry) -> bool:
+    return (*g.pool_size, *g.pool_stride, *g.pool_padding, *g.pool_dilation) == (2, 2, 2, 2, 0, 0, 1, 1)
+
+
+def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the direct convolution."""
+    if (reason := _cpu(x)) is not None:
+        return reason
+    if x.dtype not in _SINGLE:
+        return f"no kernel for {x.dtype}"
+    if g.groups != 1:
+        return "only groups 1"
+    if x.shape[1] > 4:
+        return f"more than 4 input channels ({x.shape[1]}) are faster composed"
+    return None
+
+
+def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not torch's convolution and one fused pass."""
+    return _cpu(x)
+
+
+def _cuda(x: Tensor) -> str | None:
+    if x.device.type != "cuda":
+        return f"x is on {x.device}"
+    return None if _extension.cuda.loaded else f"CUDA kernels are not loaded: {_extension.cuda.error}"
+
+
+def refuse_cuda_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the fused implicit GEMM with exact fp32 products."""
+    if (reason := _cuda(x)) is not None:
+        return reason
+    if x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "bfloat16 needs compute capability 8.0"
+    if g.groups != 1:
+        return "only groups 1"
+    if max(weight.shape[2:]) > 15:
+        return "a kernel side is over 15"
+    CH, CW = g.conv_size(x, weight)
+    OH, OW = g.output_size((CH, CW))
+    if g.pool_size and not (_quads(g) and 2 * OH <= CH and 2 * OW <= CW):
+        return "only a 2x2 pool with stride 2 and whole windows, or none"
+    if CH * CW > 2**30 or x.shape[0] * -(-CH * CW // 64) >= 2**31:
+        return "too many positions"
+    if weight.shape[1] * weight.shape[2] * weight.shape[3] >= 64 * 3 * 3:
+        return "cuDNN's main loop is expected to win from 64 channels at 3x3 on"
+    return None
+
+
+def refuse_cuda_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the fused implicit GEMM with fp32 products rounded to TF32."""
+    if (reason := _tf32(x)) is not None:
+        return reason
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "TF32 needs compute capability 8.0"
+    return refuse_cuda_implicit_gemm(x, weight, bias, g)
+
+
+def refuse_cuda_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not cuDNN's convolution and one fused pass."""
+    return _cuda(x)
+
+
+def _tf32(x: Tensor) -> str | None:
+    if x.dtype is not torch.float32:
+        return f"TF32 is for float32, x is {x.dtype}"
+    if dispatch.settings.precision == "strict":
+        return "precision 'strict' refuses TF32's error"
+    return None if torch.backends.cudnn.allow_tf32 else "torch.backends.cudnn.allow_tf32 is off"
+
+
+def refuse_triton_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not Triton's implicit GEMM with fp32 products rounded to TF32."""
+    return _tf32(x) or triton_ops.refusal(x, weight, bias, g)
+
+
+CANDIDATES = [
+    Candidate("cpu", "direct", refuse_cpu_direct),
+    Candidate("cpu", "winograd", refuse_cpu_winograd),
+    Candidate("cpu", "composed", refuse_cpu_composed),
+    Candidate("cuda", "implicit_gemm_tf32", refuse_cuda_tf32),
+    Candidate("cuda", "implicit_gemm", refuse_cuda_implicit_gemm),
+    Candidate("cuda", "composed", refuse_cuda_composed),
+    Candidate("triton", "implicit_gemm_tf32", refuse_triton_tf32),
+    Candidate("triton", "implicit_gemm", triton_ops.refusal),
+    Candidate("triton", "composed", triton_ops.refusal_composed),
+]
