@@ -388,6 +388,18 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
   if (wants & 4) biases.check(c, "grad_bias");
 }
 
+// The packed weight of the call before must not outlive an edit in place.
+void check_edited_weight(std::mt19937& random) {
+  const Case c = {1, 20, 9, 9, 24, 1, 1, true, false, DType::kFloat32, Format::kContiguous, Format::kContiguous};
+  Inputs in(c, Fill::kRandom, random);
+  num_threads = 1;
+  for (int i = 0; i < 4; ++i) {
+    const Outputs kept = forward(c, in, true, false), anew = forward(c, in, true, true);
+    expect(kept.output.bytes == anew.output.bytes, c, "an edit of the weight was not seen");
+    in.weight.set(c.K - 1, c.C - 1, 2, 2 - i % 3, 5.f + static_cast<float>(i));
+  }
+}
+
 Case random_case(std::mt19937& random, int64_t largest) {
   const auto up_to = [&](int64_t n) { return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
   Case c;
@@ -433,6 +445,7 @@ int main(int argc, char** argv) {
   check({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom);
   // Sums near the end of fp32: Winograd overflows where the plain sum does not.
   check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge, true, false, random);
+  check_edited_weight(random);
   const char* isas[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
   std::printf("winograd on %s: %s\n", isas[static_cast<int>(current_isa())], failures ? "FAILED" : "passed");
   return failures != 0;

@@ -8,10 +8,12 @@ void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& s
   conv.shape = {g.N, g.C_out, g.CH, g.CW, g.C, g.H, g.W, {2 - g.padding[0], 2 - g.padding[1]}};
   conv.source = &source;
   conv.stage = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
+  conv.reads = gradient_footprint<T>;
   conv.weight = {args.weight, g.C, g.C_out, 9, 9 * g.C, true};
+  conv.packed = nullptr;
   conv.emission = Emission::kConvolution;
   conv.target = {args.grad_input, nullptr, args.x_strides, g.C, g.H, g.W, g.H, g.W, nullptr, nullptr};
-  convolve_packing<T>(conv, pool);
+  plan_and_convolve<T>(conv, pool);
 }
 
 // Enough tasks for some threads, and slices long enough to be worth their sums; a function of the shapes alone.

@@ -4,10 +4,12 @@
 struct Convolution {
   WinogradShape shape;
   WinogradPlan plan;
-  int64_t channel_parts;  // tasks that share a group of tiles
+  int64_t run;            // groups of a task
+  int64_t channel_parts;  // tasks that share a run of groups
   const void* source;
   StageFunction stage;
-  const float* packed;
+  Footprint (*reads)(const void* source, const WinogradShape& shape, const WinogradGroup& group);
+  const float* packed;    // or null: packed by plan_and_convolve
   PlainWeight weight;
   OutputTarget target;
   Emission emission;
@@ -33,8 +35,8 @@ FASTDL_INLINE GroupScratch group_scratch(const WinogradPlan& plan, int64_t C, in
 }
 
 template <class T>
-void convolve_group(const Convolution& conv, const WinogradGroup& group, int64_t first_vec, int64_t last_vec,
-                    float* memory) {
+void convolve_group(const Convolution& conv, const WinogradGroup& group, const Footprint& next, int64_t first_vec,
+                    int64_t last_vec, float* memory) {
   const GroupScratch scratch = group_scratch(conv.plan, conv.shape.C, conv.shape.K, conv.emission);
   float* staged = memory;
   float* v = staged + scratch.staged;
@@ -43,20 +45,22 @@ void convolve_group(const Convolution& conv, const WinogradGroup& group, int64_t
   float* record = out + scratch.out;
   const int64_t tiles = group.tiles();
   const StagedSize size = staged_size(group.rows, group.cols, conv.shape.C, 2);
+  const int64_t side = emitted_side(conv.emission);
   const DirectTile direct = {conv.weight, conv.shape, direct_tile<T>};
 
   conv.stage(conv.source, conv.shape, group, size, staged);
   transform_tiles<input_transform>(staged, group, size, v);
   for (int64_t pass = first_vec; pass < last_vec; pass += kPassVecs) {
     const int64_t vecs = last_vec - pass < kPassVecs ? last_vec - pass : kPassVecs;
-    multiply(v, conv.packed, m, tiles, conv.shape.C, size.channels, pass, vecs);
+    multiply(v, conv.packed, m, tiles, conv.shape.C, size.channels, pass, vecs,
+             pass + kPassVecs < last_vec ? Footprint{} : next, stored_footprint<T>(conv.target, group, side, pass, vecs));
     for (int64_t j = 0; j < vecs; ++j) {
       const int64_t k = (pass + j) * kLanes;
       const int64_t channels = conv.shape.K - k < kLanes ? conv.shape.K - k : kLanes;
       emit_group_for(conv.emission)(m + j * tiles * kPositions * kLanes, staged, group, conv.target, direct, k, out, record);
-      store_group<T>(out, group, emitted_side(conv.emission), k, channels, conv.target.data, conv.target);
+      store_group<T>(out, group, side, k, channels, conv.target.data, conv.target);
       if (conv.emission == Emission::kPoolWithRecord)
-        store_group<ByteBits>(record, group, emitted_side(conv.emission), k, channels, conv.target.record, conv.target);
+        store_group<ByteBits>(record, group, side, k, channels, conv.target.record, conv.target);
     }
   }
 }
@@ -66,16 +70,21 @@ void convolve(const Convolution& conv, float* memory, const ThreadPool& pool) {
   const int64_t worker_floats = group_scratch(conv.plan, conv.shape.C, conv.shape.K, conv.emission).total();
   const int64_t vecs = (conv.shape.K + kLanes - 1) / kLanes;
   const int64_t part_vecs = ((vecs + conv.channel_parts - 1) / conv.channel_parts + kPassVecs - 1) / kPassVecs * kPassVecs;
-  parallel_tasks(pool, conv.plan.groups() * conv.channel_parts, [&](int64_t task, int64_t worker) {
+  const int64_t groups = conv.plan.groups(), runs = (groups + conv.run - 1) / conv.run;
+  parallel_tasks(pool, runs * conv.channel_parts, [&](int64_t task, int64_t worker) {
     const int64_t first = task % conv.channel_parts * part_vecs;
     const int64_t last = first + part_vecs < vecs ? first + part_vecs : vecs;
-    if (first < last)
-      convolve_group<T>(conv, conv.plan.group(conv.shape.N, task / conv.channel_parts), first, last,
-                        memory + worker * worker_floats);
+    if (first >= last) return;
+    const int64_t begin = task / conv.channel_parts * conv.run, end = begin + conv.run < groups ? begin + conv.run : groups;
+    for (int64_t index = begin; index < end; ++index) {
+      Footprint next = {};
+      if (index + 1 < end) next = conv.reads(conv.source, conv.shape, conv.plan.group(conv.shape.N, index + 1));
+      convolve_group<T>(conv, conv.plan.group(conv.shape.N, index), next, first, last, memory + worker * worker_floats);
+    }
   });
 }
 
-FASTDL_INLINE int64_t packed_floats(int64_t K, int64_t C) { return (K + kLanes - 1) / kLanes * kLanes * kPositions * C; }
+static int64_t packed_floats(int64_t K, int64_t C) { return padded(K) * kPositions * C; }
 
 template <class T>
 void pack_weights(const PlainWeight& weight, float* u, const ThreadPool& pool) {
@@ -96,14 +105,17 @@ FASTDL_INLINE int64_t tiles_for(int64_t C, int64_t K) {
   return fitting < 24 ? 24 : fitting > 96 ? 96 : fitting;
 }
 
-// Plans, packs and runs a convolution whose plan, parts and packed weight are not set yet. Nothing here is empty.
+// Plans and runs a convolution, packing its weight unless that was done. Its output is not empty.
 template <class T>
-void convolve_packing(Convolution& conv, const ThreadPool& pool) {
+void plan_and_convolve(Convolution& conv, const ThreadPool& pool) {
   const WinogradShape& shape = conv.shape;
   const int64_t threads = pool.size();
   conv.plan = winograd_plan(shape, tiles_for(shape.C, shape.K), threads > 1 ? 2 * threads : 1);
   conv.channel_parts = conv.plan.groups() < threads ? (threads + conv.plan.groups() - 1) / conv.plan.groups() : 1;
-  const int64_t bias_floats = padded(shape.K), packed = packed_floats(shape.K, shape.C);
+  // Runs let a worker ask for its next group early; eight or more to each thread keep the threads even.
+  const int64_t even_run = conv.plan.groups() / (8 * threads);
+  conv.run = even_run < 1 ? 1 : even_run > 16 ? 16 : even_run;
+  const int64_t bias_floats = padded(shape.K), packed = conv.packed ? 0 : packed_floats(shape.K, shape.C);
   const int64_t workers = group_scratch(conv.plan, shape.C, shape.K, conv.emission).total() * threads;
   float* memory = static_cast<float*>(thread_scratch(4 * static_cast<size_t>(bias_floats + packed + workers)));
   float* u = memory + workers;
@@ -111,7 +123,9 @@ void convolve_packing(Convolution& conv, const ThreadPool& pool) {
   const T* plain_bias = static_cast<const T*>(conv.target.plain_bias);
   for (int64_t k = 0; k < bias_floats; ++k) bias[k] = k < shape.K && plain_bias ? to_float(plain_bias[k]) : 0.f;
   conv.target.bias = bias;
-  pack_weights<T>(conv.weight, u, pool);
-  conv.packed = u;
+  if (conv.packed == nullptr) {
+    pack_weights<T>(conv.weight, u, pool);
+    conv.packed = u;
+  }
   convolve<T>(conv, memory, pool);
 }

@@ -4,6 +4,7 @@
 #include "ops/conv_relu_maxpool/winograd_transforms-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage_gradient-inl.h"
+#include "ops/conv_relu_maxpool/winograd_prefetch-inl.h"
 #include "ops/conv_relu_maxpool/winograd_products-inl.h"
 #include "ops/conv_relu_maxpool/winograd_weight-inl.h"
 #include "ops/conv_relu_maxpool/winograd_emit-inl.h"
@@ -14,4 +15,4 @@
 #include "ops/conv_relu_maxpool/winograd_weight_gradient_sum-inl.h"
 #include "ops/conv_relu_maxpool/winograd_backward-inl.h"
 
-inline constexpr WinogradKernels kWinograd = {forward, backward};
+inline constexpr WinogradKernels kWinograd = {forward, backward, packed_floats, pack};

@@ -1,8 +1,21 @@
 // relu(max_pool2d(conv2d(x, weight)) + bias) as one fused Winograd convolution.
-// The weight is packed by panels, then the groups of tiles run; both in parallel. Saves the record.
+// The weight is packed by panels unless that was done, then the groups of tiles run; both in parallel. Saves the record.
+
+FASTDL_INLINE PlainWeight forward_weight(const void* weight, int64_t K, int64_t C) {
+  return {weight, K, C, 9 * C, 9, false};
+}
+
+static void pack(const void* weight, int64_t K, int64_t C, DType dtype, float* u, const ThreadPool& pool) {
+  const PlainWeight plain = forward_weight(weight, K, C);
+  switch (dtype) {
+    case DType::kFloat16: return pack_weights<Float16>(plain, u, pool);
+    case DType::kBFloat16: return pack_weights<BFloat16>(plain, u, pool);
+    default: return pack_weights<float>(plain, u, pool);
+  }
+}
 
 template <class T>
-void forward_of(const ConvReluMaxpoolForward& args, const ThreadPool& pool) {
+void forward_of(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool) {
   const ConvGeometry& g = args.conv;
   if (g.N == 0 || g.C_out == 0 || args.pool.OH == 0 || args.pool.OW == 0) return;
   const int64_t OH = args.pool.present && 2 * args.pool.OH < g.CH ? 2 * args.pool.OH : g.CH;
@@ -13,16 +26,18 @@ void forward_of(const ConvReluMaxpoolForward& args, const ThreadPool& pool) {
   const ImageSource source = {args.x, args.x_strides, 0};
   conv.source = &source;
   conv.stage = stage_image<T>;
-  conv.weight = {args.weight, g.C_out, g.C, 9 * g.C, 9, false};
+  conv.reads = image_footprint<T>;
+  conv.weight = forward_weight(args.weight, g.C_out, g.C);
+  conv.packed = u;
 
   conv.target = {args.output, args.record, args.output_strides, g.C_out, args.pool.OH, args.pool.OW, g.CH, g.CW, args.bias, nullptr};
-  convolve_packing<T>(conv, pool);
+  plan_and_convolve<T>(conv, pool);
 }
 
-static void forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool) {
+static void forward(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool) {
   switch (args.dtype) {
-    case DType::kFloat16: return forward_of<Float16>(args, pool);
-    case DType::kBFloat16: return forward_of<BFloat16>(args, pool);
-    default: return forward_of<float>(args, pool);
+    case DType::kFloat16: return forward_of<Float16>(args, u, pool);
+    case DType::kBFloat16: return forward_of<BFloat16>(args, u, pool);
+    default: return forward_of<float>(args, u, pool);
   }
 }

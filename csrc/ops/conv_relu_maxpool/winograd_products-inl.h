@@ -28,15 +28,20 @@ void transform_tiles(const float* staged, const WinogradGroup& group, const Stag
 FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) { return first_vec * kLanes * kPositions * C; }
 
 // m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of kGemmVecs.
+// Meanwhile asks for what is read and written next.
 static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C, int64_t channels,
-                     int64_t first_vec, int64_t vecs) {
-  for (int64_t p = 0; p < kPositions; ++p)
+                     int64_t first_vec, int64_t vecs, const Footprint& reads, const Footprint& writes) {
+  Prefetch<false> read(reads, kPositions);
+  Prefetch<true> write(writes, kPositions);
+  for (int64_t p = 0; p < kPositions; ++p) {
+    read.step();
+    write.step();
     for (int64_t j = 0; j < vecs; j += kGemmVecs) {
-      const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs;
-      const int64_t width = panel_vecs * kLanes;
+      const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs, width = panel_vecs * kLanes;
       const GemmStrides strides = {channels, 1, width, kPositions * kLanes, tiles * kPositions * kLanes};
       gemm<false>(tiles, panel_vecs, v + p * position_stride(tiles, channels),
                   u + packed_panel(first_vec + j, C) + p * C * width, m + (j * tiles * kPositions + p) * kLanes, C,
                   strides);
     }
+  }
 }

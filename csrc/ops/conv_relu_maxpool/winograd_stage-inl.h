@@ -54,25 +54,22 @@ FASTDL_INLINE void load_rows(const T* p, int64_t stride, int64_t channels, int64
   }
 }
 
-// out[i][c] = x[c * channel_stride + i] for `count` pixels.
+// out[i][c] = x[c * channel_stride + i] for `count` pixels and kLanes channels, of which `channels` exist.
 template <class T>
-FASTDL_INLINE void stage_channels_first(const T* x, int64_t channel_stride, int64_t C, int64_t count, float* out,
+FASTDL_INLINE void stage_channels_first(const T* x, int64_t channel_stride, int64_t channels, int64_t count, float* out,
                                         int64_t out_channels) {
-  for (int64_t c = 0; c < C; c += kLanes) {
-    const T* plane = x + c * channel_stride;
-    for (int64_t i = 0; i < count; i += kLanes) {
-      // The last block moves back over the one before: no masks where a row has kLanes pixels.
-      const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
-      Vec rows[kLanes];
-      load_rows(plane + begin, channel_stride, C - c, count - begin, rows);
-      transpose(rows);
-      float* o = out + begin * out_channels + c;
-      if (count - begin >= kLanes) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    // The last block moves back over the one before: no masks where a row has kLanes pixels.
+    const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
+    Vec rows[kLanes];
+    load_rows(x + begin, channel_stride, channels, count - begin, rows);
+    transpose(rows);
+    float* o = out + begin * out_channels;
+    if (count - begin >= kLanes) {
 #pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) store(o + j * out_channels, rows[j]);
-      } else {
-        for (int64_t j = 0; j < count - begin; ++j) store(o + j * out_channels, rows[j]);
-      }
+      for (int j = 0; j < kLanes; ++j) store(o + j * out_channels, rows[j]);
+    } else {
+      for (int64_t j = 0; j < count - begin; ++j) store(o + j * out_channels, rows[j]);
     }
   }
 }
@@ -107,13 +104,19 @@ void stage_image(const void* from, const WinogradShape& shape, const WinogradGro
       float* row = out + r * size.row();
       zero_floats(row, cols.begin * size.channels);
       zero_floats(row + cols.end * size.channels, (size.cols - cols.end) * size.channels);
-      const T* x = image + (rows.origin + r) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
-      float* inside = row + cols.begin * size.channels;
-      if (channels_last)
-        stage_channels_last(x, source.strides[3], shape.C, count, inside, size.channels);
-      else
-        stage_channels_first(x, source.strides[1], shape.C, count, inside, size.channels);
     }
+    const T* x = image + (rows.origin + rows.begin) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
+    float* inside = out + rows.begin * size.row() + cols.begin * size.channels;
+    const int64_t lines = rows.end - rows.begin;
+    if (channels_last)
+      for (int64_t r = 0; r < lines; ++r)
+        stage_channels_last(x + r * source.strides[2], source.strides[3], shape.C, count, inside + r * size.row(), size.channels);
+    else
+      // All rows of some channels before the next: each of the kLanes streams of reads stays on one plane.
+      for (int64_t c = 0; c < shape.C; c += kLanes)
+        for (int64_t r = 0; r < lines; ++r)
+          stage_channels_first(x + c * source.strides[1] + r * source.strides[2], source.strides[1], shape.C - c, count,
+                               inside + r * size.row() + c, size.channels);
     zero_floats(out + rows.end * size.row(), (size.rows - rows.end) * size.row());
   }
 }

@@ -55,3 +55,17 @@ void store_group(const float* from, const WinogradGroup& group, int64_t side, in
         store_channels_first(line, count, out, strides[1], channels);
     }
 }
+
+// What store_group writes for some vectors of channels.
+template <class T>
+FASTDL_INLINE Footprint stored_footprint(const OutputTarget& target, const WinogradGroup& group, int64_t side,
+                                         int64_t first_vec, int64_t vecs) {
+  const int64_t k = first_vec * kLanes, y = side * group.y, x = side * group.x;
+  const int64_t channels = target.K - k < vecs * kLanes ? target.K - k : vecs * kLanes;
+  const int64_t rows = target.OH - y < side * group.rows ? target.OH - y : side * group.rows;
+  const int64_t cols = target.OW - x < side * group.cols ? target.OW - x : side * group.cols;
+  if (rows <= 0 || cols <= 0) return {};
+  const int64_t* strides = target.strides;
+  T* data = static_cast<T*>(target.data) + group.n * strides[0] + k * strides[1] + y * strides[2] + x * strides[3];
+  return footprint(data, sizeof(T), strides, group.images, channels, rows, cols);
+}
