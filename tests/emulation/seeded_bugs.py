@@ -1,0 +1,132 @@
+"""Bugs the emulation must catch: in its feature kernels (by number), in the real kernels (by a changed line)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Kernel of features.cuh -> its bugs.
+FEATURES = {
+    "matmul": (1, 2, 3, 4, 11),
+    "softmax": (6, 8, 10),
+    "reverse_pairs": (7,),
+    "recurrence": (9,),
+    "cluster_recurrence": (14, 15, 24),
+    "tensor_product": (5, 12, 13),
+    "fragment_tile": (16, 22),
+    "ring": (17, 18),
+    "total": (19, 20, 23),
+    "column": (21,),
+    "scan": (25, 26, 27),
+}
+# A lost update, a missing fence and an early flag show only as races (ThreadSanitizer), a misaligned load only to
+# UndefinedBehaviorSanitizer.
+ONLY_SANITIZERS = (19, 20, 23, 25)
+
+
+class Mutation(NamedTuple):
+    """`old`, which occurs once in `file` (under csrc), becomes `new`."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+_OPS = "ops/conv_relu_maxpool"
+MUTATIONS = (
+    Mutation(
+        "no barrier between a stage's arrival and its use",
+        f"{_OPS}/implicit_gemm_cuda.cu",
+        "fd::cp_async_wait<kStages - 2>();\n    __syncthreads();",
+        "fd::cp_async_wait<kStages - 2>();",
+    ),
+    Mutation(
+        "waits for one stage too few",
+        f"{_OPS}/implicit_gemm_cuda.cu",
+        "fd::cp_async_wait<kStages - 2>()",
+        "fd::cp_async_wait<kStages - 1>()",
+    ),
+    Mutation(
+        "the first table is read before it is written",
+        f"{_OPS}/implicit_gemm_cuda.cu",
+        "load.describe(0);\n  __syncthreads();",
+        "load.describe(0);",
+    ),
+    Mutation(
+        "the table of the tile in use is overwritten",
+        f"{_OPS}/implicit_gemm_load.cuh",
+        "int slot = tile % 2 * kDepth<T> + threadIdx.x;",
+        "int slot = threadIdx.x;",
+    ),
+    Mutation(
+        "gathered values go into the stage that is being multiplied",
+        f"{_OPS}/implicit_gemm_cuda.cu",
+        "load.finish(shared + next % kStages * kBytes);",
+        "load.finish(shared + tile % kStages * kBytes);",
+    ),
+    Mutation(
+        "gathered chunks are stored one place off",
+        f"{_OPS}/implicit_gemm_load.cuh",
+        "swizzled(threadIdx.x + i * kThreads, chunk)",
+        "swizzled(threadIdx.x + i * kThreads, chunk ^ 1)",
+    ),
+    Mutation(
+        "window positions transposed",
+        f"{_OPS}/implicit_gemm_tile.cuh",
+        "tile % 2 * 2 + half",
+        "tile % 2 + half * 2",
+    ),
+    Mutation(
+        "channels dealt in the wrong order",
+        f"{_OPS}/implicit_gemm_tile.cuh",
+        "+ tile * 2 + column % 2",
+        "+ tile + column % 2 * 4",
+    ),
+    Mutation(
+        "windows behind the last are stored",
+        f"{_OPS}/implicit_gemm_store.cuh",
+        "if (block_start + window * kPositions >= p.positions) continue;",
+        "",
+    ),
+    Mutation(
+        "channels behind the last are stored",
+        f"{_OPS}/implicit_gemm_store.cuh",
+        "if (channel_ + c >= p_.C_out) break;",
+        "",
+    ),
+    Mutation(
+        "bias behind the last channel is read",
+        f"{_OPS}/implicit_gemm_store.cuh",
+        "p.bias && channel + c < p.C_out",
+        "p.bias",
+    ),
+    Mutation(
+        "the row below the image counts as inside",
+        f"{_OPS}/implicit_gemm_load.cuh",
+        "< static_cast<unsigned>(p.H)",
+        "<= static_cast<unsigned>(p.H)",
+    ),
+    Mutation("the last of equal values wins", f"{_OPS}/window.cuh", "v > value", "v >= value"),
+    Mutation(
+        "a ReLU of exactly zero counts as open", f"{_OPS}/window.cuh", "fd::to_compute(rounded) <= 0",
+        "fd::to_compute(rounded) < 0",
+    ),
+    Mutation(
+        "gradients of the border's quads are written outside",
+        f"{_OPS}/bias_relu_maxpool_backward.cuh",
+        "if (h >= p.CH || w >= p.CW) continue;",
+        "",
+    ),
+    Mutation(
+        "partial sums are read before they are written",
+        f"{_OPS}/grad_bias.cuh",
+        "= sum[i];\n  __syncthreads();",
+        "= sum[i];",
+    ),
+    Mutation(
+        "the block's sum does not wait for its warps",
+        "common/cuda/reduce.cuh",
+        "= v;\n  __syncthreads();",
+        "= v;",
+    ),
+)  # fmt: skip
