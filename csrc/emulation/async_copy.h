@@ -91,9 +91,7 @@ inline void mbarrier_wait(uint64_t* p, int parity, EMU_SITE) {
       emu::land(copy);
       barrier->bytes -= copy.bytes;
     }
-    EMU_QUIET if (barrier->copies.empty()) {
-      emu::spin();
-    }
+    EMU_QUIET if (barrier->copies.empty()) { emu::spin(); }
     else {
       barrier->copies.clear();
       EMU_RELEASE(&barrier->token[barrier->phase & 1]);

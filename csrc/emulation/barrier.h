@@ -40,8 +40,8 @@ EMU_UNTRACKED inline void leave(Barrier& barrier) {
     for (Block& block : *machine.blocks)
       for (Thread& thread : block.threads)
         if (thread.status == Status::kInBarrier && thread.barrier == &barrier)
-          fail(std::string("some threads have returned from the kernel, others wait in ") + barrier.name, thread.site,
-               &thread);
+          fail(std::string("some threads have returned from the kernel, others wait in ") + barrier.name,
+               thread.site, &thread);
   if (barrier.waiting == barrier.live) open_barrier(barrier);
 }
 

@@ -1,6 +1,7 @@
 // CUDA on the CPU: the names a kernel may use. What is not here does not compile, on purpose.
-// Memory that CUDA leaves undefined is filled with 0xFF (NaN). Under ThreadSanitizer only what CUDA defines as
-// ordering orders memory: barriers, __syncwarp, __threadfence, mbarriers; not shuffles, votes, ldmatrix or mma.
+// Memory that CUDA leaves undefined is filled with 0xFF (NaN). Under ThreadSanitizer only what CUDA defines
+// as ordering orders memory: barriers, __syncwarp, __threadfence, mbarriers; not shuffles, votes, ldmatrix or
+// mma.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -55,7 +56,8 @@ struct LaunchShape {
 };
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t, Arguments... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t,
+                   Arguments... arguments) {
   emu::launch(shape.grid, shape.block, shape.shared_bytes, shape.cooperative, shape.cluster,
               [=] { kernel(arguments...); });
   return emu::machine.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;

@@ -49,7 +49,8 @@ EMU_UNTRACKED inline void run_warp(Warp* warp, size_t& left, bool& ran, bool& mo
 inline void report_deadlock(const std::vector<Warp*>& warps, bool ran) {
   for (Warp* warp : warps)
     for (Thread* thread : warp->lane) {
-      if (!thread || thread->status == Status::kDone || (ran && thread->status != Status::kSpinning)) continue;
+      if (!thread || thread->status == Status::kDone || (ran && thread->status != Status::kSpinning))
+        continue;
       if (thread->status == Status::kInWarp)
         fail("deadlock: warp collective not reached by all lanes of its mask", thread->site, thread);
       else if (thread->status == Status::kSpinning)
@@ -90,7 +91,8 @@ inline char*& stack_of(size_t index) {
   return stack;
 }
 
-inline void prepare_block(Block& block, Cluster& cluster, size_t id, size_t first_stack, size_t shared_bytes) {
+inline void prepare_block(Block& block, Cluster& cluster, size_t id, size_t first_stack,
+                          size_t shared_bytes) {
   const dim3 &grid = machine.grid, &size = machine.block;
   size_t threads = size_t(size.x) * size.y * size.z;
   block.id = {unsigned(id % grid.x), unsigned(id / grid.x % grid.y), unsigned(id / grid.x / grid.y)};

@@ -29,7 +29,8 @@ inline void* peer_shared(void* p, unsigned rank, Site site) {
   }
   Block* peer = block->cluster->blocks[rank];
   if (peer != block && block->cluster->barrier.phase == 0)
-    fail("distributed shared memory before the first cluster.sync: the other block may not have started", site);
+    fail("distributed shared memory before the first cluster.sync: the other block may not have started",
+         site);
   if (peer->barrier.live == 0) fail("distributed shared memory of a block that has exited", site);
   auto holds = [&](SharedArray& a) { return a.data <= p && static_cast<char*>(p) < a.data + a.bytes; };
   if (holds(block->dynamic_shared))
@@ -43,9 +44,9 @@ inline void* peer_shared(void* p, unsigned rank, Site site) {
 
 }  // namespace emu
 
-#define FD_SHARED(T, name, dims)        \
-  using name##_type = T dims;           \
-  static const char name##_key = 0;     \
-  name##_type& name = *static_cast<name##_type*>( \
-      emu::static_shared(emu::self->block, &name##_key, sizeof(name##_type)))
+#define FD_SHARED(T, name, dims)    \
+  using name##_type = T dims;       \
+  static const char name##_key = 0; \
+  name##_type& name =               \
+      *static_cast<name##_type*>(emu::static_shared(emu::self->block, &name##_key, sizeof(name##_type)))
 #define FD_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emu::self->block->dynamic_shared.data)

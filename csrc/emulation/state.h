@@ -15,8 +15,8 @@ namespace emu {
 
 struct Options {
   // A thread runs until it blocks in a barrier or a warp collective. 0: lanes and warps in order; 1: the same
-  // backwards; 2: each warp as far as it can go, warp 0 first; 3: the same backwards; >3: seed of a random mix.
-  // Asynchronous copies land as early as allowed in odd schedules and as late as allowed in even ones.
+  // backwards; 2: each warp as far as it can go, warp 0 first; 3: the same backwards; >3: seed of a random
+  // mix. Asynchronous copies land as early as allowed in odd schedules and as late as allowed in even ones.
   int schedule = 0;
   // Allow a thread to return before others reach a block, cluster or grid barrier.
   bool early_exit = false;
@@ -69,8 +69,8 @@ struct Thread {
   int phase = 0;
   char token[2] = {};
   void *tsan, *asan = nullptr;
-  std::vector<Copy> open_copies;                 // cp.async not yet committed
-  std::vector<std::vector<Copy>> copy_groups;    // committed, not yet waited for
+  std::vector<Copy> open_copies;               // cp.async not yet committed
+  std::vector<std::vector<Copy>> copy_groups;  // committed, not yet waited for
 };
 
 struct Warp {

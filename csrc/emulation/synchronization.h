@@ -1,4 +1,5 @@
-// Block, named, grid and cluster barriers, fences, flags, atomics; the twins of common/cuda/synchronization.cuh.
+// Block, named, grid and cluster barriers, fences, flags, atomics; the twins of
+// common/cuda/synchronization.cuh.
 #pragma once
 #include "emulation/barrier.h"
 #include "emulation/shared_memory.h"
@@ -31,7 +32,8 @@ inline void grid_sync(EMU_SITE) {
 inline void named_barrier(int id, int threads, EMU_SITE) {
   emu::Barrier* barrier;
   {
-    EMU_QUIET barrier = &emu::self->block->named.try_emplace(id, emu::Barrier{"named barrier", false}).first->second;
+    EMU_QUIET barrier =
+        &emu::self->block->named.try_emplace(id, emu::Barrier{"named barrier", false}).first->second;
   }
   emu::wait_at(*barrier, threads, {file, line});
 }

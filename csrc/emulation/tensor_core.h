@@ -54,7 +54,8 @@ void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
             int group = lane / 4, k = lane % 4 * n + half;
             for (int i = 0; i < 4; ++i)
               left[group + 8 * (i & 1)][k + 4 * n * (i >> 1)] = Fragment<Element>::get(all[lane]->a[i], half);
-            for (int i = 0; i < 2; ++i) right[k + 4 * n * i][group] = Fragment<Element>::get(all[lane]->b[i], half);
+            for (int i = 0; i < 2; ++i)
+              right[k + 4 * n * i][group] = Fragment<Element>::get(all[lane]->b[i], half);
           }
         for (int lane = 0; lane < 32; ++lane)
           for (int i = 0; i < 4; ++i) {
@@ -80,20 +81,20 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transpose = fals
     emu::fail("ldmatrix: misaligned address", {file, line});
   else
     for (int i = 0; i < 8; ++i) arguments.row[i] = static_cast<const uint16_t*>(row)[i];
-  emu::warp_collective(
-      ~0u, arguments,
-      [](Arguments** all) {
-        for (int m = 0; m < 4; ++m)
-          for (int lane = 0; lane < 32; ++lane) {
-            uint32_t half[2];
-            for (int k = 0; k < 2; ++k) {
-              int y = lane / 4, x = lane % 4 * 2 + k;
-              half[k] = all[lane]->transpose ? all[m * 8 + x]->row[y] : all[m * 8 + y]->row[x];
-            }
-            all[lane]->r[m] = half[0] | half[1] << 16;
-          }
-      },
-      {file, line});
+  emu::warp_collective(~0u, arguments,
+                       [](Arguments** all) {
+                         for (int m = 0; m < 4; ++m)
+                           for (int lane = 0; lane < 32; ++lane) {
+                             uint32_t half[2];
+                             for (int k = 0; k < 2; ++k) {
+                               int y = lane / 4, x = lane % 4 * 2 + k;
+                               half[k] =
+                                   all[lane]->transpose ? all[m * 8 + x]->row[y] : all[m * 8 + y]->row[x];
+                             }
+                             all[lane]->r[m] = half[0] | half[1] << 16;
+                           }
+                       },
+                       {file, line});
 }
 
 template <class Element>

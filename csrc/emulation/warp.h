@@ -27,7 +27,8 @@ EMU_UNTRACKED inline void warp_collective(unsigned mask, Arguments& arguments, C
       fail("warp collective: the mask names a lane that has exited or does not exist", site);
       continue;
     }
-    complete = lane->status == Status::kInWarp && lane->site.line == site.line && lane->site.file == site.file;
+    complete =
+        lane->status == Status::kInWarp && lane->site.line == site.line && lane->site.file == site.file;
     if (!complete) break;
     if (lane->mask != mask) fail("warp collective: lanes disagree on the mask", site);
     all[i] = static_cast<Arguments*>(lane->arguments);
@@ -97,16 +98,15 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate, EMU_SITE) {
     bool predicate;
     unsigned result;
   } arguments{predicate, 0};
-  emu::warp_collective(
-      mask, arguments,
-      [](Arguments** all) {
-        unsigned result = 0;
-        for (int i = 0; i < 32; ++i)
-          if (all[i] && all[i]->predicate) result |= 1u << i;
-        for (int i = 0; i < 32; ++i)
-          if (all[i]) all[i]->result = result;
-      },
-      {file, line});
+  emu::warp_collective(mask, arguments,
+                       [](Arguments** all) {
+                         unsigned result = 0;
+                         for (int i = 0; i < 32; ++i)
+                           if (all[i] && all[i]->predicate) result |= 1u << i;
+                         for (int i = 0; i < 32; ++i)
+                           if (all[i]) all[i]->result = result;
+                       },
+                       {file, line});
   return arguments.result;
 }
 inline bool __any_sync(unsigned mask, bool predicate, EMU_SITE) {

@@ -10,7 +10,8 @@
 
 inline std::mt19937 generator(1);
 
-// Aligned to 16 bytes; the slack before the page is checked. Under AddressSanitizer plain malloc: it watches itself.
+// Aligned to 16 bytes; the slack before the page is checked. Under AddressSanitizer plain malloc: it watches
+// itself.
 template <class T>
 class Array {
  public:
@@ -19,7 +20,8 @@ class Array {
     data = static_cast<T*>(malloc(bytes_));
 #else
     length_ = (bytes_ + 16 + 4095) / 4096 * 4096 + 4096;
-    map_ = static_cast<char*>(mmap(nullptr, length_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    map_ = static_cast<char*>(
+        mmap(nullptr, length_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(map_ + length_ - 4096, 4096, PROT_NONE);
     data = reinterpret_cast<T*>(map_ + (length_ - 4096 - bytes_) / 16 * 16);
     memset(slack(), 0xA5, slack_bytes());

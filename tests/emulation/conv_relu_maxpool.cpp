@@ -1,5 +1,5 @@
-// Runs the CUDA kernels of conv_relu_maxpool on small integers, where every dtype is exact, against plain loops.
-// Arguments: --schedule N, --large 1, --dtype fp64|fp32|fp16|bf16. Exit status 1 if a case fails.
+// Runs the CUDA kernels of conv_relu_maxpool on small integers, where every dtype is exact, against plain
+// loops. Arguments: --schedule N, --large 1, --dtype fp64|fp32|fp16|bf16. Exit status 1 if a case fails.
 #include "emulation/ops/conv_relu_maxpool.cpp"
 
 #include <cmath>
@@ -14,16 +14,17 @@ struct Case {
   int pool, pool_stride, pool_padding;  // pool 0: none
   bool channels_last;
 };
-// What decides a path: chunks of channels or a gather, 32 or 64 channels a block, windows or positions, odd sizes.
+// What decides a path: chunks of channels or a gather, 32 or 64 channels a block, windows or positions, odd
+// sizes.
 const Case kSmall[] = {
-    {1, 3, 8, 9, 5, 3, 1, 1, 1, 2, 2, 0, false},   {2, 8, 7, 6, 8, 3, 1, 1, 1, 2, 2, 0, true},
-    {1, 16, 6, 7, 40, 3, 1, 1, 1, 0, 0, 0, true},  {1, 5, 9, 9, 33, 3, 2, 1, 1, 0, 0, 0, false},
-    {1, 8, 9, 10, 8, 3, 1, 2, 2, 3, 2, 1, true},   {1, 2, 6, 8, 8, 1, 1, 0, 1, 2, 1, 0, false},
+    {1, 3, 8, 9, 5, 3, 1, 1, 1, 2, 2, 0, false},  {2, 8, 7, 6, 8, 3, 1, 1, 1, 2, 2, 0, true},
+    {1, 16, 6, 7, 40, 3, 1, 1, 1, 0, 0, 0, true}, {1, 5, 9, 9, 33, 3, 2, 1, 1, 0, 0, 0, false},
+    {1, 8, 9, 10, 8, 3, 1, 2, 2, 3, 2, 1, true},  {1, 2, 6, 8, 8, 1, 1, 0, 1, 2, 1, 0, false},
 };
 const Case kLarge[] = {
-    {2, 32, 24, 24, 64, 3, 1, 1, 1, 2, 2, 0, true}, {2, 3, 33, 31, 32, 3, 1, 1, 1, 2, 2, 0, false},
+    {2, 32, 24, 24, 64, 3, 1, 1, 1, 2, 2, 0, true},  {2, 3, 33, 31, 32, 3, 1, 1, 1, 2, 2, 0, false},
     {1, 64, 14, 14, 130, 3, 1, 1, 1, 0, 0, 0, true}, {1, 24, 20, 18, 48, 5, 1, 2, 1, 2, 2, 0, false},
-    {3, 8, 21, 20, 16, 7, 2, 3, 1, 3, 2, 1, true},  {1, 40, 16, 16, 24, 3, 1, 2, 2, 2, 2, 0, true},
+    {3, 8, 21, 20, 16, 7, 2, 3, 1, 3, 2, 1, true},   {1, 40, 16, 16, 24, 3, 1, 2, 2, 2, 2, 0, true},
 };
 
 int failures = 0;
@@ -52,7 +53,8 @@ bool same(Array<T>& got, const std::vector<double>& expected, const char* what) 
   for (size_t i = 0; i < got.size; ++i) {
     double value = static_cast<float>(got[i]);
     if (value == expected[i]) continue;
-    printf("FAIL %s %s [%zu] = %g, expected %g\n", value != value ? "poison" : "wrong", what, i, value, expected[i]);
+    printf("FAIL %s %s [%zu] = %g, expected %g\n", value != value ? "poison" : "wrong", what, i, value,
+           expected[i]);
     ++failures;
     return false;
   }
@@ -67,7 +69,8 @@ class Check {
     CW_ = output_size(c.W, c.K, c.stride, c.padding, c.dilation);
     pool_.present = c.pool > 0;
     for (int i = 0; i < 2; ++i) {
-      pool_.size[i] = c.pool, pool_.stride[i] = c.pool_stride, pool_.padding[i] = c.pool_padding, pool_.dilation[i] = 1;
+      pool_.size[i] = c.pool, pool_.stride[i] = c.pool_stride, pool_.padding[i] = c.pool_padding,
+      pool_.dilation[i] = 1;
     }
     pool_.OH = c.pool ? output_size(CH_, c.pool, c.pool_stride, c.pool_padding) : CH_;
     pool_.OW = c.pool ? output_size(CW_, c.pool, c.pool_stride, c.pool_padding) : CW_;
@@ -77,11 +80,13 @@ class Check {
   }
 
   void run() {
-    Array<T> x(size_t(c_.N) * c_.C * c_.H * c_.W), weight(size_t(c_.C_out) * c_.C * c_.K * c_.K), bias(c_.C_out);
+    Array<T> x(size_t(c_.N) * c_.C * c_.H * c_.W), weight(size_t(c_.C_out) * c_.C * c_.K * c_.K),
+        bias(c_.C_out);
     x.integers(1), weight.integers(1), bias.integers(2);
     convolve(x, weight);
     pool(bias);
-    for (int strict = 0; strict < 1 + (dtype_ == DType::kFloat32); ++strict) implicit_gemm(x, weight, bias, strict);
+    for (int strict = 0; strict < 1 + (dtype_ == DType::kFloat32); ++strict)
+      implicit_gemm(x, weight, bias, strict);
     passes(bias);
   }
 
@@ -96,7 +101,8 @@ class Check {
             for (int c = 0; c < c_.C; ++c)
               for (int kh = 0; kh < c_.K; ++kh)
                 for (int kw = 0; kw < c_.K; ++kw) {
-                  int y = h * c_.stride - c_.padding + kh * c_.dilation, z = w * c_.stride - c_.padding + kw * c_.dilation;
+                  int y = h * c_.stride - c_.padding + kh * c_.dilation,
+                      z = w * c_.stride - c_.padding + kw * c_.dilation;
                   if (y < 0 || y >= c_.H || z < 0 || z >= c_.W) continue;
                   sum += double(float(x[at(x_strides_, n, c, y, z)])) *
                          float(weight[((int64_t(k) * c_.C + c) * c_.K + kh) * c_.K + kw]);
@@ -135,8 +141,19 @@ class Check {
 
   void implicit_gemm(Array<T>& x, Array<T>& weight, Array<T>& bias, int strict) {
     ConvReluMaxpoolForward p{};
-    p.conv = {c_.N, c_.C, c_.H, c_.W, c_.C_out, c_.K, c_.K, 1, {c_.stride, c_.stride}, {c_.padding, c_.padding},
-              {c_.dilation, c_.dilation}, CH_, CW_};
+    p.conv = {c_.N,
+              c_.C,
+              c_.H,
+              c_.W,
+              c_.C_out,
+              c_.K,
+              c_.K,
+              1,
+              {c_.stride, c_.stride},
+              {c_.padding, c_.padding},
+              {c_.dilation, c_.dilation},
+              CH_,
+              CW_};
     p.pool = pool_, p.dtype = dtype_;
     p.x = x.data, p.weight = weight.data, p.bias = bias.data;
     Array<T> output(output_.size());
@@ -155,8 +172,9 @@ class Check {
     Array<T> conv(conv_.size()), output(output_.size());
     Array<uint8_t> record(output_.size());
     for (size_t i = 0; i < conv.size; ++i) conv[i] = T(static_cast<float>(conv_[i]));
-    BiasReluMaxpoolForward f{c_.N, c_.C_out, CH_, CW_, pool_, dtype_, conv.data, {}, bias.data, output.data, {},
-                             c_.pool ? record.data : nullptr};
+    BiasReluMaxpoolForward f{c_.N,      c_.C_out,    CH_,       CW_,
+                             pool_,     dtype_,      conv.data, {},
+                             bias.data, output.data, {},        c_.pool ? record.data : nullptr};
     std::copy_n(conv_strides_, 4, f.conv_strides), std::copy_n(output_strides_, 4, f.output_strides);
     emulated_bias_relu_maxpool_forward(&f);
     if (take_error("bias_relu_maxpool")) return;
@@ -165,9 +183,21 @@ class Check {
 
     Array<T> grad_output(output_.size()), grad_conv(conv_.size()), grad_bias(c_.C_out);
     grad_output.integers(1);
-    BiasReluMaxpoolBackward b{c_.N, c_.C_out, CH_, CW_, pool_, dtype_, grad_output.data, {}, f.record,
-                              c_.pool ? nullptr : output.data, grad_conv.data, {}, grad_bias.data};
-    std::copy_n(output_strides_, 4, b.grad_output_strides), std::copy_n(conv_strides_, 4, b.grad_conv_strides);
+    BiasReluMaxpoolBackward b{c_.N,
+                              c_.C_out,
+                              CH_,
+                              CW_,
+                              pool_,
+                              dtype_,
+                              grad_output.data,
+                              {},
+                              f.record,
+                              c_.pool ? nullptr : output.data,
+                              grad_conv.data,
+                              {},
+                              grad_bias.data};
+    std::copy_n(output_strides_, 4, b.grad_output_strides),
+        std::copy_n(conv_strides_, 4, b.grad_conv_strides);
     Array<char> workspace(emulated_bias_relu_maxpool_backward_workspace(&b));
     emulated_bias_relu_maxpool_backward(&b, workspace.data);
     if (take_error("bias_relu_maxpool_backward")) return;

@@ -36,7 +36,8 @@ unsigned blocks(int n, int each) { return (n + each - 1) / each; }
 void check_matmul(int M, int N, int K) {
   Array<float> a(M * K), b(K * N), c(M * N);
   a.random(), b.random();
-  fd::launch(matmul<16>, {dim3(blocks(N, 16), blocks(M, 16)), dim3(16, 16)}, nullptr, a.data, b.data, c.data, M, N, K);
+  fd::launch(matmul<16>, {dim3(blocks(N, 16), blocks(M, 16)), dim3(16, 16)}, nullptr, a.data, b.data, c.data,
+             M, N, K);
   check("matmul", M, c, 1e-4, [&](size_t i) {
     double sum = 0;
     for (int k = 0; k < K; ++k) sum += double(a[i / N * K + k]) * b[k * N + i % N];
@@ -69,8 +70,8 @@ void check_recurrence(bool cluster, int H, int T, int size) {
       reference.push_back(tanh(sum));
     }
   if (cluster)
-    fd::launch(cluster_recurrence, {dim3(size), dim3(blocks(H, size)), 0, false, unsigned(size)}, nullptr, W.data,
-               h.data, h.data + H, H, T);
+    fd::launch(cluster_recurrence, {dim3(size), dim3(blocks(H, size)), 0, false, unsigned(size)}, nullptr,
+               W.data, h.data, h.data + H, H, T);
   else
     fd::launch(recurrence, {dim3(blocks(H, size)), dim3(size), 0, true}, nullptr, W.data, h.data, H, T);
   check(cluster ? "cluster_recurrence" : "recurrence", H, h, 1e-4, [&](size_t i) { return reference[i]; });
@@ -80,8 +81,8 @@ void check_tensor_product(int rows, int K) {
   Array<bf16> a(rows * K), b(64 * K);
   Array<float> c(rows * 64);
   a.random(), b.random();
-  fd::launch(tensor_product, {dim3(1), dim3(128), 4 * 64 * kPaddedRow * sizeof(bf16)}, nullptr, a.data, b.data, c.data,
-             rows, K);
+  fd::launch(tensor_product, {dim3(1), dim3(128), 4 * 64 * kPaddedRow * sizeof(bf16)}, nullptr, a.data,
+             b.data, c.data, rows, K);
   check("tensor_product", K, c, 1e-3, [&](size_t i) {
     double sum = 0;
     for (int k = 0; k < K; ++k) sum += double(float(a[i / 64 * K + k])) * float(b[i % 64 * K + k]);
@@ -116,7 +117,8 @@ void check_total(int n) {
 void check_column() {  // 16 GB of address space, 17 MB of memory
   const int rows = 4097, stride = 1 << 20;
   const size_t bytes = size_t(rows) * stride * 4;
-  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* map =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) {
     puts("skip column: no 16 GB of address space");
     return;
@@ -152,7 +154,8 @@ int main(int argc, char** argv) {
     if (!strcmp(argv[i], "--kernel")) only = argv[i + 1];
   }
   if (wanted("matmul"))
-    for (auto [M, N, K] : {std::array<int, 3>{1, 1, 1}, {37, 29, 45}, {16, 16, 48}, {33, 17, 64}}) check_matmul(M, N, K);
+    for (auto [M, N, K] : {std::array<int, 3>{1, 1, 1}, {37, 29, 45}, {16, 16, 48}, {33, 17, 64}})
+      check_matmul(M, N, K);
   if (wanted("softmax"))
     for (auto [rows, n, threads] : {std::array<int, 3>{3, 5, 64}, {2, 1000, 128}, {1, 33, 32}, {2, 257, 256}})
       check_softmax(rows, n, threads);

@@ -1,5 +1,5 @@
-// One small kernel for every feature of the emulation, each with seeded bugs: BUG(n) is true for the bug that a run
-// asks for. A detector that stops catching its bug must fail the tests.
+// One small kernel for every feature of the emulation, each with seeded bugs: BUG(n) is true for the bug that
+// a run asks for. A detector that stops catching its bug must fail the tests.
 #pragma once
 #include "common/cuda/device.cuh"
 
@@ -22,9 +22,9 @@ __global__ void matmul(const float* A, const float* B, float* C, int M, int N, i
   for (int k0 = 0; k0 < K; k0 += kTile) {
     a[ty][tx] = row < M && k0 + tx < K ? A[row * K + k0 + tx] : 0.f;
     b[ty][tx] = column < N && k0 + ty < K ? B[(k0 + ty) * N + column] : 0.f;
-    if (!BUG(1)) __syncthreads();                                       // 1: barrier before use missing
+    if (!BUG(1)) __syncthreads();                                         // 1: barrier before use missing
     for (int k = 0; k < kTile + BUG(2); ++k) sum += a[ty][k] * b[k][tx];  // 2: off by one
-    if (!BUG(11)) __syncthreads();                                      // 11: barrier after use missing
+    if (!BUG(11)) __syncthreads();                                        // 11: barrier after use missing
   }
   if (row < M && (BUG(3) || column < N)) C[row * N + column] = sum;  // 3: column bound forgotten
 }
@@ -74,7 +74,8 @@ __global__ void recurrence(const float* W, float* h, int H, int T) {
   }
 }
 
-// The same in one cluster: h lives in every block's shared memory, each block computes a slice and stores it to all.
+// The same in one cluster: h lives in every block's shared memory, each block computes a slice and stores it
+// to all.
 __global__ void cluster_recurrence(const float* W, const float* h0, float* y, int H, int T) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   FD_SHARED(float, h, [2][128]);
@@ -101,15 +102,16 @@ __global__ void cluster_recurrence(const float* W, const float* h0, float* y, in
 
 // C[64, 64] = A[64, K] B[64, K]^T in bf16: cp.async double buffer, ldmatrix, mma.sync; four warps of 16 rows.
 constexpr int kPaddedRow = 72;  // 64 + 8: rows start in different banks
-__global__ void __launch_bounds__(128) tensor_product(const bf16* A, const bf16* B, float* C, int rows, int K) {
+__global__ void __launch_bounds__(128)
+    tensor_product(const bf16* A, const bf16* B, float* C, int rows, int K) {
   FD_DYNAMIC_SHARED(bf16, shared);
   int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   auto load = [&](const bf16* from, int bound, int slot, int k0) {
     for (int i = thread; i < 64 * 8; i += 128) {
       int row = i >> 3, column = (i & 7) * 8;
       bool inside = row < bound || BUG(13);  // 13: rows not bounded
-      fd::cp_async16(shared + (slot * 64 + row) * kPaddedRow + column, from + size_t(inside ? row : 0) * K + k0 + column,
-                     inside);
+      fd::cp_async16(shared + (slot * 64 + row) * kPaddedRow + column,
+                     from + size_t(inside ? row : 0) * K + k0 + column, inside);
     }
   };
   load(A, rows, 0, 0), load(B, 64, 1, 0);
@@ -117,7 +119,8 @@ __global__ void __launch_bounds__(128) tensor_product(const bf16* A, const bf16*
   float sums[8][4] = {};
   for (int step = 0; step < K / 64; ++step) {
     int now = step & 1, next = now ^ 1;
-    if (step + 1 < K / 64) load(A, rows, 2 * next, (step + 1) * 64), load(B, 64, 2 * next + 1, (step + 1) * 64);
+    if (step + 1 < K / 64)
+      load(A, rows, 2 * next, (step + 1) * 64), load(B, 64, 2 * next + 1, (step + 1) * 64);
     fd::cp_async_commit();
     if (!BUG(5)) fd::cp_async_wait<1>();
     __syncthreads();
@@ -127,7 +130,8 @@ __global__ void __launch_bounds__(128) tensor_product(const bf16* A, const bf16*
       fd::ldmatrix_x4(a, a_tile + (warp * 16 + (lane & 15)) * kPaddedRow + k + (lane >> 4) * 8);
       for (int n = 0; n < 8; n += 2) {
         uint32_t b[4];
-        fd::ldmatrix_x4(b, b_tile + (n * 8 + (lane & 7) + ((lane >> 4) << 3)) * kPaddedRow + k + ((lane >> 3) & 1) * 8);
+        fd::ldmatrix_x4(
+            b, b_tile + (n * 8 + (lane & 7) + ((lane >> 4) << 3)) * kPaddedRow + k + ((lane >> 3) & 1) * 8);
         uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
         fd::mma<bf16>(sums[n], a, b0), fd::mma<bf16>(sums[n + 1], a, b1);
       }
@@ -155,7 +159,8 @@ __global__ void fragment_tile(const T* A, const T* B, float* C, int K) {
       int row = BUG(16) ? i >> 1 : i & 1, half = BUG(16) ? i & 1 : i >> 1;  // 16: registers 1 and 2 swapped
       a[i] = *reinterpret_cast<const uint32_t*>(A + (group + 8 * row) * K + k0 + t * n + 4 * n * half);
     }
-    for (int i = 0; i < 2; ++i) b[i] = *reinterpret_cast<const uint32_t*>(B + group * K + k0 + t * n + 4 * n * i);
+    for (int i = 0; i < 2; ++i)
+      b[i] = *reinterpret_cast<const uint32_t*>(B + group * K + k0 + t * n + 4 * n * i);
     fd::mma<T>(d, a, b);
   }
   for (int i = 0; i < 4; ++i) C[(group + 8 * (i >> 1)) * 8 + t * 2 + (i & 1)] = d[i];
@@ -224,8 +229,8 @@ __global__ void column(const float* x, float* y, int rows, int stride) {
   if (r < rows) y[r] = BUG(21) ? x[r * stride] : x[size_t(r) * stride];  // 21: 32-bit offset
 }
 
-// Prefix sum over all blocks: each waits for the flag of the one before (cooperative launch). Also the other warp
-// intrinsics and a named barrier.
+// Prefix sum over all blocks: each waits for the flag of the one before (cooperative launch). Also the other
+// warp intrinsics and a named barrier.
 __global__ void scan(const float* x, float* y, float* partial, int* flag) {
   FD_SHARED(float, sums, [65]);
   int thread = threadIdx.x, lane = thread & 31, block = blockIdx.x;

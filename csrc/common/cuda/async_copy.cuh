@@ -4,7 +4,9 @@
 
 namespace fd {
 
-FD_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+FD_DEVICE unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
 
 // 16 bytes, zeros where not `valid` (nothing is read then). Before sm_80 a plain copy through registers.
 FD_DEVICE void cp_async16(void* to, const void* from, bool valid = true) {
@@ -31,18 +33,21 @@ FD_DEVICE void cp_async_wait() {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 FD_DEVICE void mbarrier_init(uint64_t* p, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(shared_address(p)),
-               "r"(count)
-               : "memory");
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(shared_address(p)),
+      "r"(count)
+      : "memory");
 }
 // bytes > 0: also announces them.
 FD_DEVICE void mbarrier_arrive(uint64_t* p, int bytes = 0) {
   if (bytes)
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.expect_tx.shared::cta.b64 t, [%0], %1; }" ::"r"(shared_address(p)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "{ .reg .b64 t; mbarrier.arrive.expect_tx.shared::cta.b64 t, [%0], %1; }" ::"r"(shared_address(p)),
+        "r"(bytes)
+        : "memory");
   else
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(p)) : "memory");
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(p))
+                 : "memory");
 }
 FD_DEVICE void mbarrier_wait(uint64_t* p, int parity) {
   asm volatile(
@@ -53,10 +58,11 @@ FD_DEVICE void mbarrier_wait(uint64_t* p, int parity) {
       : "memory");
 }
 FD_DEVICE void bulk_copy(void* to, const void* from, int bytes, uint64_t* p) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(p))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(p))
+      : "memory");
 }
 #endif
 

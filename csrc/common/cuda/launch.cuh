@@ -1,4 +1,5 @@
-// Launches a kernel: plain, cooperative (grid barrier) or as clusters. Never <<<>>>, so that the emulation can run it.
+// Launches a kernel: plain, cooperative (grid barrier) or as clusters. Never <<<>>>, so that the emulation
+// can run it.
 #pragma once
 #include <cuda_runtime.h>
 

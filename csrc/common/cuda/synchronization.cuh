@@ -5,7 +5,9 @@
 namespace fd {
 
 FD_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
-FD_DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+FD_DEVICE void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 template <class T>
 FD_DEVICE T ld_acquire(const T* p) {
@@ -17,7 +19,8 @@ FD_DEVICE T ld_acquire(const T* p) {
 template <class T>
 FD_DEVICE void st_release(T* p, T value) {
   static_assert(sizeof(T) == 4, "one 32-bit word");
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(*reinterpret_cast<unsigned*>(&value)) : "memory");
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(*reinterpret_cast<unsigned*>(&value))
+               : "memory");
 }
 FD_DEVICE void spin() {}
 

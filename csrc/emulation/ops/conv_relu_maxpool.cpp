@@ -16,13 +16,15 @@ int64_t emulated_bias_relu_maxpool_backward_workspace(const BiasReluMaxpoolBackw
 int emulated_bias_relu_maxpool_backward(const BiasReluMaxpoolBackward* p, void* workspace) {
   return cuda::bias_relu_maxpool_backward(*p, workspace, nullptr);
 }
-const char* emulated_implicit_gemm_refusal(const ConvReluMaxpoolForward* p) { return cuda::implicit_gemm_refusal(*p); }
+const char* emulated_implicit_gemm_refusal(const ConvReluMaxpoolForward* p) {
+  return cuda::implicit_gemm_refusal(*p);
+}
 int64_t emulated_implicit_gemm_workspace(const ConvReluMaxpoolForward* p) {
   return cuda::implicit_gemm_workspace(*p);
 }
 int emulated_implicit_gemm_forward(const ConvReluMaxpoolForward* p, int strict, void* workspace) {
-  return cuda::implicit_gemm_forward(*p, strict ? cuda::Precision::kStrict : cuda::Precision::kDefault, workspace,
-                                     nullptr);
+  return cuda::implicit_gemm_forward(*p, strict ? cuda::Precision::kStrict : cuda::Precision::kDefault,
+                                     workspace, nullptr);
 }
 
 }  // extern "C"

@@ -1,5 +1,6 @@
-// grad_conv: each pooled gradient at the position its record names, zero elsewhere, summed where windows overlap.
-// A gather: a thread owns 16 bytes of channels of one position (channels_last), one position (NCHW), or for 2x2
+// grad_conv: each pooled gradient at the position its record names, zero elsewhere, summed where windows
+// overlap. A gather: a thread owns 16 bytes of channels of one position (channels_last), one position (NCHW),
+// or for 2x2
 //   windows the four positions of each window; every element is written once, in an order that never changes.
 // Saves nothing. Reads only the record (pooled) or the output (not pooled) of the forward pass.
 #pragma once
@@ -21,7 +22,8 @@ struct PassBackward {
   uint32_t items;
 };
 
-// What windows send to position (h, w) of V planes; at(oh, ow) is the offset of a pooled element in its sample.
+// What windows send to position (h, w) of V planes; at(oh, ow) is the offset of a pooled element in its
+// sample.
 template <class T, int V, class At>
 FD_DEVICE fd::Vector<T, V> gather_windows(const PassBackward<T>& p, int h, int w, int64_t sample, At at) {
   fd::Compute<T> sum[V] = {};
@@ -73,8 +75,8 @@ __global__ void __launch_bounds__(kPassThreads) expand_kernel(PassBackward<T> p)
   p.grad_conv[n * p.conv_sample + (int64_t{c} * p.CH + h) * p.CW + w] = grad.value[0];
 }
 
-// 2x2 windows; rows and columns that no window covers are zero. Reads each gradient once and writes four vectors.
-// item = ((n * ceil(CH / 2) + oh) * ceil(CW / 2) + ow) * (C / V) + c / V
+// 2x2 windows; rows and columns that no window covers are zero. Reads each gradient once and writes four
+// vectors. item = ((n * ceil(CH / 2) + oh) * ceil(CW / 2) + ow) * (C / V) + c / V
 template <class T, int V>
 __global__ void __launch_bounds__(kPassThreads) expand_quads_channels_last_kernel(PassBackward<T> p) {
   uint32_t item = blockIdx.x * kPassThreads + threadIdx.x;
@@ -129,7 +131,8 @@ __global__ void __launch_bounds__(kPassThreads) expand_quads_kernel(PassBackward
   }
 }
 
-// No pool: the gradient where the ReLU is open. item = n * (C * CH * CW / V) + position / V, either memory format.
+// No pool: the gradient where the ReLU is open. item = n * (C * CH * CW / V) + position / V, either memory
+// format.
 template <class T, int V>
 __global__ void __launch_bounds__(kPassThreads) expand_relu_kernel(PassBackward<T> p) {
   uint32_t item = blockIdx.x * kPassThreads + threadIdx.x;

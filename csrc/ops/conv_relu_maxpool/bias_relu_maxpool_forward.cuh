@@ -1,5 +1,6 @@
 // output = relu(max_pool2d(conv) + bias), after somebody else's convolution.
-// channels_last: a thread makes 16 bytes of channels of one pooled pixel. NCHW: a thread makes one output, or for
+// channels_last: a thread makes 16 bytes of channels of one pooled pixel. NCHW: a thread makes one output, or
+// for
 //   2x2 windows the outputs under 16 bytes of two rows; every load and store is then a full vector, once.
 // Saves for backward: one byte per pooled element (record), nothing at the convolution's resolution.
 #pragma once

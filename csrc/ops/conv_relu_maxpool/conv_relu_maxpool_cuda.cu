@@ -1,10 +1,10 @@
-// Launchers of the passes around somebody else's convolution: forward, expanded gradient, gradient of the bias.
-#include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
-
+// Launchers of the passes around somebody else's convolution: forward, expanded gradient, gradient of the
+// bias.
 #include <algorithm>
 
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_backward.cuh"
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_forward.cuh"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
 #include "ops/conv_relu_maxpool/grad_bias.cuh"
 
 namespace fastdl::cuda {
@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kMaxSplits = 256;
 
-// Calls kernel(params) for `samples` samples of inner * middle * outer items, in as many launches as 31 bits ask for.
+// Calls kernel(params) for `samples` samples of inner * middle * outer items, in as many launches as 31 bits
+// ask for.
 template <class Params, class Advance>
 cudaError_t launch_pass(void (*kernel)(Params), Params p, int64_t samples, int64_t inner, int64_t middle,
                         int64_t outer, Advance advance, cudaStream_t stream) {
@@ -90,8 +91,9 @@ cudaError_t expand(const BiasReluMaxpoolBackward& b, cudaStream_t stream) {
   auto run = [&](auto kernel, int64_t inner, int64_t middle, int64_t outer) {
     return launch_pass(kernel, p, b.N, inner, middle, outer, advance, stream);
   };
-  bool vectors = fd::aligned(b.grad_output, 16) && fd::aligned(b.grad_conv, 16) && fd::aligned(b.output, 16) &&
-                 fd::aligned(b.record, V) && p.conv_sample % V == 0 && p.output_sample % V == 0;
+  bool vectors = fd::aligned(b.grad_output, 16) && fd::aligned(b.grad_conv, 16) &&
+                 fd::aligned(b.output, 16) && fd::aligned(b.record, V) && p.conv_sample % V == 0 &&
+                 p.output_sample % V == 0;
   if (!b.pool.present) {
     int64_t sample = b.C * b.CH * b.CW;
     if (vectors && sample % V == 0) return run(expand_relu_kernel<T, V>, sample / V, 1, 1);
@@ -138,7 +140,8 @@ cudaError_t grad_bias(const BiasReluMaxpoolBackward& b, void* workspace, cudaStr
     error = vectors && p.C % V == 0 ? run(grad_bias_partial_channels_last_kernel<T, V>, p.C / V)
                                     : run(grad_bias_partial_channels_last_kernel<T, 1>, p.C);
   } else if (p.splits) {
-    auto kernel = vectors && p.plane % V == 0 ? grad_bias_partial_kernel<T, V> : grad_bias_partial_kernel<T, 1>;
+    auto kernel =
+        vectors && p.plane % V == 0 ? grad_bias_partial_kernel<T, V> : grad_bias_partial_kernel<T, 1>;
     error = fd::launch(kernel, {dim3(p.C, p.splits), block}, stream, p);
   }
   if (error) return error;
@@ -154,10 +157,12 @@ cudaError_t bias_relu_maxpool_forward(const BiasReluMaxpoolForward& p, cudaStrea
 
 int64_t bias_relu_maxpool_backward_workspace(const BiasReluMaxpoolBackward& p) {
   if (!p.grad_bias) return 0;
-  return bias_splits(p) * p.C * static_cast<int64_t>(p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
+  return bias_splits(p) * p.C *
+         static_cast<int64_t>(p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
 }
 
-cudaError_t bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& p, void* workspace, cudaStream_t stream) {
+cudaError_t bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& p, void* workspace,
+                                       cudaStream_t stream) {
   return fd::with_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     cudaError_t error = cudaSuccess;

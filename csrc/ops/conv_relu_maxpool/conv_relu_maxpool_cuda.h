@@ -1,4 +1,5 @@
-// The CUDA launchers of the family. They enqueue on `stream` and return what the launch returned; nothing waits.
+// The CUDA launchers of the family. They enqueue on `stream` and return what the launch returned; nothing
+// waits.
 #pragma once
 #include <driver_types.h>
 
@@ -6,7 +7,8 @@
 
 namespace fastdl::cuda {
 
-// fp32 products: in tf32 on tensor cores, or exactly. fp64 is always exact, half types always use tensor cores.
+// fp32 products: in tf32 on tensor cores, or exactly. fp64 is always exact, half types always use tensor
+// cores.
 enum class Precision { kDefault, kStrict };
 
 // relu(max_pool2d(conv) + bias) and the record, for any window. A sample must have less than 2^30 elements.
@@ -14,7 +16,8 @@ cudaError_t bias_relu_maxpool_forward(const BiasReluMaxpoolForward& p, cudaStrea
 
 // grad_conv and, if wanted, grad_bias, which needs a workspace of bias_relu_maxpool_backward_workspace bytes.
 int64_t bias_relu_maxpool_backward_workspace(const BiasReluMaxpoolBackward& p);
-cudaError_t bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& p, void* workspace, cudaStream_t stream);
+cudaError_t bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& p, void* workspace,
+                                       cudaStream_t stream);
 
 // The implicit GEMM. nullptr if it can serve the call, else why not.
 const char* implicit_gemm_refusal(const ConvReluMaxpoolForward& p);

@@ -1,5 +1,5 @@
-// The CUDA operators of conv_relu_maxpool: tensors in, checked; outputs allocated; kernels enqueued on the current
-// stream; nothing computed.
+// The CUDA operators of conv_relu_maxpool: tensors in, checked; outputs allocated; kernels enqueued on the
+// current stream; nothing computed.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

@@ -1,6 +1,8 @@
 // grad_bias[c]: the sum of the pooled gradients whose ReLU is open. Two stages, both in a fixed order.
-// First stage: block (x, split) sums its share of the samples for one channel (NCHW), or of the pixels for up to
-//   256 vectors of channels (channels_last), into partial[split][C]. Second stage: a thread adds a channel's splits.
+// First stage: block (x, split) sums its share of the samples for one channel (NCHW), or of the pixels for up
+// to
+//   256 vectors of channels (channels_last), into partial[split][C]. Second stage: a thread adds a channel's
+//   splits.
 // Saves nothing. The number of splits depends on shapes alone, so that every GPU gives the same bits.
 #pragma once
 #include "common/cuda/reduce.cuh"

@@ -1,6 +1,7 @@
 // relu(max_pool2d(conv2d(x, weight)) + bias) as one matrix product over positions, output channels, and input
 //   channels times taps; 2x2 windows are pooled in the accumulators. Also without a pool.
-// A block of 2 or 4 warps makes 128 positions by 32 or 64 channels; three stages of shared memory (36 KB), one barrier
+// A block of 2 or 4 warps makes 128 positions by 32 or 64 channels; three stages of shared memory (36 KB),
+// one barrier
 //   a stage. Tensor cores for half types and, in tf32, for fp32; FMA for exact fp32 and fp64.
 // Saves for backward: one byte per pooled element.
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
@@ -16,7 +17,8 @@ template <int kBlockN>
 constexpr int kStageBytes = (kBlockM + kBlockN) * kRowBytes;
 
 template <class T, class Load, class Multiply, int kWarpsN>
-__global__ void __launch_bounds__(64 * kWarpsN) implicit_gemm_kernel(const __grid_constant__ ImplicitGemm<T> p) {
+__global__ void __launch_bounds__(64 * kWarpsN)
+    implicit_gemm_kernel(const __grid_constant__ ImplicitGemm<T> p) {
   constexpr int kThreads = 64 * kWarpsN, kBlockN = kWarpN * kWarpsN, kBytes = kStageBytes<kBlockN>;
   FD_DYNAMIC_SHARED(char, shared);
   // Channel tiles of the same positions run side by side, so that x comes from memory once.
@@ -78,7 +80,8 @@ int64_t channel_tiles(const ConvReluMaxpoolForward& f) {
 template <class T>
 bool whole_chunks(const ConvReluMaxpoolForward& f) {
   return f.x_strides[1] == 1 && f.conv.C % kChunk<T> == 0 && fd::aligned(f.x, 16) &&
-         f.x_strides[0] % kChunk<T> == 0 && f.x_strides[2] % kChunk<T> == 0 && f.x_strides[3] % kChunk<T> == 0;
+         f.x_strides[0] % kChunk<T> == 0 && f.x_strides[2] % kChunk<T> == 0 &&
+         f.x_strides[3] % kChunk<T> == 0;
 }
 
 template <class T>
@@ -109,9 +112,17 @@ ImplicitGemm<T> product(const ConvReluMaxpoolForward& f, const void* workspace) 
 template <class T, class Load, class Multiply, int kWarpsN>
 cudaError_t run(const ConvReluMaxpoolForward& f, ImplicitGemm<T> p, void* workspace, cudaStream_t stream) {
   constexpr int kBlockN = kWarpN * kWarpsN;
-  PackWeight<T> pack{static_cast<const T*>(f.weight), static_cast<T*>(workspace),
-                     p.channel_tiles * int64_t{p.depth_tiles} * kBlockN * kDepth<T>, p.C, p.C_out, p.KH * p.KW,
-                     p.depth, p.depth_tiles, kBlockN, Load::kTapsOutside, Multiply::kTf32};
+  PackWeight<T> pack{static_cast<const T*>(f.weight),
+                     static_cast<T*>(workspace),
+                     p.channel_tiles * int64_t{p.depth_tiles} * kBlockN * kDepth<T>,
+                     p.C,
+                     p.C_out,
+                     p.KH * p.KW,
+                     p.depth,
+                     p.depth_tiles,
+                     kBlockN,
+                     Load::kTapsOutside,
+                     Multiply::kTf32};
   dim3 pack_grid((pack.elements + kPackThreads - 1) / kPackThreads);
   cudaError_t error = fd::launch(pack_weight_kernel<T>, {pack_grid, dim3(kPackThreads)}, stream, pack);
   if (error != cudaSuccess) return error;
@@ -134,7 +145,8 @@ cudaError_t run(const ConvReluMaxpoolForward& f, void* workspace, cudaStream_t s
 
 template <class T, class Multiply>
 cudaError_t run(const ConvReluMaxpoolForward& f, void* workspace, cudaStream_t stream) {
-  return warps_n(f) == 1 ? run<T, Multiply, 1>(f, workspace, stream) : run<T, Multiply, 2>(f, workspace, stream);
+  return warps_n(f) == 1 ? run<T, Multiply, 1>(f, workspace, stream)
+                         : run<T, Multiply, 2>(f, workspace, stream);
 }
 
 }  // namespace

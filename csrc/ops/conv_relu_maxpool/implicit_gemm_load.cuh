@@ -1,5 +1,6 @@
 // Fills one stage of shared memory: kBlockM rows of x (gathered as im2col would) and the packed weights.
-// begin() starts a tile's loads, finish() completes what went through registers; describe() prepares a tile's table.
+// begin() starts a tile's loads, finish() completes what went through registers; describe() prepares a tile's
+// table.
 #pragma once
 #include "ops/conv_relu_maxpool/implicit_gemm_tile.cuh"
 
@@ -12,7 +13,8 @@ struct InputRow {
 };
 
 template <class T>
-FD_DEVICE InputRow input_row(const ImplicitGemm<T>& p, const PixelLocator<T>& locate, int64_t block_start, int row) {
+FD_DEVICE InputRow input_row(const ImplicitGemm<T>& p, const PixelLocator<T>& locate, int64_t block_start,
+                             int row) {
   InputRow result;
   int position = position_of_row(row);
   if (block_start + position >= p.positions) return result;
@@ -24,7 +26,8 @@ FD_DEVICE InputRow input_row(const ImplicitGemm<T>& p, const PixelLocator<T>& lo
   for (int kh = 0; kh < p.KH; ++kh)
     if (static_cast<unsigned>(h + kh * p.dilation_h) < static_cast<unsigned>(p.H)) result.inside |= 1u << kh;
   for (int kw = 0; kw < p.KW; ++kw)
-    if (static_cast<unsigned>(w + kw * p.dilation_w) < static_cast<unsigned>(p.W)) result.inside |= 0x10000u << kw;
+    if (static_cast<unsigned>(w + kw * p.dilation_w) < static_cast<unsigned>(p.W))
+      result.inside |= 0x10000u << kw;
   return result;
 }
 FD_DEVICE bool inside(uint32_t taps, int kh, int kw) { return taps >> kh & taps >> (16 + kw) & 1; }
@@ -36,7 +39,8 @@ class LoadChannelsLast {
  public:
   static constexpr bool kTapsOutside = true;
 
-  FD_DEVICE LoadChannelsLast(const ImplicitGemm<T>& p, const PixelLocator<T>& locate, int64_t block_start) : p_(p) {
+  FD_DEVICE LoadChannelsLast(const ImplicitGemm<T>& p, const PixelLocator<T>& locate, int64_t block_start)
+      : p_(p) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) rows_[i] = input_row(p, locate, block_start, first_row() + i * kStep);
   }
@@ -46,7 +50,8 @@ class LoadChannelsLast {
     int c = p_.by_chunks.split(tap) * kChunk<T>;
     uint32_t kh = tap;
     int kw = p_.by_KW.split(kh);
-    int64_t shift = static_cast<int64_t>(kh) * p_.dilation_h * p_.x_strides[2] + int64_t{kw} * p_.dilation_w * p_.x_strides[3] + c;
+    int64_t shift = static_cast<int64_t>(kh) * p_.dilation_h * p_.x_strides[2] +
+                    int64_t{kw} * p_.dilation_w * p_.x_strides[3] + c;
     bool real = static_cast<int>(kh) < p_.KH;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -65,9 +70,9 @@ class LoadChannelsLast {
   InputRow rows_[kRows];
 };
 
-// Any strides, any C: a thread owns whole rows, so that its depth runs over the same taps as every other thread's and
-// neighbouring threads read neighbouring positions (coalesced in NCHW). Values wait in registers while the tile
-// before is multiplied. Depth runs over (c, kh, kw), the order of the weights.
+// Any strides, any C: a thread owns whole rows, so that its depth runs over the same taps as every other
+// thread's and neighbouring threads read neighbouring positions (coalesced in NCHW). Values wait in registers
+// while the tile before is multiplied. Depth runs over (c, kh, kw), the order of the weights.
 template <class T, int kThreads>
 class LoadGather {
  public:
@@ -88,7 +93,8 @@ class LoadGather {
     uint32_t c = tile * kDepth<T> + threadIdx.x;
     bool real = static_cast<int>(c) < p_.depth;
     int kw = p_.by_KW.split(c), kh = p_.by_KH.split(c);
-    offsets_[slot] = c * p_.x_strides[1] + int64_t{kh} * p_.dilation_h * p_.x_strides[2] + int64_t{kw} * p_.dilation_w * p_.x_strides[3];
+    offsets_[slot] = c * p_.x_strides[1] + int64_t{kh} * p_.dilation_h * p_.x_strides[2] +
+                     int64_t{kw} * p_.dilation_w * p_.x_strides[3];
     // Tap kMaxTaps is never inside.
     taps_[slot] = real ? kh | kw << 8 : kMaxTaps;
   }

@@ -17,7 +17,8 @@ class MultiplyTensorCore {
   }
   FD_DEVICE void step(const Place& place, const char* x_tile, const char* weight_tile) {
     int lane = threadIdx.x % 32;
-    int x_row = place.warp_m * kWarpM + lane % 16, weight_row = place.warp_n * kWarpN + lane / 16 * 8 + lane % 8;
+    int x_row = place.warp_m * kWarpM + lane % 16,
+        weight_row = place.warp_n * kWarpN + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; chunk += 2) {
       uint32_t x[4][4], weight[4][2];
@@ -62,7 +63,8 @@ class MultiplyExact {
 #pragma unroll
       for (int c = 0; c < kChannelsPerThread; ++c) {
         int row = place.warp_n * kWarpN + c / 2 * 8 + place.column * 2 + c % 2;
-        weight[c] = fd::load_vector<kChunk<T>>(reinterpret_cast<const T*>(weight_tile + swizzled(row, chunk)));
+        weight[c] =
+            fd::load_vector<kChunk<T>>(reinterpret_cast<const T*>(weight_tile + swizzled(row, chunk)));
       }
 #pragma unroll
       for (int i = 0; i < kGroups * kPositions; ++i) {

@@ -1,6 +1,6 @@
 // weight [C_out, C, KH, KW] -> [channel tile][depth tile][row][64 bytes], zeros where the tile sticks out.
-// A thread writes one element. About 3 us for 128x64x3x3, against reading the plain layout without coalescing in
-// every block of the product.
+// A thread writes one element. About 3 us for 128x64x3x3, against reading the plain layout without coalescing
+// in every block of the product.
 #pragma once
 #include "ops/conv_relu_maxpool/implicit_gemm_tile.cuh"
 

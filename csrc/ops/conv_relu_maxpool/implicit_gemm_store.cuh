@@ -1,5 +1,6 @@
-// The epilogue, in registers: the maximum of a thread's four positions, bias and ReLU once per pooled element, the
-// record; or, without a pool, bias and ReLU of each position. channels_last: 16 bytes of half and 8 of record a store.
+// The epilogue, in registers: the maximum of a thread's four positions, bias and ReLU once per pooled
+// element, the record; or, without a pool, bias and ReLU of each position. channels_last: 16 bytes of half
+// and 8 of record a store.
 #pragma once
 #include "ops/conv_relu_maxpool/implicit_gemm_tile.cuh"
 
@@ -23,8 +24,8 @@ class PixelStore {
 #pragma unroll
     for (int c = 0; c < kChannelsPerThread; ++c)
       output.value[c] = best(c).template finish<T>(bias_[c], record.value[c]);
-    int64_t at = pixel.n * p_.output_strides[0] + channel_ * p_.output_strides[1] + pixel.h * p_.output_strides[2] +
-                 pixel.w * p_.output_strides[3];
+    int64_t at = pixel.n * p_.output_strides[0] + channel_ * p_.output_strides[1] +
+                 pixel.h * p_.output_strides[2] + pixel.w * p_.output_strides[3];
     if (p_.vector_output) {
       fd::store_vector<kChannelsPerThread>(p_.output + at, output);
       if (p_.record) fd::store_vector<kChannelsPerThread>(p_.record + at, record);
@@ -59,7 +60,8 @@ FD_DEVICE void store_tile(const ImplicitGemm<T>& p, const Place& place, const Pi
       store(locate(window), [&](int c) {
         WindowMax<Sum> best;
 #pragma unroll
-        for (int position = 0; position < kPositions; ++position) best.take(sums.at(j, position, c), position);
+        for (int position = 0; position < kPositions; ++position)
+          best.take(sums.at(j, position, c), position);
         return best;
       });
       continue;

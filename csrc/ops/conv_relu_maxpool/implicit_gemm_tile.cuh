@@ -1,13 +1,13 @@
-// The implicit GEMM's tile: which thread owns which positions and channels, and where a tile lies in shared memory.
-// Rows are positions of the convolution, columns output channels, depth input channels times taps.
+// The implicit GEMM's tile: which thread owns which positions and channels, and where a tile lies in shared
+// memory. Rows are positions of the convolution, columns output channels, depth input channels times taps.
 #pragma once
 #include "common/cuda/divide.cuh"
 #include "ops/conv_relu_maxpool/window.cuh"
 
 namespace fastdl::cuda {
 
-// Tensor cores take rows r and r + 8 of an m16 tile in one thread. Rows are dealt so that the 16 accumulator rows of
-// a thread's four m16 tiles are whole 2x2 windows: the pool never leaves registers.
+// Tensor cores take rows r and r + 8 of an m16 tile in one thread. Rows are dealt so that the 16 accumulator
+// rows of a thread's four m16 tiles are whole 2x2 windows: the pool never leaves registers.
 constexpr int kBlockM = 128;  // 32 windows; two warps of 64 rows each
 constexpr int kWarpM = 64, kWarpN = 32;
 constexpr int kRowBytes = 64;  // of depth a step: 32 half, 16 fp32, 8 fp64
@@ -22,11 +22,12 @@ template <class T>
 constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
 constexpr int kChunks = kRowBytes / 16;
 
-// 16-byte chunks are permuted so that any eight rows read by ldmatrix, or written by eight threads, touch all 32
-// banks once: two rows of 64 bytes make a line, and the chunk moves on by one every line.
+// 16-byte chunks are permuted so that any eight rows read by ldmatrix, or written by eight threads, touch all
+// 32 banks once: two rows of 64 bytes make a line, and the chunk moves on by one every line.
 FD_DEVICE int swizzled(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row >> 1 & 3)) << 4); }
 
-// A warp's place in the block, a lane's place in the warp. Fragments: row lane / 4, columns 2 * (lane % 4) and next.
+// A warp's place in the block, a lane's place in the warp. Fragments: row lane / 4, columns 2 * (lane % 4)
+// and next.
 struct Place {
   int warp_m, warp_n, group, column;
   template <int kWarpsN>
@@ -46,7 +47,8 @@ FD_DEVICE int position_of_row(int row) {
   return window * kPositions + tile % 2 * 2 + half;
 }
 
-// Which channel of the block is row `row` of the weights' tile: the inverse of what a lane's accumulators hold.
+// Which channel of the block is row `row` of the weights' tile: the inverse of what a lane's accumulators
+// hold.
 FD_DEVICE int channel_of_row(int row) {
   int tile = row / 8 % 4, column = row % 8;
   return row / kWarpN * kWarpN + column / 2 * kChannelsPerThread + tile * 2 + column % 2;

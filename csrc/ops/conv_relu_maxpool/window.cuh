@@ -7,7 +7,8 @@ namespace fastdl::cuda {
 
 // Pairs are (height, width).
 struct Window {
-  int size_h = 1, size_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1, dilation_w = 1;
+  int size_h = 1, size_w = 1, stride_h = 1, stride_w = 1, padding_h = 0, padding_w = 0, dilation_h = 1,
+      dilation_w = 1;
 
   Window() = default;
   explicit Window(const PoolGeometry& pool) {
@@ -36,7 +37,8 @@ struct WindowMax {
       offset = at;
     }
   }
-  // relu(value + bias), rounded to T, and its record. A window without any position gives -inf, as torch does.
+  // relu(value + bias), rounded to T, and its record. A window without any position gives -inf, as torch
+  // does.
   template <class T>
   FD_DEVICE T finish(C bias, uint8_t& record) const {
     T rounded = fd::from_compute<T>(value + bias);
@@ -48,7 +50,8 @@ struct WindowMax {
 };
 
 // Of a plane of one element the strides tell nothing: then the other tensor of the pass does.
-inline bool channels_last(const int64_t (&conv)[4], int64_t CH, int64_t CW, const int64_t (&output)[4], int64_t C) {
+inline bool channels_last(const int64_t (&conv)[4], int64_t CH, int64_t CW, const int64_t (&output)[4],
+                          int64_t C) {
   return C > 1 && (CH * CW > 1 ? conv[1] : output[1]) == 1;
 }
 
