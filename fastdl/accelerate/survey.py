@@ -44,7 +44,7 @@ class Survey:
         self.owners = [module for module in model.modules() if _is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         self.callers = self._callers()
-        # What is below a forward that cannot be read: it may call the layers there one by one.
+        # What is below a forward that cannot be read.
         unread = (module for module in self.owners if len(self._readable(module)) < 2)
         self.unwatched = {id(inner) for module in unread for inner in module.modules() if inner is not module}
         self.places = Counter(id(child) for module in model.modules() for child in module._modules.values())
@@ -77,32 +77,20 @@ class Survey:
 
     def _of(self, module: nn.Module) -> Iterator[Candidate]:
         traces = self._readable(module)
-        if not traces:
+        if not traces and "conv" in self.names:
             yield from self._unreadable(module)
         by_path: dict[str, dict[bool, list[ConvPattern]]] = defaultdict(dict)
         for mode, trace in traces.items():
             for pattern in families.find(trace.graph, trace.modules, self.names):
                 by_path[pattern.path].setdefault(mode, []).append(pattern)
         for path, patterns in by_path.items():
-            if path not in owner.fused_paths(module) and not self._called_elsewhere(module, patterns):
+            if path not in owner.fused_paths(module):
                 yield self._candidate(module, path, patterns)
 
     def _unreadable(self, module: nn.Module) -> Iterator[Candidate]:
         reason = f"{_forward(module)} cannot be traced: {self.traces[id(module)][True]}"
         for path, child in _own_convolutions(module):
-            if "conv" in self.names:
-                yield Candidate(
-                    self.module_names[id(child)], child, module, path, {}, reason, False, "Conv2d"
-                )
-
-    def _called_elsewhere(self, module: nn.Module, patterns: dict[bool, list[ConvPattern]]) -> bool:
-        """Whether the layers of a Sequential are also called one by one: then it is the caller that is fused."""
-        members = [
-            member for calls in patterns.values() for call in calls for member in call.members.values()
-        ]
-        return sequential.runs_in_order(owner.base_class(module)) and any(
-            self.callers[id(member)] - {id(module)} for member in members
-        )
+            yield Candidate(self.module_names[id(child)], child, module, path, {}, reason, False, "Conv2d")
 
     def _candidate(self, module: nn.Module, path: str, patterns: dict[bool, list[ConvPattern]]) -> Candidate:
         usable = {mode: [call for call in calls if call.refusal is None] for mode, calls in patterns.items()}
@@ -126,11 +114,14 @@ class Survey:
     def _can_swap(
         self, module: nn.Module, patterns: dict[bool, list[ConvPattern]], first: ConvPattern
     ) -> bool:
+        # Layers that are, or may be, called one by one from elsewhere stay what they are.
+        alone = not any(self.callers[id(member)] - {id(module)} for member in first.members.values())
         return (
             sequential.runs_in_order(owner.base_class(module))
             and sequential.can_swap(first)
             and len(patterns[True]) == 1
             and self.places[id(first.conv)] == 1
+            and alone
             and id(module) not in self.unwatched
         )
 

@@ -128,7 +128,7 @@ class Trace:
             return value
         if not is_plain(value):
             raise Untraceable(
-                f"it reads {_dotted(path, name)}, a {type(value).__name__} that no guard can watch"
+                f"it reads {_dotted(path, name)}: no guard can watch {type(value).__name__} objects"
             )
         given, before = copy.deepcopy(value), copy.deepcopy(value)
         self._snapshots.append((_dotted(path, name), given, before))

@@ -372,7 +372,7 @@ class Delegates(Forward):
         (DrawsATensor, "draws random numbers"),
         (AsksForAType, "asks for the type of a value"),
         (AsksForGradMode, "uses is_grad_enabled"),
-        (ReadsAnObject, "self.config, a object that no guard can watch"),
+        (ReadsAnObject, "self.config: no guard can watch object objects"),
         (ComputesThePool, "the pool's arguments are computed"),
         (Pickled, "Pickled defines __reduce__"),
         (ReadsAGlobalDict, "reads SETTINGS, a dict from outside the module"),
