@@ -31,7 +31,7 @@ single calls, with the L2 cache overwritten before each.
 - *of peak*: operations of the direct computation per second, over the machine's measured peak of multiply-adds.
   Winograd does fewer operations than the direct computation, so it can exceed 1.
 - *MiB*: what one call adds at its peak to the resident process. *saves B*: bytes kept for backward, other than the
-  inputs, per element of the output.
+  inputs, per element of an op's output, or per sample of a model.
 - Training is forward and backward with gradients of input, weight and bias for a fixed gradient of the output; for a
   whole model a step includes loss and optimizer.
 """

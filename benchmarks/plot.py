@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks.report import Row
 
-OURS = {"NCHW": "#0b6e4f", "NHWC": "#5fb59a"}
-OTHERS = ("#c9c9c9", "#9a9a9a", "#e0a458", "#b5651d", "#7d4e24", "#6c8ebf", "#8064a2", "#555555")
+OURS = {("fastdl", "NCHW"): "#0b6e4f", ("fastdl", "NHWC"): "#5fb59a"}
+OTHERS = ("#cfcfcf", "#9a9a9a", "#e0a458", "#b5651d", "#7d4e24", "#6c8ebf", "#8064a2", "#c06c84")
+INCHES_PER_GROUP = 2.3
 
 
 def plot_rows(rows: list[Row], path: Path) -> bool:
-    """Bars of time over eager's, one group a case; False without matplotlib."""
+    """Bars of eager's time over each provider's: a panel for each group, a cluster for each case.
+
+    False where there is nothing to draw or no matplotlib.
+    """
+    timed = [row for row in rows if row.over_eager is not None]
     try:
         import matplotlib
     except ImportError:
         return False
+    if not timed:
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    timed = [row for row in rows if row.over_eager is not None]
-    if not timed:
-        return False
-    cases = list(dict.fromkeys((row.group, row.case) for row in timed))
-    providers = list(dict.fromkeys((row.provider, row.layout) for row in timed))
-    providers.sort(key=lambda provider: provider[0].split()[0] != "fastdl")
-    grey = iter(OTHERS * 4)
-    colours = {p: OURS[p[1]] if p[0] == "fastdl" and p[1] in OURS else next(grey) for p in providers}
-    height = 0.8 / len(providers)
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.19 * len(cases) * len(providers)))
-    for i, provider in enumerate(providers):
-        found = {(row.group, row.case): row for row in timed if (row.provider, row.layout) == provider}
-        at = [(j + i * height, found[case].over_eager) for j, case in enumerate(cases) if case in found]
-        y, x = zip(*at, strict=True)
-        bars = axes.barh(y, x, height, color=colours[provider], label=" ".join(provider), align="edge")
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=6)
-    axes.axvline(1.0, color="black", linewidth=0.6)
-    axes.set_yticks(
-        [j + 0.4 for j in range(len(cases))], [f"{group}\n{case}" for group, case in cases], fontsize=7
+    groups = list(dict.fromkeys(row.group for row in timed))
+    colours = _colours(timed)
+    figure, panels = pyplot.subplots(
+        len(groups), figsize=(11, 1 + INCHES_PER_GROUP * len(groups)), squeeze=False, layout="constrained"
     )
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as eager in the first layout (medians of one run)")
-    axes.set_title(f"{timed[0].device}, {timed[0].threads} threads, {timed[0].commit}", fontsize=9)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    for panel, group in zip(panels[:, 0], groups, strict=True):
+        _draw(panel, [row for row in timed if row.group == group], colours)
+        panel.set_title(group, fontsize=9, loc="left")
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    names = [" ".join(provider) for provider in colours]
+    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right upper")
+    figure.suptitle(
+        f"Times as fast as eager NCHW, medians of one run. {timed[0].device}, {timed[0].threads} threads",
+        fontsize=9,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
+
+
+def _colours(rows: list[Row]) -> dict[tuple[str, str], str]:
+    """Ours first, in green; everyone else in the order of their rows."""
+    providers = list(dict.fromkeys((row.provider, row.layout) for row in rows))
+    providers.sort(key=lambda provider: provider[0].split()[0] != "fastdl")
+    others = cycle(OTHERS)
+    return {provider: OURS.get(provider) or next(others) for provider in providers}
+
+
+def _draw(panel, rows: list[Row], colours: dict[tuple[str, str], str]) -> None:
+    cases = list(dict.fromkeys(row.case for row in rows))
+    present = {(row.provider, row.layout) for row in rows}
+    providers = [provider for provider in colours if provider in present]
+    width = 0.85 / len(providers)
+    for i, provider in enumerate(providers):
+        mine = {row.case: row for row in rows if (row.provider, row.layout) == provider}
+        at = [(j + (i + 0.5) * width, mine[case].over_eager) for j, case in enumerate(cases) if case in mine]
+        bars = panel.bar(*zip(*at, strict=True), width, color=colours[provider])
+        panel.bar_label(bars, fmt="%.1f", fontsize=6)
+    panel.axhline(1.0, color="black", linewidth=0.6)
+    panel.set_xticks([j + 0.425 for j in range(len(cases))], cases, fontsize=7)
+    panel.tick_params(axis="x", length=0)
+    panel.tick_params(axis="y", labelsize=7)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -37,7 +37,7 @@ class Row:
     limit_fraction: float | None = None
     # relative L2 against fp64, the worst of outputs and gradients
     error: float | None = None
-    # for backward, per output element
+    # bytes kept for backward per element of an op's output, per sample of a model
     saved_bytes: float | None = None
     # added to the resident process at the peak of one call
     peak_mib: float | None = None
@@ -77,7 +77,7 @@ def case_lines(rows: list[Row]) -> str:
             lines.append(f"{name} {row.status}")
             continue
         ratio = f"{row.over_best:5.2f}x best" if row.over_best is not None else ""
-        saved = f"  saves {row.saved_bytes:.2f} B/element" if row.saved_bytes is not None else ""
+        saved = f"  saves {_count(row.saved_bytes)} B" if row.saved_bytes is not None else ""
         peak = f"  +{row.peak_mib:.1f} MiB" if row.peak_mib is not None else ""
         lines.append(
             f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  "
@@ -118,10 +118,14 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
                 row.goal_met,
                 f"{row.limit_fraction:.2f}" if row.limit_fraction else "",
                 f"{row.peak_mib:.1f}" if row.peak_mib is not None else "",
-                f"{row.saved_bytes:.2f}" if row.saved_bytes is not None else "",
+                _count(row.saved_bytes) if row.saved_bytes is not None else "",
             )
         )
     return found
+
+
+def _count(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def table(rows: list[Row]) -> str:

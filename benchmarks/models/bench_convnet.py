@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fastdl.models.convnet.reference import ReferenceConvNet
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_bytes
 from benchmarks.providers import LAYOUTS, Case, Prepared, Provider, Workload, compiled, onnx_runtime, openvino
 from fastdl.models.convnet import ConvNet
+from fastdl.models.convnet.reference import ReferenceConvNet
 
 BATCH, CLASSES = 64, 32
 # multiply-adds of one image: three convolutions, two fully connected layers
@@ -28,6 +28,7 @@ def cases(device: str) -> list[Case]:
         goal_eager=2.0,
         training=True,
         batch=BATCH,
+        saved_per=BATCH,
     )
     inference = [
         ConvNetCase(f"batch{batch}", "inference", torch.float32, 2.0 * MACS * batch, batch=batch)

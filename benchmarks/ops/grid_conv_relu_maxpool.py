@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks import machine, report
 from benchmarks.ops.bench_conv_relu_maxpool import ConvCase, Tensors
 from benchmarks.providers import Provider
@@ -25,7 +27,7 @@ from fastdl.testing.conv_relu_maxpool import Sample
 SLACK, SLACK_MS = 0.05, 0.003
 AGAIN = "eager again"
 SCREEN = Effort(rounds=9, least_rounds=5, seconds=0.4, least_seconds=0.003)
-CERTAIN = Effort(rounds=41, least_rounds=15, seconds=3.0, least_seconds=0.01)
+CERTAIN = Effort(rounds=41, least_rounds=15, seconds=1.5, least_seconds=0.008)
 
 
 def _conv(
@@ -135,17 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="default benchmarks/results, for part of a run runs/bench")
     arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"torch {torch.__version__} finds no GPU")
     modes = ("inference", "training") if arguments.mode == "both" else (arguments.mode,)
     chosen = [case for case in cases(modes) if arguments.cases in f"{case.group}/{case.name}"]
     facts, limits = machine.facts(arguments.device), machine.limits(arguments.device)
+    out = arguments.out or ROOT / ("benchmarks/results" if len(chosen) == len(cases(modes)) else "runs/bench")
+    stem = out / f"grid-conv_relu_maxpool-{facts['machine']}"
     print(report.describe(facts, limits), flush=True)
     begin, rows = time.perf_counter(), []
     for i, case in enumerate(chosen):
         measured = measure("conv_relu_maxpool", case, arguments.device, facts, limits, SCREEN, doubt=doubt)
         rows += measured
         print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - begin:.0f} s] {_line(measured)}", flush=True)
-    out = arguments.out or ROOT / ("benchmarks/results" if len(chosen) == len(cases(modes)) else "runs/bench")
-    stem = out / f"grid-conv_relu_maxpool-{facts['machine']}"
     report.write(rows, limits, stem, plot=False)
     print(f"\n{summary(rows)}\n{time.perf_counter() - begin:.0f} s, written to {stem}.*")
     return 1 if violations(rows) or any(row.status.startswith("refused") for row in rows) else 0

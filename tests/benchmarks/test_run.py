@@ -1,6 +1,7 @@
 """The runner: what it refuses to time, what a row says, and one small run of the real thing."""
 
 import csv
+import importlib
 import json
 from dataclasses import dataclass, fields
 
@@ -81,14 +82,15 @@ def test_a_wrong_rival_is_shown_and_left_out():
     assert rows["fastdl"].best_rival == "eager NCHW"
 
 
-def test_a_failing_rival_is_a_row_and_ours_an_error():
-    rows = measured(
-        eager=TRUTH.float(), failing=ValueError("no such layer"), absent=ImportError("", name="engine")
-    )
+def test_a_failing_rival_is_a_row_and_ours_refuses_the_case():
+    failure = ValueError("no such layer")
+    rows = measured(eager=TRUTH.float(), failing=failure, absent=ImportError("", name="engine"))
     assert rows["failing"].status == "failed: ValueError: no such layer"
     assert rows["absent"].status == "not installed: engine"
-    with pytest.raises(ValueError, match="no such layer"):
-        measured(eager=TRUTH.float(), fastdl=ValueError("no such layer"))
+    assert rows["eager"].status == "timed"
+    rows = measured(eager=TRUTH.float(), fastdl=failure)
+    assert rows["fastdl"].status == "failed: ValueError: no such layer"
+    assert rows["eager"].status == "refused: fastdl NCHW failed: ValueError: no such layer"
 
 
 def test_the_gate_in_half_precision_is_twice_the_error_of_eager():
@@ -195,6 +197,14 @@ def test_limited_cases_run_in_their_own_process(tmp_path):
     rows, _ = report.read(next(tmp_path.glob("*.json")))
     assert {row.torch_isa for row in rows} == {"AVX2"}
     assert {row.isa for row in rows} <= {"avx2", "no CPU kernels"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cases_have_names_of_their_own(device):
+    for module in run.FAMILIES.values():
+        cases = importlib.import_module(module).cases(device)
+        assert len({(case.group, case.name) for case in cases}) == len(cases) > 0
+        assert all(case.flops > 0 for case in cases)
 
 
 def test_unknown_family_and_no_case(capsys):
