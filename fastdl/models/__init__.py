@@ -1,0 +1,5 @@
+"""Small whole networks made of fastdl.nn, each beside its plain torch.nn twin in `reference.py`."""
+
+from .convnet import ConvNet
+
+__all__ = ["ConvNet"]

@@ -1,0 +1,3 @@
+from .model import ConvNet
+
+__all__ = ["ConvNet"]
