@@ -1,0 +1,5 @@
+"""ConvNet on digits."""
+
+from .recipe import train
+
+__all__ = ["train"]

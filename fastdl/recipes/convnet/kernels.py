@@ -1,0 +1,49 @@
+"""Which backend and algorithm serve a model's fused convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ... import dispatch
+from ...nn import ConvReLU2d
+
+
+def kernels(model: nn.Module, x: Tensor) -> dict[str, str]:
+    """Module name -> "backend (algorithm)" for each fused convolution that `model(x)` calls."""
+    served = {}
+
+    def observe(name: str):
+        def hook(module: ConvReLU2d, inputs: tuple[Tensor]) -> None:
+            served[name] = _explained(module, inputs[0])
+
+        return hook
+
+    fused = [(name, module) for name, module in model.named_modules() if isinstance(module, ConvReLU2d)]
+    handles = [module.register_forward_pre_hook(observe(name)) for name, module in fused]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return served
+
+
+def _explained(module: ConvReLU2d, x: Tensor) -> str:
+    explanation = dispatch.explain(
+        "conv_relu_maxpool",
+        x,
+        module.weight,
+        module.bias,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        pool_size=module.pool_size,
+        pool_stride=module.pool_stride,
+        pool_padding=module.pool_padding,
+        pool_dilation=module.pool_dilation,
+        ceil_mode=module.ceil_mode,
+    )
+    return f"{explanation.backend} ({explanation.algorithm})"
