@@ -121,6 +121,7 @@ def test_weights_written_without_a_new_version_then_eval(write):
     assert not torch.allclose(output, before, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_without_a_graph_break(name, training):
@@ -137,6 +138,7 @@ def test_compiles_without_a_graph_break(name, training):
     output.sum().backward()
 
 
+@pytest.mark.long
 def test_a_changed_attribute_is_seen_by_a_compiled_model():
     torch._dynamo.reset()
     model = fastdl.accelerate(FunctionalNet().eval())
@@ -232,6 +234,7 @@ def test_replicas_of_data_parallel():
     assert torch.equal(replica(x), model(x))
 
 
+@pytest.mark.long
 def test_pickled_in_one_process_loaded_in_another(tmp_path):
     torch.save(fastdl.accelerate(AttributeNet().eval()), tmp_path / "model.pt")
     code = f"""
