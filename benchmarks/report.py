@@ -107,7 +107,9 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
         found.append(
             (
                 name,
-                " ".join(filter(None, (row.layout, row.algorithm))),
+                " ".join(
+                    filter(None, (row.provider.removeprefix("fastdl").strip(), row.layout, row.algorithm))
+                ),
                 f"{row.ms:.3f}",
                 f"{row.ms * row.over_eager:.3f}" if row.over_eager else "",
                 f"{row.over_eager:.2f}" if row.over_eager else "",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastdl
 from benchmarks.memory import saved_bytes
 from benchmarks.providers import LAYOUTS, Case, Prepared, Provider, Workload, compiled, onnx_runtime, openvino
 from fastdl.models.convnet import ConvNet
@@ -55,25 +56,27 @@ class ConvNetCase(Case):
         truth = {"output": logits}
         if self.training:
             truth["loss"] = F.cross_entropy(logits, labels)
-        makers = {"fastdl": ConvNet, "eager": ReferenceConvNet}
 
         def prepare(name: str, layout: str) -> Callable[[], Prepared]:
             def make() -> Prepared:
-                model = _load(makers.get(name, ReferenceConvNet), state, torch.float32, device)
+                model = _load(ConvNet if name == "fastdl" else ReferenceConvNet, state, torch.float32, device)
                 model = model.to(memory_format=LAYOUTS[layout])
+                if name == "fastdl accelerate":
+                    model = fastdl.accelerate(model)
+                    fused = fastdl.report(model).to_dict()["fused"]
                 function = compiled(model) if name == "torch.compile" else model
                 images = x.to(memory_format=LAYOUTS[layout])
-                return (
+                prepared = (
                     _step(model, function, images, labels) if self.training else _inference(function, images)
+                )
+                return (
+                    prepared._replace(algorithm=f"{fused} fused") if name == "fastdl accelerate" else prepared
                 )
 
             return make
 
-        providers = [
-            Provider(name, layout, prepare(name, layout))
-            for name in ("eager", "fastdl", "torch.compile")
-            for layout in LAYOUTS
-        ]
+        names = ("eager", "fastdl", "fastdl accelerate", "torch.compile")
+        providers = [Provider(name, layout, prepare(name, layout)) for name in names for layout in LAYOUTS]
         if not self.training and device == "cpu":
             model = _load(ReferenceConvNet, state, torch.float32, device)
             providers += [

@@ -178,6 +178,7 @@ def test_grid_covers():
     assert not goals & {(s.N, s.C, s.H, s.C_out) for s in samples}
 
 
+@pytest.mark.long
 def test_quick_run_of_the_goal_table(tmp_path, capsys):
     arguments = ["conv_relu_maxpool", "--quick", "--providers", "fastdl", "--out", str(tmp_path), "--exact"]
     assert run.main([*arguments, "--cases", "inference/1x32x48x48-to64-pool2"]) == 0
@@ -190,6 +191,7 @@ def test_quick_run_of_the_goal_table(tmp_path, capsys):
     assert "1x32x48x48-to64-pool2" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not machine.has_avx2(), reason="the CPU has no AVX2")
 def test_limited_cases_run_in_their_own_process(tmp_path):
     arguments = ["conv_relu_maxpool", "--quick", "--providers", "fastdl", "--out", str(tmp_path), "--exact"]
