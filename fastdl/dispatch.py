@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from . import _extension
+from .transforms import obstacle
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 PRECISIONS = ("default", "strict")
@@ -114,6 +115,12 @@ def choose(op: str, *arguments: object) -> Choice:
     raise UnsupportedError(_reasons(op, f"backend {forced!r} cannot serve this call", arguments))
 
 
+def require_reference(op: str, reason: str) -> None:
+    """Only the reference can serve this call: raise UnsupportedError where the settings do not allow it."""
+    if settings.strict or settings.backend not in (None, "reference"):
+        raise UnsupportedError(f"{op}: only the reference can serve this call: {reason}")
+
+
 def explain(op: str, *args: object, **kwargs: object) -> Explanation:
     """Which backend and algorithm `fastdl.ops.<op>(*args, **kwargs)` would use now, and why not the others.
 
@@ -124,9 +131,14 @@ def explain(op: str, *args: object, **kwargs: object) -> Explanation:
     if op not in _ops:
         raise ValueError(f"op must be one of {sorted(_ops)}, got {op!r}")
     arguments = _ops[op].bind(args, kwargs)
+    for_all = obstacle(*(a for a in arguments if isinstance(a, torch.Tensor)))
+    if for_all is not None:
+        require_reference(op, for_all)
     refused = []
     for candidate in _ops[op].candidates:
         reason = candidate.refusal(*arguments)
+        if for_all is not None and candidate.backend != "reference":
+            reason = for_all
         if settings.backend is not None and candidate.backend != settings.backend:
             reason = f"backend {settings.backend!r} is forced"
         if reason is None:

@@ -126,13 +126,14 @@ PooledGradient pooled_gradient(const Tensor& grad_output, const Tensor& saved, i
 ConvGradients conv_gradients(const ConvInputs& inputs, bool need_input, bool need_weight, bool need_bias) {
   const Tensor &x = inputs.x, &weight = inputs.weight;
   const ScalarType dtype = x.scalar_type();
-  const Tensor none = empty_contiguous({0}, dtype, x);
+  // a tensor of its own each: outputs of an operator must not alias
+  const auto none = [&] { return empty_contiguous({0}, dtype, x); };
   return {need_input ? empty_image(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x), dtype, x)
-                     : none,
+                     : none(),
           need_weight
               ? empty_contiguous({weight.size(0), weight.size(1), weight.size(2), weight.size(3)}, dtype, x)
-              : none,
-          need_bias ? empty_contiguous({weight.size(0)}, dtype, x) : none,
+              : none(),
+          need_bias ? empty_contiguous({weight.size(0)}, dtype, x) : none(),
           need_input,
           need_weight,
           need_bias};

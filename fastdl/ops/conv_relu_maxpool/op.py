@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ..transforms import autocast, transformed
+from ...transforms import autocast, obstacle
 from . import backends
 from .geometry import Geometry, IntPair, normalise
 from .reference import indices_from_record, reference
@@ -74,7 +74,10 @@ def conv_relu_maxpool(
     plan, uneven = _plan(x, weight, bias, arguments)
     if uneven:
         x = F.pad(x, uneven)
-    if plan.backend == "reference" or transformed(x, weight, bias):
+    reason = obstacle(x, weight, bias)
+    if reason is not None:
+        dispatch.require_reference("conv_relu_maxpool", reason)
+    if reason is not None or plan.backend == "reference":
         output, indices = _by_reference(x, weight, bias, plan.g, return_indices)
     else:
         if torch.is_grad_enabled() and (

@@ -120,7 +120,8 @@ def fake_bias_relu_maxpool(
 def fake_bias_relu_maxpool_backward(
     grad_output: Tensor, saved: Tensor, CH: int, CW: int, pool: list[int]
 ) -> tuple[Tensor, Tensor]:
-    return _image(grad_output, (*grad_output.shape[:2], CH, CW)), grad_output.new_empty(grad_output.shape[1])
+    grad_conv = _image(saved, (*grad_output.shape[:2], CH, CW), grad_output.dtype)
+    return grad_conv, grad_output.new_empty(grad_output.shape[1])
 
 
 def register(name: str, definition: str, reference: object, fake: object) -> None:

@@ -1,0 +1,39 @@
+"""What every public op asks first: must plain PyTorch serve, does autocast apply."""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+_PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
+
+
+def obstacle(*tensors: Tensor | None) -> str | None:
+    """Why only plain PyTorch can serve a call, whatever the op; None if kernels may.
+
+    Under a transform the reference is right by construction; an exporter can only read standard operators.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return "a functorch transform is open"
+    if forward_ad._current_level >= 0:
+        return "a forward-mode level is open"
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return "the call is being exported"
+    for t in tensors:
+        if t is not None and type(t) not in _PLAIN:
+            return f"no kernel for the tensor subclass {type(t).__name__}"
+    return None
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the autocast dtype if autocast is on for their device; float64 is left alone, as in torch."""
+    device_type = tensors[0].device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t
+        for t in tensors
+    )
