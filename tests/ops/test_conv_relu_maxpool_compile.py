@@ -214,6 +214,11 @@ def test_a_module_compiles_and_its_weights_stay_its_own():
             module.weight.mul_(-1)
 
 
+def differentiate_twice(output, x):
+    (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+
+
 @pytest.mark.parametrize("plan", KERNELS, ids=str)
 def test_a_double_backward_through_compile_raises(plan):
     """AOTAutograd refuses it for every operator; what matters is that nothing wrong comes out."""
@@ -223,5 +228,4 @@ def test_a_double_backward_through_compile_raises(plan):
             x, weight, bias, **BLOCK
         )
         with pytest.raises(RuntimeError, match="double backward"):
-            (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
-            first.square().sum().backward()
+            differentiate_twice(output, x)

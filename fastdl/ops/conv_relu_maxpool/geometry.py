@@ -124,8 +124,6 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
         if t.device != x.device:
             raise TypeError(f"{name} must be on the device of x, {x.device}, got {t.device}")
     C, C_out = x.shape[1], weight.shape[0]
-    if min(x.shape[1:]) < 1:
-        raise ValueError(f"x must not be empty except in N, got {list(x.shape)}")
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(f"groups must be a positive int, got {groups!r}")
     if C % groups or C_out % groups:
@@ -137,6 +135,8 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
         )
     if min(weight.shape) < 1:
         raise ValueError(f"weight must not be empty, got {list(weight.shape)}")
+    if min(x.shape[1:]) < 1:
+        raise ValueError(f"x must not be empty except in N, got {list(x.shape)}")
     if bias is not None and tuple(bias.shape) != (C_out,):
         raise ValueError(f"bias must have shape [C_out] = [{C_out}], got {list(bias.shape)}")
 
