@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 from conv_relu_maxpool_plans import COMPOSED, KERNELS, PLANS, WINOGRAD, eager, forced
 from torch.library import opcheck
 from torch.testing import assert_close
@@ -214,18 +215,17 @@ def test_a_module_compiles_and_its_weights_stay_its_own():
             module.weight.mul_(-1)
 
 
-def differentiate_twice(output, x):
-    (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
-    first.square().sum().backward()
-
-
 @pytest.mark.parametrize("plan", KERNELS, ids=str)
 def test_a_double_backward_through_compile_raises(plan):
     """AOTAutograd refuses it for every operator; what matters is that nothing wrong comes out."""
     x, weight, bias = (t.requires_grad_() for t in SAMPLES[2].inputs(torch.float32))
+
+    def twice(output):
+        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)
+
     with forced(plan):
-        output = torch.compile(conv_relu_maxpool, fullgraph=True, backend="aot_eager")(
-            x, weight, bias, **BLOCK
-        )
+        twice(conv_relu_maxpool(x, weight, bias, **BLOCK))
+        compiled = torch.compile(conv_relu_maxpool, fullgraph=True, backend="aot_eager")
         with pytest.raises(RuntimeError, match="double backward"):
-            differentiate_twice(output, x)
+            twice(compiled(x, weight, bias, **BLOCK))
