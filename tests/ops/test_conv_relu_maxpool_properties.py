@@ -1,0 +1,163 @@
+"""Hypothesis: drawn shapes, strides and arguments. Structure is drawn, values come from a seed, so shrinking works.
+
+Every case is written to a file before it runs: a crash names its case.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conv_relu_maxpool_plans import PLANS, forced
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from fastdl.ops import conv_relu_maxpool
+from fastdl.ops.conv_relu_maxpool.geometry import Geometry, normalise
+
+LAST_CASE = Path(tempfile.gettempdir()) / "fastdl_last_case.txt"
+SPECIAL = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33]
+
+
+@st.composite
+def geometries(draw, winograd: bool = False):
+    """(x shape, weight shape, keyword arguments), valid by construction: x is at least as large as it must be."""
+    channels = st.one_of(st.sampled_from(SPECIAL), st.integers(1, 40))
+    groups = 1 if winograd else draw(st.sampled_from([1, 1, 1, 2, 3]))
+    C, C_out = groups * draw(channels), groups * draw(channels)
+    if winograd:
+        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
+        padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+        pool = (2, 2) if draw(st.booleans()) else None
+        pool_stride, pool_padding, pool_dilation = (2, 2), (0, 0), (1, 1)
+    else:
+        pair = lambda least, most: draw(st.tuples(*[st.integers(least, most)] * 2))  # noqa: E731
+        kernel, stride, dilation, padding = pair(1, 7), pair(1, 3), pair(1, 3), pair(0, 4)
+        pool = pair(1, 5) if draw(st.integers(0, 3)) else None
+        pool_stride, pool_dilation = pair(1, 4), pair(1, 2)
+        pool_padding = tuple(draw(st.integers(0, p // 2)) for p in pool or (0, 0))
+    kwargs = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    least = []
+    for i in range(2):
+        rows = 1
+        if pool:
+            kwargs |= dict(
+                pool_size=pool, pool_stride=pool_stride, pool_padding=pool_padding,
+                pool_dilation=pool_dilation, ceil_mode=draw(st.booleans()) if i else False,
+            )  # fmt: skip
+            rows = max(1, pool_dilation[i] * (pool[i] - 1) + 1 - 2 * pool_padding[i])
+        least.append(max(1, (rows - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]))
+    H, W = (n + draw(st.integers(0, 20)) for n in least)
+    return (draw(st.integers(0, 3)), C, H, W), (C_out, C // groups, *kernel), kwargs
+
+
+@st.composite
+def strided(draw, shape: tuple[int, ...], dtype: torch.dtype, seed: int, scale: float = 1.0):
+    """A tensor of any strides: permuted, stepped, offset, expanded; NaN between its elements."""
+    order = draw(st.permutations(range(len(shape))))
+    step = [draw(st.integers(1, 3)) for _ in shape]
+    pad = draw(st.integers(0, 3))
+    expanded = [draw(st.integers(0, 7)) == 0 for _ in shape]
+    large = [1 if e else s * k + pad for s, k, e in zip(shape, step, expanded, strict=True)]
+    storage = torch.full([large[p] for p in order], torch.nan, dtype=dtype)
+    storage = storage.permute([order.index(i) for i in range(len(shape))])
+    window = tuple(
+        slice(None) if e else slice(pad, pad + s * k, k)
+        for s, k, e in zip(shape, step, expanded, strict=True)
+    )
+    view = storage[window]
+    view.copy_(torch.randn(view.shape, generator=torch.Generator().manual_seed(seed)) * scale)
+    return view.expand(shape)
+
+
+@st.composite
+def calls(draw, plan):
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16]))
+    shape, weight_shape, kwargs = draw(geometries(winograd=plan.algorithm == "winograd"))
+    if plan.algorithm in ("direct", "winograd") and dtype is torch.float64:
+        dtype = torch.float32
+    if plan.algorithm == "direct":
+        groups = kwargs["groups"]
+        kwargs["groups"] = 1
+        shape, weight_shape = (shape[0], shape[1] // groups, *shape[2:]), (weight_shape[0], *weight_shape[1:])
+    seed = draw(st.integers(0, 1000))
+    weight = (
+        draw(strided(weight_shape, dtype, seed + 1))
+        * (weight_shape[1] * weight_shape[2] * weight_shape[3]) ** -0.5
+    )
+    bias = draw(strided(weight_shape[:1], dtype, seed + 2)) if draw(st.booleans()) else None
+    return draw(strided(shape, dtype, seed)), weight, bias, kwargs
+
+
+def geometry(x, weight, bias, kwargs) -> Geometry:
+    defaults = dict(
+        stride=1, padding=0, dilation=1, groups=1, pool_size=None, pool_stride=None,
+        pool_padding=0, pool_dilation=1, ceil_mode=False, return_indices=False,
+    )  # fmt: skip
+    return normalise(x, weight, bias, **{**defaults, **kwargs})[0]
+
+
+def truth(x, weight, bias, g):
+    bias = None if bias is None else bias.double()
+    y = F.relu(F.conv2d(x.double(), weight.double(), bias, g.stride, g.padding, g.dilation, g.groups))
+    if not g.pool_size:
+        return y
+    return F.max_pool2d(y, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
+
+
+# Of the largest value: eager's own error is 1e-6, 1e-15 and 4e-3; Winograd's in fp32 up to 1e-5.
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@given(st.data())
+def test_drawn_calls(plan, data):
+    """The value of fp64, the shape, strides and dtype the fakes promise, finite gradients of the right shape."""
+    x, weight, bias, kwargs = data.draw(calls(plan))
+    LAST_CASE.write_text(f"{plan} x{tuple(x.shape)} {x.stride()} w{tuple(weight.shape)} {x.dtype} {kwargs}\n")
+    g = geometry(x, weight, bias, kwargs)
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
+    with forced(plan):
+        output = conv_relu_maxpool(*leaves, **kwargs)
+        gradients = torch.autograd.grad(output.sum(), leaves)
+        if plan.raw_operators:
+            meta = [t.detach().to("meta") for t in (x, weight)]
+            fake, _ = torch.ops.fastdl.conv_relu_maxpool(*meta, None, g.packed(), 1, False)
+            assert fake.shape == output.shape
+            assert fake.dtype == output.dtype
+    expected = truth(x, weight, bias, g)
+    assert output.shape == expected.shape
+    assert output.dtype == x.dtype
+    if expected.numel():
+        tolerance = TOLERANCE[x.dtype] * (1 + expected.abs().max().item())
+        assert_close(output.double(), expected, rtol=0, atol=tolerance)
+    for gradient, leaf in zip(gradients, leaves, strict=True):
+        assert gradient.shape == leaf.shape
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@given(st.data())
+def test_strides_change_nothing(plan, data):
+    """A view of any strides equals the same numbers in a dense tensor."""
+    x, weight, bias, kwargs = data.draw(calls(plan))
+    LAST_CASE.write_text(f"{plan} x{tuple(x.shape)} {x.stride()} w{tuple(weight.shape)} {x.dtype} {kwargs}\n")
+    with forced(plan):
+        output = conv_relu_maxpool(x, weight, bias, **kwargs)
+        dense = conv_relu_maxpool(x.contiguous(), weight.contiguous(), bias, **kwargs)
+    tolerance = TOLERANCE[x.dtype] * (1 + (dense.abs().max().item() if dense.numel() else 0))
+    assert_close(output, dense, rtol=0, atol=tolerance)
+
+
+@given(st.data())
+def test_the_geometry_is_torchs(data):
+    """Output sizes by formula equal the sizes torch gives, ceil_mode included."""
+    shape, weight_shape, kwargs = data.draw(geometries())
+    x, weight = torch.zeros(1, *shape[1:]), torch.zeros(weight_shape)
+    g = geometry(x, weight, None, kwargs)
+    assert Geometry.unpack(g.packed()) == g
+    assert g.output_size(g.conv_size(x, weight)) == tuple(truth(x, weight, None, g).shape[2:])
