@@ -10,9 +10,9 @@ import collections
 import os
 import sys
 
+import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 from fastdl import _extension, dispatch
 
@@ -23,15 +23,15 @@ MARKERS = {
     "isa": "run again in a process of its own for every CPU instruction set, and without compiled kernels",
 }
 
-settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
-settings.register_profile(
+hypothesis.settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile(
     "nightly",
     max_examples=10_000,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,11 +61,14 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def untouched_settings():
     """A test that leaves a setting or the thread count changed fails itself, not a later test."""
-    threads = torch.get_num_threads()
+    threads, usual = torch.get_num_threads(), (_extension.environment_backend(), False, "default")
     yield
-    left = (dispatch.settings.backend, dispatch.settings.strict, dispatch.settings.precision)
-    assert left == (_extension.environment_backend(), False, "default")
-    assert torch.get_num_threads() == threads, "the number of threads was left changed"
+    settings = dispatch.settings
+    left, threads_left = (settings.backend, settings.strict, settings.precision), torch.get_num_threads()
+    settings.backend, settings.strict, settings.precision = usual
+    torch.set_num_threads(threads)
+    assert left == usual, "a setting was left changed"
+    assert threads_left == threads, "the number of threads was left changed"
 
 
 @pytest.fixture

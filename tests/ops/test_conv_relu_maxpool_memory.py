@@ -38,20 +38,20 @@ GUARDED = """
     from fastdl.testing.conv_relu_maxpool import SAMPLES, Sample
 
     f = torch.ops.fastdl
-    extra = [Sample(1, C, H, W, C_out, channels_last=last, kwargs=dict(padding=p, **pool))
+    tails = [Sample(1, C, H, W, C_out, channels_last=last, kwargs=dict(padding=1, **pool))
              for C, C_out in ((1, 1), (3, 5), (9, 17), (17, 9))
-             for H, W in ((2, 2), (5, 7), (8, 9))
-             for p in (0, 1)
+             for H, W in ((2, 2), (5, 7))
              for pool in ({}, dict(pool_size=2))
-             for last in (False, True)
-             if min(H, W) + 2 * p > 3]
+             for last in (False, True)]
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    cases = [(s, d) for d in dtypes for s in SAMPLES] + [(s, d) for d in dtypes[:2] for s in tails]
     count = 0
-    for before, dtype, sample in itertools.product(
-        (False, True), (torch.float64, torch.float32, torch.bfloat16, torch.float16), (*SAMPLES, *extra)
-    ):
+    for before, (sample, dtype) in itertools.product((False, True), cases):
         x, weight, bias = (None if t is None else guarded(t, before) for t in sample.inputs(dtype))
         g = sample.geometry(x, weight, bias)
-        conv = guarded(torch.nn.functional.conv2d(x, weight, None, *g[:4]), before)
+        size = (sample.N, sample.C_out, *g.conv_size(x, weight))
+        form = torch.channels_last if sample.channels_last else torch.contiguous_format
+        conv = guarded(torch.randn(size).to(dtype).to(memory_format=form), before)
         for plan in KERNELS:
             if not plan.serves_call(dtype, weight, g):
                 continue
@@ -93,7 +93,7 @@ def test_guard_pages_at_both_ends_of_every_input():
             timeout=600,
         )
         assert result.returncode == 0, f"{isa}: {result.stderr[-3000:]}"
-        assert int(result.stdout) > 500
+        assert int(result.stdout) > 300
 
 
 DAMAGE = [200, 254, 4, 9, 128]

@@ -1,0 +1,107 @@
+"""The C++ drivers of tests/cpp: kernels on raw pointers and std::thread, plain and under the sanitizers.
+
+A driver is one file with main(); exit status 0 means passed, the argument is the number of random cases.
+ASan and UBSan see reads and writes outside and undefined behaviour, TSan sees races that no lucky schedule needs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastdl import _extension
+
+ROOT = Path(__file__).parents[1]
+DRIVERS = ROOT / "tests" / "cpp"
+COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+FAMILY = "csrc/ops/conv_relu_maxpool"
+# What each driver links with, besides csrc/common/cpu.
+SOURCES = {
+    "bias_relu_maxpool_test.cpp": [f"{FAMILY}/bias_relu_maxpool_cpu.cpp"],
+    "direct_test.cpp": [f"{FAMILY}/direct_cpu.cpp"],
+    "winograd_test.cpp": [f"{FAMILY}/winograd_cpu.cpp", f"{FAMILY}/winograd_plan.cpp"],
+}
+COMMON = ["csrc/common/cpu/isa.cpp", "csrc/common/cpu/scratch.cpp"]
+
+FLAGS = [
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]
+FLAGS += ["-Wno-unknown-pragmas", "-Icsrc", "-Itests/cpp", "-pthread"]
+BUILDS = {
+    "plain": ["-O3"],
+    "asan": [
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+    ],
+    "tsan": ["-O1", "-g", "-fsanitize=thread"],
+}
+# Random cases of each driver: seconds in every build.
+CASES = {"plain": 200, "asan": 40, "tsan": 15}
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
+]
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """All this machine has; without the loaded kernels, only the one the driver picks itself."""
+    if not _extension.cpu.loaded:
+        return ("",)
+    import torch
+
+    return _extension.CPU_ISAS[: torch.ops.fastdl._best_cpu_isa() + 1]
+
+
+def test_every_driver_is_run():
+    assert {path.name for path in DRIVERS.glob("*.cpp")} == set(SOURCES)
+
+
+@pytest.fixture(scope="module")
+def executable(tmp_path_factory):
+    """Compiles a driver in one build, once."""
+    built: dict[tuple[str, str], Path] = {}
+
+    def build(driver: str, kind: str) -> Path:
+        if (driver, kind) not in built:
+            target = tmp_path_factory.mktemp("drivers") / f"{Path(driver).stem}_{kind}"
+            sources = [f"tests/cpp/{driver}", *SOURCES[driver], *COMMON]
+            command = [COMPILER, *FLAGS, *BUILDS[kind], *sources, "-o", str(target)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if "cannot find" in done.stderr and "san" in done.stderr:
+                pytest.skip(f"this compiler has no {kind} runtime")
+            assert done.returncode == 0, done.stderr[-4000:]
+            assert "warning" not in done.stderr, done.stderr[-4000:]
+            built[driver, kind] = target
+        return built[driver, kind]
+
+    return build
+
+
+@pytest.mark.parametrize("driver", SOURCES)
+@pytest.mark.parametrize("kind", BUILDS)
+def test_driver(driver, kind, executable):
+    program = executable(driver, kind)
+    for isa in instruction_sets():
+        environment = os.environ | ({"FASTDL_CPU_ISA": isa} if isa else {})
+        environment["ASAN_OPTIONS"] = "detect_leaks=1"
+        environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
+        result = subprocess.run(
+            [program, str(CASES[kind])], env=environment, capture_output=True, text=True, timeout=600
+        )
+        report = f"{isa or 'default'}: {result.stdout[-1500:]}\n{result.stderr[-3000:]}"
+        assert result.returncode == 0, report
+        assert "Sanitizer" not in result.stderr, report
