@@ -26,7 +26,7 @@ FASTDL_INLINE void conv_row(const ConvGeometry& g, const float* in, const Taps& 
   const int64_t tiles = (g.CW + kTileColumns - 1) / kTileColumns;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = g.CW * i / tiles, end = g.CW * (i + 1) / tiles;
-    row_tile<kTileColumns, V>(end - begin, in + begin, taps, bias, to + begin * pitch, pitch);
+    row_tile_of<kTileColumns, V>(end - begin, in + begin, taps, bias, to + begin * pitch, pitch);
     ask(ahead);
     ask(ahead + 1);
   }
@@ -39,9 +39,9 @@ FASTDL_INLINE void paired_row(const PoolGeometry& p, const float* in, int64_t ne
   const int64_t tiles = (p.OW + kTileWindows - 1) / kTileWindows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = p.OW * i / tiles, end = p.OW * (i + 1) / tiles;
-    pooled_tile<T, kTileWindows, V>(end - begin, in + 2 * begin, next_row, taps, bias, to + begin * pitch,
-                                    pitch, record == nullptr ? nullptr : record + begin * record_pitch,
-                                    record_pitch);
+    pooled_tile_of<T, kTileWindows, V>(end - begin, in + 2 * begin, next_row, taps, bias, to + begin * pitch,
+                                       pitch, record == nullptr ? nullptr : record + begin * record_pitch,
+                                       record_pitch);
     ask(ahead);
     ask(ahead + 1);
   }

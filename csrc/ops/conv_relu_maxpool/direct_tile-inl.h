@@ -43,33 +43,32 @@ FASTDL_INLINE void accumulate(const float* in, int64_t next_row, const Taps& tap
   }
 }
 
-// `columns` <= kColumns positions of one row. With bias: relu(conv + bias); without: conv itself.
+// `kColumns` positions of one row. With bias: relu(conv + bias); without: conv itself. A function of its own,
+// as the next one: inlined together they spill.
 template <int kColumns, int V>
-FASTDL_INLINE void row_tile(int64_t columns, const float* in, const Taps& taps, const float* bias, float* to,
-                            int64_t pitch) {
-  if constexpr (kColumns > 1) {
-    if (columns < kColumns) return row_tile<kColumns - 1, V>(columns, in, taps, bias, to, pitch);
-  }
+__attribute__((noinline)) void row_tile(const float* in, const Taps& taps, const float* bias, float* to,
+                                        int64_t pitch) {
   Vec acc[kColumns][V];
   accumulate<1, kColumns, V>(in, 0, taps, acc);
-#pragma GCC unroll 14
-  for (int i = 0; i < kColumns; ++i)
+  if (bias != nullptr) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v)
-      store(to + i * pitch + v * kLanes,
-            bias == nullptr ? acc[i][v] : max(zero(), acc[i][v] + load(bias + v * kLanes)));
+    for (int v = 0; v < V; ++v) {
+      const Vec b = load(bias + v * kLanes);
+#pragma GCC unroll 14
+      for (int i = 0; i < kColumns; ++i) acc[i][v] = max(zero(), acc[i][v] + b);
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < kColumns; ++i, to += pitch)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(to + v * kLanes, acc[i][v]);
 }
 
 // 2x2 windows side by side: relu(max + bias) and the record.
 template <class T, int kWindows, int V>
-FASTDL_INLINE void pooled_tile(int64_t windows, const float* in, int64_t next_row, const Taps& taps,
-                               const float* bias, float* to, int64_t pitch, uint8_t* record,
-                               int64_t record_pitch) {
-  if constexpr (kWindows > 1) {
-    if (windows < kWindows)
-      return pooled_tile<T, kWindows - 1, V>(windows, in, next_row, taps, bias, to, pitch, record,
-                                             record_pitch);
-  }
+__attribute__((noinline)) void pooled_tile(const float* in, int64_t next_row, const Taps& taps,
+                                           const float* bias, float* to, int64_t pitch, uint8_t* record,
+                                           int64_t record_pitch) {
   Vec acc[4 * kWindows][V];
   accumulate<2, 2 * kWindows, V>(in, next_row, taps, acc);
 #pragma GCC unroll 3
@@ -91,4 +90,18 @@ FASTDL_INLINE void pooled_tile(int64_t windows, const float* in, int64_t next_ro
       store(to + i * pitch + v * kLanes, best);
       if (record != nullptr) store_bytes(record + i * record_pitch + v * kLanes, where);
     }
+}
+
+// The tile of `columns` <= kColumns positions, or `windows` <= kWindows windows.
+template <int kColumns, int V, class... Arguments>
+FASTDL_INLINE void row_tile_of(int64_t columns, Arguments... arguments) {
+  if constexpr (kColumns > 1)
+    if (columns < kColumns) return row_tile_of<kColumns - 1, V>(columns, arguments...);
+  row_tile<kColumns, V>(arguments...);
+}
+template <class T, int kWindows, int V, class... Arguments>
+FASTDL_INLINE void pooled_tile_of(int64_t windows, Arguments... arguments) {
+  if constexpr (kWindows > 1)
+    if (windows < kWindows) return pooled_tile_of<T, kWindows - 1, V>(windows, arguments...);
+  pooled_tile<T, kWindows, V>(arguments...);
 }
