@@ -42,7 +42,13 @@ class Check {
         weight_(c.conv.C_out * c.conv.C * c.conv.KH * c.conv.KW),
         bias_(c.conv.C_out),
         output_(c.conv.N * c.conv.C_out * c.pool.OH * c.pool.OW),
+        grad_output_(output_.size()),
+        grad_weight_(weight_.size()),
+        grad_bias_(c.conv.C_out),
         record_(output_.size()) {
+    for (int64_t i = 0; i < output_.size(); ++i)
+      assign(&grad_output_[i],
+             c.kind == Case::kUniform ? random.uniform() : static_cast<double>(random.below(5) - 2));
     for (int64_t i = 0; i < x_.size(); ++i) {
       double v = c.kind == Case::kUniform ? random.uniform() : static_cast<double>(random.below(7) - 3);
       if (c.kind == Case::kNotFinite && random.below(60) == 0)
@@ -60,12 +66,23 @@ class Check {
   void run() {
     forward(output_, record_, 1);
     compare();
+    const bool has_backward = c_.kind != Case::kNotFinite && (c_.has_record || !c_.pool.present);
+    if (has_backward) {
+      backward(grad_weight_, grad_bias_, 1);
+      compare_backward();
+    }
     for (int64_t threads : {2, 4}) {
       Guarded<T> output(output_.size());
       Guarded<uint8_t> record(record_.size());
       forward(output, record, threads);
       if (!output.same_bytes(output_)) fail(c_, dtype_, "output changes with threads", 0, 0, 0);
       if (!record.same_bytes(record_)) fail(c_, dtype_, "record changes with threads", 0, 0, 0);
+      if (!has_backward) continue;
+      Guarded<T> grad_weight(weight_.size()), grad_bias(c_.conv.C_out);
+      backward(grad_weight, grad_bias, threads);
+      if (!grad_weight.same_bytes(grad_weight_))
+        fail(c_, dtype_, "grad_weight changes with threads", 0, 0, 0);
+      if (!grad_bias.same_bytes(grad_bias_)) fail(c_, dtype_, "grad_bias changes with threads", 0, 0, 0);
     }
   }
 
@@ -81,9 +98,68 @@ class Check {
     cpu::direct_forward(f, kThreadPool);
   }
 
+  void backward(Guarded<T>& grad_weight, Guarded<T>& grad_bias, int64_t threads) {
+    ConvReluMaxpoolBackward b = {};
+    b.conv = c_.conv, b.pool = c_.pool, b.dtype = kDType<T>;
+    b.grad_output = grad_output_.data(), b.x = x_.data(), b.weight = weight_.data();
+    b.record = c_.pool.present ? record_.data() : nullptr,
+    b.output = c_.pool.present ? nullptr : output_.data();
+    b.grad_weight = grad_weight.data(), b.grad_bias = grad_bias.data();
+    std::memcpy(b.x_strides, x_strides_, sizeof(x_strides_));
+    std::memcpy(b.grad_output_strides, output_strides_, sizeof(output_strides_));
+    num_threads = threads;
+    cpu::direct_backward(b, kThreadPool);
+  }
+
   struct Sum {
     double value, magnitude;
+    void add(double term) {
+      value += term;
+      magnitude += std::fabs(term);
+    }
   };
+
+  void compare_sums(const char* what, const std::vector<Sum>& sums, const Guarded<T>& got, double terms) {
+    for (int64_t i = 0; i < got.size(); ++i) {
+      const Sum& sum = sums[static_cast<size_t>(i)];
+      T stored;
+      assign(&stored, sum.value);
+      const double eps[] = {0, 0x1p-24, 0x1p-11, 0x1p-8};
+      const double limit =
+          terms * 0x1p-24 * sum.magnitude + eps[static_cast<int>(kDType<T>)] * std::fabs(sum.value) + 0x1p-25;
+      const bool right = c_.kind == Case::kUniform ? std::fabs(value(got[i]) - sum.value) <= limit
+                                                   : value(got[i]) == value(stored);
+      if (!right) fail(c_, dtype_, what, i, value(got[i]), sum.value);
+    }
+  }
+
+  void compare_backward() {
+    const ConvGeometry& g = c_.conv;
+    const PoolGeometry& p = c_.pool;
+    const int64_t taps = g.C * g.KH * g.KW;
+    std::vector<Sum> weight(static_cast<size_t>(g.C_out * taps)), bias(static_cast<size_t>(g.C_out));
+    for (int64_t n = 0; n < g.N; ++n)
+      for (int64_t k = 0; k < g.C_out; ++k)
+        for (int64_t i = 0; i < p.OH * p.OW; ++i) {
+          const int64_t o = at(output_strides_, n, k, i / p.OW, i % p.OW);
+          const int64_t named = p.present ? record_[o] : (value(output_[o]) <= 0 ? kReluClosed : 0);
+          if (named == kReluClosed) continue;
+          const double grad = value(grad_output_[o]);
+          bias[static_cast<size_t>(k)].add(grad);
+          const int64_t h = i / p.OW * p.stride[0] - p.padding[0] + named / p.size[1] * p.dilation[0];
+          const int64_t w = i % p.OW * p.stride[1] - p.padding[1] + named % p.size[1] * p.dilation[1];
+          for (int64_t t = 0; t < taps; ++t) {
+            const int64_t ih = h * g.stride[0] - g.padding[0] + t / g.KW % g.KH * g.dilation[0];
+            const int64_t iw = w * g.stride[1] - g.padding[1] + t % g.KW * g.dilation[1];
+            if (ih < 0 || ih >= g.H || iw < 0 || iw >= g.W) continue;
+            weight[static_cast<size_t>(k * taps + t)].add(
+                grad * value(x_[at(x_strides_, n, t / g.KW / g.KH, ih, iw)]));
+          }
+        }
+    const double terms = static_cast<double>(g.N * g.CH * g.CW) + 64;
+    compare_sums("grad_weight", weight, grad_weight_, terms);
+    compare_sums("grad_bias", bias, grad_bias_, terms);
+  }
 
   Sum conv(int64_t n, int64_t k, int64_t h, int64_t w) const {
     const ConvGeometry& g = c_.conv;
@@ -96,8 +172,7 @@ class Check {
           if (ih < 0 || ih >= g.H || iw < 0 || iw >= g.W) continue;
           const double term =
               value(x_[at(x_strides_, n, c, ih, iw)]) * value(weight_[((k * g.C + c) * g.KH + y) * g.KW + x]);
-          sum.value += term;
-          sum.magnitude += std::fabs(term);
+          sum.add(term);
         }
     return sum;
   }
@@ -160,7 +235,7 @@ class Check {
 
   const Case c_;
   const char* dtype_;
-  Guarded<T> x_, weight_, bias_, output_;
+  Guarded<T> x_, weight_, bias_, output_, grad_output_, grad_weight_, grad_bias_;
   Guarded<uint8_t> record_;
   int64_t x_strides_[4], output_strides_[4];
 };

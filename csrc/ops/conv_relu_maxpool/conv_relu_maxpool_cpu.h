@@ -13,6 +13,9 @@ void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& po
 // Any kernel, stride, dilation; groups 1; any pool. fp32, fp16, bf16; fp32 inside.
 void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 
+// grad_weight and grad_bias only (grad_input is left alone): made for few input channels. fp32, fp16, bf16.
+void direct_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
+
 // Every dtype, every pool, both memory formats.
 void bias_relu_maxpool_forward(const BiasReluMaxpoolForward& args, const ThreadPool& pool);
 void bias_relu_maxpool_backward(const BiasReluMaxpoolBackward& args, const ThreadPool& pool);

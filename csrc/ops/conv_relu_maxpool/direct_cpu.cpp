@@ -11,4 +11,8 @@ void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool) 
   FASTDL_ISA_SELECT(kDirectForward)[static_cast<int>(args.dtype)](args, pool);
 }
 
+void direct_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool) {
+  FASTDL_ISA_SELECT(kDirectBackward)[static_cast<int>(args.dtype)](args, pool);
+}
+
 }  // namespace fastdl::cpu

@@ -64,18 +64,18 @@ FASTDL_INLINE void stage_channel(const T* row, int64_t step, const StagedInput& 
   }
 }
 
-// Rows [begin, end) of image n; rows outside the image are zero.
+// Rows [begin, end) of an image; rows outside it are zero.
 template <class T>
-FASTDL_INLINE void stage_rows(const ConvReluMaxpoolForward& a, const StagedInput& s, int64_t n, int64_t begin,
-                              int64_t end, float* staged) {
-  for (int64_t h = begin; h < end; ++h, staged += s.row) {
-    if (h < 0 || h >= a.conv.H) {
+FASTDL_INLINE void stage_rows(const T* image, const int64_t* strides, const ConvGeometry& g,
+                              const StagedInput& s, Range rows, float* staged) {
+  for (int64_t h = rows.begin; h < rows.end; ++h, staged += s.row) {
+    if (h < 0 || h >= g.H) {
       std::memset(staged, 0, static_cast<size_t>(s.row) * sizeof(float));
       continue;
     }
-    const T* row = static_cast<const T*>(a.x) + n * a.x_strides[0] + h * a.x_strides[2];
-    for (int64_t c = 0; c < a.conv.C; ++c)
-      stage_channel(row + c * a.x_strides[1], a.x_strides[3], s, a.conv, staged + c * s.slots * s.length);
+    for (int64_t c = 0; c < g.C; ++c)
+      stage_channel(image + h * strides[2] + c * strides[1], strides[3], s, g,
+                    staged + c * s.slots * s.length);
   }
 }
 
