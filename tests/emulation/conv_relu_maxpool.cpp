@@ -85,8 +85,7 @@ class Check {
     x.integers(1), weight.integers(1), bias.integers(2);
     convolve(x, weight);
     pool(bias);
-    for (int strict = 0; strict < 1 + (dtype_ == DType::kFloat32); ++strict)
-      implicit_gemm(x, weight, bias, strict);
+    for (int tf32 = 0; tf32 < 1 + (dtype_ == DType::kFloat32); ++tf32) implicit_gemm(x, weight, bias, tf32);
     passes(bias);
   }
 
@@ -139,7 +138,7 @@ class Check {
     });
   }
 
-  void implicit_gemm(Array<T>& x, Array<T>& weight, Array<T>& bias, int strict) {
+  void implicit_gemm(Array<T>& x, Array<T>& weight, Array<T>& bias, int tf32) {
     ConvReluMaxpoolForward p{};
     p.conv = {c_.N,
               c_.C,
@@ -162,7 +161,7 @@ class Check {
     std::copy_n(x_strides_, 4, p.x_strides), std::copy_n(output_strides_, 4, p.output_strides);
     if (emulated_implicit_gemm_refusal(&p)) return;
     Array<char> workspace(emulated_implicit_gemm_workspace(&p));
-    emulated_implicit_gemm_forward(&p, strict, workspace.data);
+    emulated_implicit_gemm_forward(&p, tf32, workspace.data);
     if (take_error("implicit_gemm")) return;
     same(output, output_, "implicit_gemm output");
     if (c_.pool) same(record, record_, "implicit_gemm record");

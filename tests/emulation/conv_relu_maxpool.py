@@ -77,7 +77,7 @@ class Emulated:
         weight: Tensor,
         bias: Tensor | None,
         g: Geometry,
-        strict: bool = False,
+        tf32: bool = False,
         save_record: bool = True,
     ) -> tuple[Tensor, Tensor]:
         memory = _Memory(self.guard_inputs)
@@ -109,7 +109,7 @@ class Emulated:
         if refusal is not None:
             raise ValueError(refusal.decode())
         workspace = memory.empty(self.library.emulated_implicit_gemm_workspace(ctypes.byref(p)), torch.uint8)
-        self._run("emulated_implicit_gemm_forward", p, int(strict), _ptr(memory.address(workspace)))
+        self._run("emulated_implicit_gemm_forward", p, int(tf32), _ptr(memory.address(workspace)))
         memory.check()
         return output, x.new_empty(0, dtype=torch.uint8) if record is None else record
 

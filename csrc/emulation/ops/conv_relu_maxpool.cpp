@@ -22,9 +22,9 @@ const char* emulated_implicit_gemm_refusal(const ConvReluMaxpoolForward* p) {
 int64_t emulated_implicit_gemm_workspace(const ConvReluMaxpoolForward* p) {
   return cuda::implicit_gemm_workspace(*p);
 }
-int emulated_implicit_gemm_forward(const ConvReluMaxpoolForward* p, int strict, void* workspace) {
-  return cuda::implicit_gemm_forward(*p, strict ? cuda::Precision::kStrict : cuda::Precision::kDefault,
-                                     workspace, nullptr);
+int emulated_implicit_gemm_forward(const ConvReluMaxpoolForward* p, int tf32, void* workspace) {
+  return cuda::implicit_gemm_forward(*p, tf32 ? cuda::Precision::kTf32 : cuda::Precision::kExact, workspace,
+                                     nullptr);
 }
 
 }  // extern "C"

@@ -7,9 +7,9 @@
 
 namespace fastdl::cuda {
 
-// fp32 products: in tf32 on tensor cores, or exactly. fp64 is always exact, half types always use tensor
-// cores.
-enum class Precision { kDefault, kStrict };
+// Of fp32 products: by FMA, or rounded to TF32 on tensor cores. fp64 uses FMA, half types tensor cores,
+// always.
+enum class Precision { kExact, kTf32 };
 
 // relu(max_pool2d(conv) + bias) and the record, for any window. A sample must have less than 2^30 elements.
 cudaError_t bias_relu_maxpool_forward(const BiasReluMaxpoolForward& p, cudaStream_t stream);

@@ -54,11 +54,11 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   fill(args, inputs, result);
   const char* refusal = cuda::implicit_gemm_refusal(args);
   check(!refusal, "the implicit GEMM cannot serve this: ", refusal ? refusal : "");
-  const bool exact = algorithm == kImplicitGemm;
-  const bool needs_sm80 = args.dtype == DType::kBFloat16 || (args.dtype == DType::kFloat32 && !exact);
+  const bool tf32 = args.dtype == DType::kFloat32 && algorithm == kImplicitGemmTf32;
+  const bool needs_sm80 = tf32 || args.dtype == DType::kBFloat16;
   check(!needs_sm80 || device.major() >= 8, "bfloat16 and TF32 products need compute capability 8.0");
   const Tensor packed = workspace(cuda::implicit_gemm_workspace(args), x);
-  check_launch(cuda::implicit_gemm_forward(args, exact ? cuda::Precision::kStrict : cuda::Precision::kDefault,
+  check_launch(cuda::implicit_gemm_forward(args, tf32 ? cuda::Precision::kTf32 : cuda::Precision::kExact,
                                            packed.data_ptr(), device.stream()),
                "conv_relu_maxpool");
   return {result.output, result.record};

@@ -175,8 +175,8 @@ cudaError_t implicit_gemm_forward(const ConvReluMaxpoolForward& f, Precision pre
     case DType::kFloat64:
       return run<double, MultiplyExact<double>>(f, workspace, stream);
     case DType::kFloat32:
-      if (precision == Precision::kStrict) return run<float, MultiplyExact<float>>(f, workspace, stream);
-      return run<float, MultiplyTensorCore<float>>(f, workspace, stream);
+      if (precision == Precision::kTf32) return run<float, MultiplyTensorCore<float>>(f, workspace, stream);
+      return run<float, MultiplyExact<float>>(f, workspace, stream);
     case DType::kFloat16:
       return run<__half, MultiplyTensorCore<__half>>(f, workspace, stream);
     case DType::kBFloat16:
