@@ -102,20 +102,21 @@ def _convolution_cases(
 ) -> Iterator[Case]:
     tiles, forward, backward = map(load, ("triton_tiles", "triton_forward", "triton_backward"))
     taps, positions, itemsize = kernel * kernel, window * window, 4 if dtype == "fp32" else 2
+    scattered = C < 16 or layout == "nchw"
     geometry = _geometry(C, C_out, kernel, window, precision)
     label = f"{dtype} {precision} C={C} C_out={C_out} {kernel}x{kernel} pool {window} {layout}"
     yield _case(
         f"forward {label}", forward.conv_relu_maxpool_forward_kernel, dtype, layout,
-        {**geometry, "POSITIONS": positions}, tiles.forward_tiles(C, C_out, positions, precision, itemsize),
+        {**geometry, "POSITIONS": positions}, tiles.forward_tiles(C_out, positions, scattered, precision, itemsize),
     )  # fmt: skip
     geometry["POOLED"] = window > 1
     yield _case(
         f"grad_input {label}", backward.conv_relu_maxpool_grad_input_kernel, dtype, layout,
-        geometry, tiles.grad_input_tiles(C, precision, itemsize),
+        geometry, tiles.grad_input_tiles(C, layout == "nchw", precision, itemsize),
     )  # fmt: skip
     yield _case(
         f"grad_weight {label}", backward.conv_relu_maxpool_grad_weight_kernel, dtype, layout,
-        {**geometry, "POSITIONS": positions}, tiles.grad_weight_tiles(C, C_out, taps, precision, itemsize),
+        {**geometry, "POSITIONS": positions}, tiles.grad_weight_tiles(C, C_out, taps, scattered, precision, itemsize),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ forward_op = torch.ops.fastdl.conv_relu_maxpool_triton.default
 backward_op = torch.ops.fastdl.conv_relu_maxpool_backward_triton.default
 pool_op = torch.ops.fastdl.bias_relu_maxpool_triton.default
 pool_backward_op = torch.ops.fastdl.bias_relu_maxpool_backward_triton.default
+# The interpreter does not round to TF32: both are exact here, and the larger tiles of TF32 take less time.
 IMPLICIT_GEMM, IMPLICIT_GEMM_TF32 = triton_ops.PRECISIONS
 
 SMALL = Sample(2, 17, 7, 9, 19, kwargs=POOL, channels_last=True)
@@ -43,7 +44,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """By the fused kernel, or the convolution by torch where the fused kernel refuses."""
     if triton_ops.refusal(x, weight, bias, g) is None:
-        return forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, save_record)
+        return forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, save_record)
     conv = torch.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups)
     return pool_op(conv, bias, g.packed_pool(), save_record)
 
@@ -52,7 +53,7 @@ def _backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, saved: Tensor, g: Geometry
 ) -> tuple[Tensor, ...]:
     if triton_ops.refusal(x, weight, None, g) is None:
-        return backward_op(grad_output, x, weight, saved, g.packed(), IMPLICIT_GEMM, True, True, True)
+        return backward_op(grad_output, x, weight, saved, g.packed(), IMPLICIT_GEMM_TF32, True, True, True)
     grad_conv, grad_bias = pool_backward_op(grad_output, saved, *g.conv_size(x, weight), g.packed_pool())
     arguments = (None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups, (True, True, False))
     return *torch.ops.aten.convolution_backward(grad_conv, x, weight, *arguments)[:2], grad_bias
@@ -105,31 +106,21 @@ def test_composed_exact_on_integers_in_16_bits(sample: Sample, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize(
-    "sample",
-    [SMALL, Sample(1, 3, 12, 10, 16, kwargs=POOL), Sample(1, 16, 7, 6, 16, kwargs=dict(padding=1))],
-    ids=str,
-)
+@pytest.mark.parametrize("sample", [Sample(1, 19, 6, 7, 18, kwargs=POOL), Sample(1, 3, 8, 7, 16)], ids=str)
 def test_error_rule(sample: Sample, dtype: torch.dtype):
     plan = make_plan(Choice("triton", "implicit_gemm"), _problem(sample)[3])
     for quantity, report in reports(sample, plan, dtype).items():
         assert report.within_rule, f"{quantity}: {report}"
 
 
-def test_tf32_kernels_compute_the_same_products():
-    # The interpreter does not round to TF32: only what surrounds the products is under test.
+def test_both_products_of_fp32():
     x, weight, bias, g = _problem(SMALL)
-    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)
-    expected, expected_record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, True)
-    assert torch.equal(output, expected)
-    assert torch.equal(record, expected_record)
-    arguments = (torch.ones_like(output), x, weight, record, g.packed())
-    for gradient, true in zip(
-        backward_op(*arguments, IMPLICIT_GEMM_TF32, True, True, True),
-        backward_op(*arguments, IMPLICIT_GEMM, True, True, True),
-        strict=True,
-    ):
-        assert torch.equal(gradient, true)
+    results = []
+    for algorithm in (IMPLICIT_GEMM, IMPLICIT_GEMM_TF32):
+        output, record = forward_op(x, weight, bias, g.packed(), algorithm, True)
+        arguments = (torch.ones_like(output), x, weight, record, g.packed(), algorithm, True, True, True)
+        results.append((output, record, *backward_op(*arguments)))
+    assert all(torch.equal(exact, tf32) for exact, tf32 in zip(*results, strict=True))
 
 
 def test_nan_passes_and_the_last_one_wins():
@@ -140,7 +131,7 @@ def test_nan_passes_and_the_last_one_wins():
     weight[1, 1] = 1
     x[0, 1] = torch.tensor([[1.0, 2, -1, -1], [2, 0, -1, 0], [3, 3, 0, 0], [3, 3, 0, 1e-9]])
     g = Geometry((1, 1), (0, 0), (1, 1), 1, (2, 2), (2, 2), (0, 0), (1, 1), False)
-    output, record = forward_op(x, weight, None, g.packed(), IMPLICIT_GEMM, True)
+    output, record = forward_op(x, weight, None, g.packed(), IMPLICIT_GEMM_TF32, True)
     pooled, pooled_record = pool_op(torch.conv2d(x, weight), None, g.packed_pool(), True)
     assert record[0, 0].tolist() == [[2, 255], [255, 1]]
     assert output[0, 0].isnan().tolist() == [[True, False], [False, True]]
@@ -149,7 +140,7 @@ def test_nan_passes_and_the_last_one_wins():
     assert torch.equal(record, pooled_record)
     assert torch.equal(output.nan_to_num(-1), pooled.nan_to_num(-1))
     gradient = backward_op(
-        torch.ones_like(output), x, weight, record, g.packed(), IMPLICIT_GEMM, False, False, True
+        torch.ones_like(output), x, weight, record, g.packed(), IMPLICIT_GEMM_TF32, False, False, True
     )[2]
     assert gradient[0] == 2
 
@@ -159,18 +150,18 @@ def test_what_rounds_to_zero_is_closed():
     weight = torch.zeros(16, 16, 1, 1, dtype=torch.float16)
     weight[0, 0] = 1e-4
     g = Geometry((1, 1), (0, 0), (1, 1), 1, (2, 2), (2, 2), (0, 0), (1, 1), False)
-    output, record = forward_op(x, weight, None, g.packed(), IMPLICIT_GEMM, True)
+    output, record = forward_op(x, weight, None, g.packed(), IMPLICIT_GEMM_TF32, True)
     assert output[0, 0].item() == 0
     assert record[0, 0].item() == 255
 
 
 def test_only_what_is_needed():
     x, weight, bias, g = _problem(SMALL)
-    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, True)
-    without, empty = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, False)
+    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)
+    without, empty = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, False)
     assert torch.equal(without, output)
     assert empty.numel() == 0
-    arguments = (torch.ones_like(output), x, weight, record, g.packed(), IMPLICIT_GEMM)
+    arguments = (torch.ones_like(output), x, weight, record, g.packed(), IMPLICIT_GEMM_TF32)
     together = backward_op(*arguments, True, True, True)
     for i in range(3):
         needs = [i == j for j in range(3)]
@@ -195,10 +186,20 @@ def test_empty_batch(sample: Sample):
 def test_split_sums_are_exact_and_repeat_bitwise():
     sample = Sample(2, 3, 48, 48, 16, kwargs=POOL)
     x, weight, bias, g = _problem(sample, integers=False)
-    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, True)
-    block_k = triton_tiles.grad_weight_tiles(3, 16, 9, "ieee", 4).BLOCK_K
+    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)
+    block_k = triton_tiles.grad_weight_tiles(3, 16, 9, True, "tf32", 4).BLOCK_K
     assert triton_tiles.grad_weight_parts(1, output.numel() // 16, block_k, weight.numel())[0] > 1
-    arguments = (torch.randn(output.shape), x, weight, record, g.packed(), IMPLICIT_GEMM, False, True, True)
+    arguments = (
+        torch.randn(output.shape),
+        x,
+        weight,
+        record,
+        g.packed(),
+        IMPLICIT_GEMM_TF32,
+        False,
+        True,
+        True,
+    )
     _, grad_weight, grad_bias = backward_op(*arguments)
     truths = registration.conv_relu_maxpool_backward(
         *(t.double() for t in arguments[:3]), *arguments[3:6], True, True, True
@@ -288,9 +289,9 @@ def test_nothing_outside_is_read_or_written(sample: Sample, monkeypatch: pytest.
 
 def test_a_record_that_is_not_ours_sends_nothing():
     x, weight, bias, g = _problem(SMALL)
-    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, True)
+    output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)
     foreign = torch.full_like(record, 200)
-    arguments = (torch.ones_like(output), x, weight, foreign, g.packed(), IMPLICIT_GEMM)
+    arguments = (torch.ones_like(output), x, weight, foreign, g.packed(), IMPLICIT_GEMM_TF32)
     assert not any(t.any() for t in backward_op(*arguments, True, True, True))
     assert not any(
         t.any() for t in pool_backward_op(arguments[0], foreign, *g.conv_size(x, weight), g.packed_pool())
@@ -298,16 +299,16 @@ def test_a_record_that_is_not_ours_sends_nothing():
 
 
 def test_opcheck():
-    for sample in (SMALL, Sample(1, 3, 6, 5, 4, kwargs={})):
+    for sample in (Sample(1, 3, 4, 4, 4, kwargs=POOL), Sample(1, 3, 4, 5, 4, channels_last=True)):
         x, weight, bias, g = _problem(sample)
         for t in (x, weight, bias):
             t.requires_grad_()
-        output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM, True)
+        output, record = forward_op(x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)
         saved = record if g.pool_size else output
         grad_output = torch.ones_like(output).requires_grad_()
         for op, arguments in (
-            (forward_op, (x, weight, bias, g.packed(), IMPLICIT_GEMM, True)),
-            (backward_op, (grad_output, x, weight, saved, g.packed(), IMPLICIT_GEMM, True, True, True)),
+            (forward_op, (x, weight, bias, g.packed(), IMPLICIT_GEMM_TF32, True)),
+            (backward_op, (grad_output, x, weight, saved, g.packed(), IMPLICIT_GEMM_TF32, True, True, True)),
             (pool_op, (torch.conv2d(x, weight).detach().requires_grad_(), bias, g.packed_pool(), True)),
             (pool_backward_op, (grad_output, saved, *g.conv_size(x, weight), g.packed_pool())),
         ):

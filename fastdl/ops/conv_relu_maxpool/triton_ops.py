@@ -87,6 +87,10 @@ def _needs_64_bits(*tensors: Tensor) -> bool:
     return any(sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= _INT32 for t in tensors)
 
 
+def _scattered(t: Tensor, channels: int) -> bool:
+    return channels < 16 or t.stride(1) != 1
+
+
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
@@ -104,7 +108,11 @@ def conv_relu_maxpool(
     (CH, CW), (OH, OW) = g.conv_size(x, weight), output.shape[2:]
     window = constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1]
     tiles = triton_tiles.forward_tiles(
-        weight.shape[1], constants["C_OUT_GROUP"], window, PRECISIONS[algorithm], x.element_size()
+        constants["C_OUT_GROUP"],
+        window,
+        _scattered(x, weight.shape[1]),
+        PRECISIONS[algorithm],
+        x.element_size(),
     )
     pixels = x.shape[0] * OH * OW
     column_blocks = -(-constants["C_OUT_GROUP"] // tiles.BLOCK_N) * g.groups
@@ -157,7 +165,10 @@ def _grad_input(
 
     C_out_group = constants["C_OUT_GROUP"]
     tiles = triton_tiles.grad_input_tiles(
-        weight.shape[1], constants["INPUT_PRECISION"], weight.element_size()
+        weight.shape[1],
+        _scattered(grad_output, C_out_group),
+        constants["INPUT_PRECISION"],
+        weight.element_size(),
     )
     by_group = weight.unflatten(0, (g.groups, C_out_group))
     pixels = grad_input.shape[0] * grad_input.shape[2] * grad_input.shape[3]
@@ -179,8 +190,9 @@ def _grad_weight(
     taps = constants["KERNEL"][0] * constants["KERNEL"][1]
     window = constants["POOL_SIZE"][0] * constants["POOL_SIZE"][1]
     tiles = triton_tiles.grad_weight_tiles(
-        C_group, C_out_group, taps, constants["INPUT_PRECISION"], x.element_size()
-    )
+        C_group, C_out_group, taps, _scattered(x, C_group) or _scattered(grad_output, C_out_group),
+        constants["INPUT_PRECISION"], x.element_size(),
+    )  # fmt: skip
     pixels = grad_output.numel() // grad_output.shape[1]
     column_blocks = -(-C_group * taps // tiles.BLOCK_N) if grad_weight.numel() else 1
     blocks = -(-C_out_group // tiles.BLOCK_M) * groups * column_blocks

@@ -29,26 +29,35 @@ def _power_of_two(size: int, most: int) -> int:
     return max(16, min(most, 1 << (size - 1).bit_length()))
 
 
-def forward_tiles(C_group: int, C_out_group: int, window: int, precision: str, itemsize: int) -> Tiles:
-    """Four sums of 64x64 fill half of the 255 registers of a thread; few channels need more for addresses."""
+# `scattered`: a row of the tile that is gathered does not lie together in memory (few channels, or channels not last),
+# so that every element has an address of its own, in registers that the sums cannot have.
+
+
+def forward_tiles(C_out_group: int, window: int, scattered: bool, precision: str, itemsize: int) -> Tiles:
+    """Four sums of 64x64 fill half of the 255 registers of a thread."""
     if itemsize == 4 and precision == "ieee":
         return Tiles(32, _power_of_two(C_out_group, 32), 16, 2)
-    several = positions_at_once(window) > 1
-    block_m = (32 if several else 64) if C_group < 16 else (64 if several else 128)
+    block_m = (128 if positions_at_once(window) == 1 else 64) // (2 if scattered else 1)
     return Tiles(block_m, _power_of_two(C_out_group, 64), 32 if itemsize == 2 else 16, 3)
 
 
-def grad_input_tiles(C_group: int, precision: str, itemsize: int) -> Tiles:
+def grad_input_tiles(C_group: int, scattered: bool, precision: str, itemsize: int) -> Tiles:
+    """The gathered tile has two loads an element, the gradient and the record."""
     if itemsize == 4 and precision == "ieee":
         return Tiles(32, _power_of_two(C_group, 32), 16, 2)
-    return Tiles(128 if itemsize == 2 else 64, _power_of_two(C_group, 64), 32 if itemsize == 2 else 16, 3)
+    block_m = (128 if itemsize == 2 else 64) // (2 if scattered else 1)
+    return Tiles(block_m, _power_of_two(C_group, 64), 32 if itemsize == 2 else 16, 3)
 
 
-def grad_weight_tiles(C_group: int, C_out_group: int, taps: int, precision: str, itemsize: int) -> Tiles:
+def grad_weight_tiles(
+    C_group: int, C_out_group: int, taps: int, scattered: bool, precision: str, itemsize: int
+) -> Tiles:
+    """Both tiles are gathered, one of x for every window position."""
+    most = 32 if scattered else 64
     if itemsize == 4 and precision == "ieee":
-        return Tiles(_power_of_two(C_out_group, 32), _power_of_two(C_group * taps, 32), 16, 2)
+        return Tiles(_power_of_two(C_out_group, 32), _power_of_two(C_group * taps, most // 2), 16, 2)
     return Tiles(
-        _power_of_two(C_out_group, 64), _power_of_two(C_group * taps, 32 if C_group < 16 else 64), 32, 2
+        _power_of_two(C_out_group, most), _power_of_two(C_group * taps, most), 16 if scattered else 32, 2
     )
 
 
