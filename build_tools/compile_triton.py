@@ -219,23 +219,28 @@ def main() -> int:
     parser.add_argument(
         "--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT)
     )
-    parser.add_argument("--kernel", default="", help="compile only the cases whose label contains this")
+    parser.add_argument(
+        "--kernel", nargs="+", default=[""], help="compile only cases whose label has one of these"
+    )
     parser.add_argument("--list", action="store_true", help="print the labels and stop")
     arguments = parser.parse_args()
-    chosen = [case for case in cases() if arguments.kernel in case.label]
+    chosen = [case for case in cases() if any(part in case.label for part in arguments.kernel)]
     if arguments.list:
         sys.stdout.writelines(f"{case.label}\n" for case in chosen)
         return 0
-    results = [compile_case(case, arch) for case in chosen for arch in arguments.arch]
-    width = max((len(result.case) for result in results), default=0)
-    for r in results:
-        sys.stdout.write(
-            f"{r.case:{width}} sm_{r.arch:<3} {r.registers:3} registers {r.shared:6} B shared {r.tensor_core:4} "
-            f"tensor-core {r.async_copies:3} async {r.seconds:5.1f} s  {r.failure or 'ok'}\n"
-        )
-    failed = sum(r.failure is not None for r in results)
-    sys.stdout.write(f"{len(results)} compiled, {failed} failed\n")
-    return 1 if failed or not results else 0
+    width = max((len(case.label) for case in chosen), default=0)
+    compiled, failed = 0, 0
+    for case in chosen:
+        for arch in arguments.arch:
+            r = compile_case(case, arch)
+            compiled, failed = compiled + 1, failed + (r.failure is not None)
+            sys.stdout.write(
+                f"{r.case:{width}} sm_{r.arch:<3} {r.registers:3} registers {r.shared:6} B shared {r.tensor_core:4} "
+                f"tensor-core {r.async_copies:3} async {r.seconds:5.1f} s  {r.failure or 'ok'}\n"
+            )
+            sys.stdout.flush()
+    sys.stdout.write(f"{compiled} compiled, {failed} failed\n")
+    return 1 if failed or not compiled else 0
 
 
 if __name__ == "__main__":

@@ -53,12 +53,10 @@ def grad_weight_tiles(
     C_group: int, C_out_group: int, taps: int, scattered: bool, precision: str, itemsize: int
 ) -> Tiles:
     """Both tiles are gathered, one of x for every window position."""
-    most = 32 if scattered else 64
+    most, block_k, stages = (32, 16, 3) if scattered else (64, 32, 2)
     if itemsize == 4 and precision == "ieee":
         return Tiles(_power_of_two(C_out_group, 32), _power_of_two(C_group * taps, most // 2), 16, 2)
-    return Tiles(
-        _power_of_two(C_out_group, most), _power_of_two(C_group * taps, most), 16 if scattered else 32, 2
-    )
+    return Tiles(_power_of_two(C_out_group, most), _power_of_two(C_group * taps, most), block_k, stages)
 
 
 def grad_weight_parts(tiles: int, pixels: int, block_k: int, weight_elements: int) -> tuple[int, int]:
