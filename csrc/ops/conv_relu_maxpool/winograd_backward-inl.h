@@ -8,7 +8,7 @@ void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& s
   conv.shape = {g.N, g.C_out, g.CH, g.CW, g.C, g.H, g.W, {2 - g.padding[0], 2 - g.padding[1]}};
   conv.source = &source;
   conv.stage = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
-  conv.reads = gradient_footprint<T>;
+  conv.reads = gradient_reads<T>;
   conv.weight = {args.weight, g.C, g.C_out, 9, 9 * g.C, true};
   conv.packed = nullptr;
   conv.emission = Emission::kConvolution;
@@ -16,11 +16,13 @@ void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& s
   plan_and_convolve<T>(conv, pool);
 }
 
-// Enough tasks for some threads, and slices long enough to be worth their sums; a function of the shapes alone.
+// Enough tasks for some threads, slices long enough to be worth their sums, and sums that stay in a shared cache.
+// A function of the shapes alone: the sums must not depend on the number of threads.
 FASTDL_INLINE int64_t slices_for(const WeightGradient& w) {
-  constexpr int64_t kTasks = 16, kLeastGroups = 4;
-  const int64_t wanted = kTasks / (w.c_blocks * w.k_blocks), most = w.plan.groups() / kLeastGroups;
-  const int64_t slices = wanted < most ? wanted : most;
+  constexpr int64_t kTasks = 16, kLeastGroups = 4, kMostBytes = 5 << 20;
+  const int64_t by_tasks = kTasks / (w.c_blocks * w.k_blocks), by_groups = w.plan.groups() / kLeastGroups;
+  const int64_t by_bytes = kMostBytes / (4 * kPositions * padded(w.shape.C) * padded(w.shape.K) + 1);
+  const int64_t shorter = by_tasks < by_groups ? by_tasks : by_groups, slices = shorter < by_bytes ? shorter : by_bytes;
   return slices < 1 ? 1 : slices;
 }
 
@@ -34,6 +36,8 @@ void weight_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& 
   w.gradient = source;
   w.stage_x = stage_image<T>;
   w.stage_gradient = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
+  w.reads_x = image_reads<T>;
+  w.reads_gradient = gradient_reads<T>;
   w.pooled = args.pool.present;
   w.wants_weight = args.grad_weight != nullptr && g.C > 0;
   w.c_blocks = w.wants_weight ? (g.C + kBlockChannels - 1) / kBlockChannels : 1;

@@ -8,7 +8,7 @@ struct Convolution {
   int64_t channel_parts;  // tasks that share a run of groups
   const void* source;
   StageFunction stage;
-  Footprint (*reads)(const void* source, const WinogradShape& shape, const WinogradGroup& group);
+  ReadsFunction reads;
   const float* packed;    // or null: packed by plan_and_convolve
   PlainWeight weight;
   OutputTarget target;
@@ -35,7 +35,7 @@ FASTDL_INLINE GroupScratch group_scratch(const WinogradPlan& plan, int64_t C, in
 }
 
 template <class T>
-void convolve_group(const Convolution& conv, const WinogradGroup& group, const Footprint& next, int64_t first_vec,
+void convolve_group(const Convolution& conv, const WinogradGroup& group, const Reads& next, int64_t first_vec,
                     int64_t last_vec, float* memory) {
   const GroupScratch scratch = group_scratch(conv.plan, conv.shape.C, conv.shape.K, conv.emission);
   float* staged = memory;
@@ -53,7 +53,7 @@ void convolve_group(const Convolution& conv, const WinogradGroup& group, const F
   for (int64_t pass = first_vec; pass < last_vec; pass += kPassVecs) {
     const int64_t vecs = last_vec - pass < kPassVecs ? last_vec - pass : kPassVecs;
     multiply(v, conv.packed, m, tiles, conv.shape.C, size.channels, pass, vecs,
-             pass + kPassVecs < last_vec ? Footprint{} : next, stored_footprint<T>(conv.target, group, side, pass, vecs));
+             pass + kPassVecs < last_vec ? Reads{} : next, stored_footprint<T>(conv.target, group, side, pass, vecs));
     for (int64_t j = 0; j < vecs; ++j) {
       const int64_t k = (pass + j) * kLanes;
       const int64_t channels = conv.shape.K - k < kLanes ? conv.shape.K - k : kLanes;
@@ -77,7 +77,7 @@ void convolve(const Convolution& conv, float* memory, const ThreadPool& pool) {
     if (first >= last) return;
     const int64_t begin = task / conv.channel_parts * conv.run, end = begin + conv.run < groups ? begin + conv.run : groups;
     for (int64_t index = begin; index < end; ++index) {
-      Footprint next = {};
+      Reads next = {};
       if (index + 1 < end) next = conv.reads(conv.source, conv.shape, conv.plan.group(conv.shape.N, index + 1));
       convolve_group<T>(conv, conv.plan.group(conv.shape.N, index), next, first, last, memory + worker * worker_floats);
     }

@@ -26,7 +26,7 @@ void forward_of(const ConvReluMaxpoolForward& args, const float* u, const Thread
   const ImageSource source = {args.x, args.x_strides, 0};
   conv.source = &source;
   conv.stage = stage_image<T>;
-  conv.reads = image_footprint<T>;
+  conv.reads = image_reads<T>;
   conv.weight = forward_weight(args.weight, g.C_out, g.C);
   conv.packed = u;
 

@@ -8,6 +8,12 @@ struct Footprint {
   int64_t bytes;
 };
 
+// What the tiles of `group` read of a source; the second is a gradient's record or output.
+struct Reads {
+  Footprint first, second;
+};
+using ReadsFunction = Reads (*)(const void* source, const WinogradShape& shape, const WinogradGroup& group);
+
 // The elements [rows] x [cols] of channels [0, C) and `images` images from `data` on.
 FASTDL_INLINE Footprint footprint(const void* data, int64_t element, const int64_t* strides, int64_t images, int64_t C,
                                   int64_t rows, int64_t cols) {
@@ -51,7 +57,7 @@ class Prefetch {
 
 // What stage_image reads for a group.
 template <class T>
-Footprint image_footprint(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
+Reads image_reads(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
   const ImageSource& source = *static_cast<const ImageSource*>(from);
   const StagedSize size = staged_size(group.rows, group.cols, shape.C, 2);
   const StagedRange rows = staged_range(kTile * group.y - shape.padding[0], size.rows, shape.H);
@@ -59,22 +65,24 @@ Footprint image_footprint(const void* from, const WinogradShape& shape, const Wi
   if (rows.begin == rows.end || cols.begin == cols.end) return {};
   const int64_t at = group.n * source.strides[0] + source.first_channel * source.strides[1] +
                      (rows.origin + rows.begin) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
-  return footprint(static_cast<const T*>(source.data) + at, sizeof(T), source.strides, group.images, shape.C,
-                   rows.end - rows.begin, cols.end - cols.begin);
+  return {footprint(static_cast<const T*>(source.data) + at, sizeof(T), source.strides, group.images, shape.C,
+                    rows.end - rows.begin, cols.end - cols.begin),
+          {}};
 }
 
-// What stage_pooled_gradient and stage_unpooled_gradient read of the gradient for a group, about.
+// What stage_pooled_gradient or stage_unpooled_gradient reads for a group, but for a row or column at its edges.
 template <class T>
-Footprint gradient_footprint(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
+Reads gradient_reads(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
   const GradientSource& source = *static_cast<const GradientSource*>(from);
-  const ImageSource grad = {source.grad_output, source.strides, source.first_channel};
-  if (source.record == nullptr) return image_footprint<T>(&grad, shape, group);
-  const int64_t y = kTile / 2 * group.y, x = kTile / 2 * group.x;
-  const int64_t rows = source.OH - y, cols = source.OW - x;
+  const int64_t side = source.record ? kTile / 2 : kTile;
+  const int64_t y = side * group.y, x = side * group.x;
+  const int64_t rows = source.OH - y < side * group.rows ? source.OH - y : side * group.rows;
+  const int64_t cols = source.OW - x < side * group.cols ? source.OW - x : side * group.cols;
   if (rows <= 0 || cols <= 0) return {};
-  const int64_t at = group.n * source.strides[0] + source.first_channel * source.strides[1] + y * source.strides[2] +
-                     x * source.strides[3];
-  const int64_t group_rows = kTile / 2 * group.rows, group_cols = kTile / 2 * group.cols;
-  return footprint(static_cast<const T*>(source.grad_output) + at, sizeof(T), source.strides, group.images, shape.C,
-                   rows < group_rows ? rows : group_rows, cols < group_cols ? cols : group_cols);
+  const int64_t* strides = source.strides;
+  const int64_t at = group.n * strides[0] + source.first_channel * strides[1] + y * strides[2] + x * strides[3];
+  const Footprint grad = footprint(static_cast<const T*>(source.grad_output) + at, sizeof(T), strides, group.images,
+                                   shape.C, rows, cols);
+  if (source.record) return {grad, footprint(source.record + at, 1, strides, group.images, shape.C, rows, cols)};
+  return {grad, footprint(static_cast<const T*>(source.output) + at, sizeof(T), strides, group.images, shape.C, rows, cols)};
 }

@@ -30,11 +30,12 @@ FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) { return first_
 // m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of kGemmVecs.
 // Meanwhile asks for what is read and written next.
 static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C, int64_t channels,
-                     int64_t first_vec, int64_t vecs, const Footprint& reads, const Footprint& writes) {
-  Prefetch<false> read(reads, kPositions);
+                     int64_t first_vec, int64_t vecs, const Reads& reads, const Footprint& writes) {
+  Prefetch<false> read(reads.first, kPositions), read_second(reads.second, kPositions);
   Prefetch<true> write(writes, kPositions);
   for (int64_t p = 0; p < kPositions; ++p) {
     read.step();
+    read_second.step();
     write.step();
     for (int64_t j = 0; j < vecs; j += kGemmVecs) {
       const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs, width = panel_vecs * kLanes;

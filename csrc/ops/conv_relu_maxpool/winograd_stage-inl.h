@@ -87,6 +87,16 @@ FASTDL_INLINE void stage_channels_last(const T* x, int64_t pixel_stride, int64_t
   }
 }
 
+// Zeros outside rows x cols of a staged image.
+FASTDL_INLINE void zero_outside(const StagedRange& rows, const StagedRange& cols, const StagedSize& size, float* image) {
+  zero_floats(image, rows.begin * size.row());
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    zero_floats(image + r * size.row(), cols.begin * size.channels);
+    zero_floats(image + r * size.row() + cols.end * size.channels, (size.cols - cols.end) * size.channels);
+  }
+  zero_floats(image + rows.end * size.row(), (size.rows - rows.end) * size.row());
+}
+
 template <class T>
 void stage_image(const void* from, const WinogradShape& shape, const WinogradGroup& group,
                  const StagedSize& size, float* staged) {
@@ -99,12 +109,7 @@ void stage_image(const void* from, const WinogradShape& shape, const WinogradGro
     const T* image = static_cast<const T*>(source.data) + (group.n + i) * source.strides[0] +
                      source.first_channel * source.strides[1];
     float* out = staged + i * size.image();
-    zero_floats(out, rows.begin * size.row());
-    for (int64_t r = rows.begin; r < rows.end; ++r) {
-      float* row = out + r * size.row();
-      zero_floats(row, cols.begin * size.channels);
-      zero_floats(row + cols.end * size.channels, (size.cols - cols.end) * size.channels);
-    }
+    zero_outside(rows, cols, size, out);
     const T* x = image + (rows.origin + rows.begin) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
     float* inside = out + rows.begin * size.row() + cols.begin * size.channels;
     const int64_t lines = rows.end - rows.begin;
@@ -117,6 +122,5 @@ void stage_image(const void* from, const WinogradShape& shape, const WinogradGro
         for (int64_t r = 0; r < lines; ++r)
           stage_channels_first(x + c * source.strides[1] + r * source.strides[2], source.strides[1], shape.C - c, count,
                                inside + r * size.row() + c, size.channels);
-    zero_floats(out + rows.end * size.row(), (size.rows - rows.end) * size.row());
   }
 }

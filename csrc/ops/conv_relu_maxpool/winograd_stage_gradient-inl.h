@@ -11,51 +11,65 @@ struct GradientSource {
   int64_t first_channel;
 };
 
-// One pooled pixel to the pixels of its window that are staged; `out` is the window's first pixel, at (row, col).
-FASTDL_INLINE void expand_pixel(Vec grad, Vec record, int64_t row, int64_t col, const StagedSize& size, float* out) {
-  for (int q = 0; q < 4; ++q) {
-    const int64_t i = q / 2, j = q % 2;
-    if (row + i < 0 || row + i >= size.rows || col + j < 0 || col + j >= size.cols) continue;
-    const VecInt here = reinterpret_cast<VecInt>(record) == q;
-    store(out + i * size.row() + j * size.channels, select(here, grad, zero()));
+// The rows of a window that are staged.
+enum WindowRows { kUpperRow = 1, kLowerRow = 2, kBothRows = 3 };
+
+// One pooled pixel to its window, whose left column is staged column `col`; out: its first pixel.
+template <int kRows>
+FASTDL_INLINE void expand_pixel(Vec grad, Vec record, int64_t col, const StagedSize& size, float* out) {
+  const VecInt position = reinterpret_cast<VecInt>(record);
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    if (col + j < 0 || col + j >= size.cols) continue;
+    float* o = out + j * size.channels;
+    if (kRows & kUpperRow) store(o, select(position == j, grad, zero()));
+    if (kRows & kLowerRow) store(o + size.row(), select(position == 2 + j, grad, zero()));
   }
 }
 
-// Pooled pixels [0, count) of a row, the first one's window at (row, col) of the staged image.
-template <class T>
-FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, int64_t channel_stride, int64_t C,
-                                         int64_t count, int64_t row, int64_t col, const StagedSize& size, float* image) {
-  for (int64_t c = 0; c < C; c += kLanes)
-    for (int64_t i = 0; i < count; i += kLanes) {
-      const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
-      const int64_t pixels = count - begin < kLanes ? count - begin : kLanes;
-      const int64_t at = c * channel_stride + begin;
-      Vec grads[kLanes], records[kLanes];
-      load_rows(grad + at, channel_stride, C - c, pixels, grads);
-      load_rows(record + at, channel_stride, C - c, pixels, records);
-      transpose(grads);
-      transpose(records);
-      for (int64_t j = 0; j < pixels; ++j) {
-        const int64_t x = col + 2 * (begin + j);
-        expand_pixel(grads[j], records[j], row, x, size, image + row * size.row() + x * size.channels + c);
-      }
-    }
+// `count` pooled pixels of kLanes channels, of which `channels` exist; out: the first pixel of the first window.
+template <int kRows, class T>
+FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, int64_t channel_stride, int64_t channels,
+                                         int64_t count, int64_t col, const StagedSize& size, float* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
+    const int64_t pixels = count - begin < kLanes ? count - begin : kLanes;
+    Vec grads[kLanes], records[kLanes];
+    load_rows(grad + begin, channel_stride, channels, pixels, grads);
+    load_rows(record + begin, channel_stride, channels, pixels, records);
+    transpose(grads);
+    transpose(records);
+    for (int64_t j = 0; j < pixels; ++j)
+      expand_pixel<kRows>(grads[j], records[j], col + 2 * (begin + j), size, out + 2 * (begin + j) * size.channels);
+  }
 }
 
-template <class T>
-FASTDL_INLINE void expand_channels_last(const T* grad, const ByteBits* record, int64_t pixel_stride, int64_t C,
-                                        int64_t count, int64_t row, int64_t col, const StagedSize& size, float* image) {
+template <int kRows, class T>
+FASTDL_INLINE void expand_channels_last(const T* grad, const ByteBits* record, int64_t pixel_stride, int64_t channels,
+                                        int64_t count, int64_t col, const StagedSize& size, float* out) {
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t x = col + 2 * i;
-    float* out = image + row * size.row() + x * size.channels;
-    for (int64_t c = 0; c < C; c += kLanes) {
-      const int64_t at = i * pixel_stride + c;
-      if (C - c >= kLanes)
-        expand_pixel(load(grad + at), load(record + at), row, x, size, out + c);
-      else
-        expand_pixel(load_first(grad + at, static_cast<int>(C - c)), load_first(record + at, static_cast<int>(C - c)),
-                     row, x, size, out + c);
-    }
+    const int64_t at = i * pixel_stride;
+    const Vec g = channels >= kLanes ? load(grad + at) : load_first(grad + at, static_cast<int>(channels));
+    const Vec r = channels >= kLanes ? load(record + at) : load_first(record + at, static_cast<int>(channels));
+    expand_pixel<kRows>(g, r, col + 2 * i, size, out + 2 * i * size.channels);
+  }
+}
+
+// A row of pooled pixels [x, x + count), its windows' first row and column at (row, col) of the staged image.
+template <int kRows, class T>
+FASTDL_INLINE void expand_row(const GradientSource& source, int64_t at, int64_t C, int64_t count, int64_t row, int64_t col,
+                              const StagedSize& size, float* image) {
+  const T* grad = static_cast<const T*>(source.grad_output) + at;
+  const ByteBits* record = reinterpret_cast<const ByteBits*>(source.record) + at;
+  const int64_t stride = source.strides[1];
+  float* out = image + row * size.row() + col * size.channels;
+  for (int64_t c = 0; c < C; c += kLanes) {
+    const T* g = grad + c * stride;
+    const ByteBits* r = record + c * stride;
+    if (is_channels_last(source.strides, C))
+      expand_channels_last<kRows>(g, r, source.strides[3], C - c, count, col, size, out + c);
+    else
+      expand_channels_first<kRows>(g, r, stride, C - c, count, col, size, out + c);
   }
 }
 
@@ -63,26 +77,27 @@ template <class T>
 void stage_pooled_gradient(const void* from, const WinogradShape& shape, const WinogradGroup& group,
                            const StagedSize& size, float* staged) {
   const GradientSource& source = *static_cast<const GradientSource*>(from);
-  const bool channels_last = is_channels_last(source.strides, shape.C);
   const int64_t top = kTile * group.y - shape.padding[0], left = kTile * group.x - shape.padding[1];
-  // Windows that touch the staged rows and columns.
-  const int64_t y_begin = top > 0 ? top / 2 : 0, x_begin = left > 0 ? left / 2 : 0;
-  const int64_t y_touch = (top + size.rows + 1) / 2, x_touch = (left + size.cols + 1) / 2;
-  const int64_t y_end = y_touch < source.OH ? y_touch : source.OH, x_end = x_touch < source.OW ? x_touch : source.OW;
-  zero_floats(staged, group.images * size.image());
-  for (int64_t i = 0; i < group.images; ++i)
+  // The rows and columns that windows cover, and the windows that touch them.
+  const StagedRange rows = staged_range(top, size.rows, 2 * source.OH), cols = staged_range(left, size.cols, 2 * source.OW);
+  const bool touched = rows.begin < rows.end && cols.begin < cols.end;
+  const int64_t y_begin = (top + rows.begin) / 2, y_end = touched ? (top + rows.end + 1) / 2 : y_begin;
+  const int64_t x = (left + cols.begin) / 2, count = (left + cols.end + 1) / 2 - x;
+  for (int64_t i = 0; i < group.images; ++i) {
+    float* image = staged + i * size.image();
+    zero_outside(rows, cols, size, image);
     for (int64_t y = y_begin; y < y_end; ++y) {
       const int64_t at = (group.n + i) * source.strides[0] + source.first_channel * source.strides[1] +
-                         y * source.strides[2] + x_begin * source.strides[3];
-      const T* grad = static_cast<const T*>(source.grad_output) + at;
-      const ByteBits* record = reinterpret_cast<const ByteBits*>(source.record) + at;
-      const int64_t row = 2 * y - top, col = 2 * x_begin - left;
-      float* image = staged + i * size.image();
-      if (channels_last)
-        expand_channels_last(grad, record, source.strides[3], shape.C, x_end - x_begin, row, col, size, image);
+                         y * source.strides[2] + x * source.strides[3];
+      const int64_t row = 2 * y - top, col = 2 * x - left;
+      if (row < 0)
+        expand_row<kLowerRow, T>(source, at, shape.C, count, row, col, size, image);
+      else if (row + 1 >= size.rows)
+        expand_row<kUpperRow, T>(source, at, shape.C, count, row, col, size, image);
       else
-        expand_channels_first(grad, record, source.strides[1], shape.C, x_end - x_begin, row, col, size, image);
+        expand_row<kBothRows, T>(source, at, shape.C, count, row, col, size, image);
     }
+  }
 }
 
 // Closes a staged image of gradients where the staged outputs are not positive.

@@ -47,6 +47,7 @@ struct WeightGradient {
   ImageSource x;
   GradientSource gradient;
   StageFunction stage_x, stage_gradient;
+  ReadsFunction reads_x, reads_gradient;
   bool pooled;
   int64_t slices, c_blocks, k_blocks;
   bool wants_weight;
@@ -95,7 +96,8 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
     for (int64_t p = 0; p < kPositions; ++p)
       for (int64_t i = 0; i < in.C; ++i) zero_floats(sums + (p * all_c + i) * all_k, channels);
 
-  for (int64_t index = groups * slice / w.slices; index < groups * (slice + 1) / w.slices; ++index) {
+  const int64_t end = groups * (slice + 1) / w.slices;
+  for (int64_t index = groups * slice / w.slices; index < end; ++index) {
     const WinogradGroup group = w.plan.group(w.shape.N, index);
     const StagedSize in_size = staged_size(group.rows, group.cols, in.C, 2);
     const StagedSize out_size = staged_size(group.rows, group.cols, out.C, 0);
@@ -113,12 +115,24 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
     if (!w.wants_weight) continue;
     w.stage_x(&x, in, group, in_size, staged_x);
     transform_tiles<input_transform>(staged_x, group, in_size, v);
+    Reads next_x = {}, next_gradient = {};
+    if (index + 1 < end) {
+      const WinogradGroup next = w.plan.group(w.shape.N, index + 1);
+      next_x = w.reads_x(&x, in, next);
+      next_gradient = w.reads_gradient(&gradient, out, next);
+    }
+    Prefetch<false> read_x(next_x.first, kPositions);
+    Prefetch<false> read_gradient(next_gradient.first, kPositions), read_saved(next_gradient.second, kPositions);
     const GemmStrides strides = {1, in_size.channels, channels, all_k, kLanes};
-    for (int64_t p = 0; p < kPositions; ++p)
+    for (int64_t p = 0; p < kPositions; ++p) {
+      read_x.step();
+      read_gradient.step();
+      read_saved.step();
       for (int64_t j = 0; j < channels; j += kGemmWidth) {
         const int64_t vecs = (channels - j < kGemmWidth ? channels - j : kGemmWidth) / kLanes;
         gemm<true>(in.C, vecs, v + p * position_stride(tiles, in_size.channels), d + p * d_stride + j,
                    sums + p * all_c * all_k + j, tiles, strides);
       }
+    }
   }
 }
