@@ -1,6 +1,7 @@
 // The Winograd kernels against plain loops in double: shapes, memory formats, dtypes, NaN, infinity, threads.
-// Links with csrc/ops/conv_relu_maxpool/winograd*.cpp and csrc/common/cpu/{isa,scratch}.cpp; the argument is the number of
-// random cases. Run it for each FASTDL_CPU_ISA, and built with -fsanitize=address,undefined and with -fsanitize=thread.
+// Links with csrc/ops/conv_relu_maxpool/winograd*.cpp and csrc/common/cpu/{isa,scratch}.cpp; the argument is
+// the number of random cases. Run it for each FASTDL_CPU_ISA, and built with -fsanitize=address,undefined and
+// with -fsanitize=thread.
 
 #include <cmath>
 #include <cstdio>
@@ -65,7 +66,8 @@ struct Tensor {
   int64_t sizes[4], strides[4];
   std::vector<uint8_t> bytes;
 
-  Tensor(DType type, int64_t n, int64_t c, int64_t h, int64_t w, Format format) : dtype(type), sizes{n, c, h, w} {
+  Tensor(DType type, int64_t n, int64_t c, int64_t h, int64_t w, Format format)
+      : dtype(type), sizes{n, c, h, w} {
     const int64_t pad_h = format == Format::kPadded ? 1 : 0, pad_w = format == Format::kPadded ? 3 : 0;
     if (format == Format::kChannelsLast) {
       const int64_t s[4] = {h * w * c, 1, w * c, c};
@@ -99,8 +101,8 @@ struct Tensor {
     uint32_t bits;
     std::memcpy(&bits, &f, 4);
     const uint16_t half = dtype == DType::kFloat16 ? float_to_half(f)
-                          : std::isnan(f)          ? 0x7fc0
-                                                   : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+                          : std::isnan(f) ? 0x7fc0
+                                          : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     if (dtype == DType::kFloat32)
       std::memcpy(p, &bits, 4);
     else
@@ -128,10 +130,11 @@ struct Case {
   std::string name() const {
     const char* dtypes[] = {"fp64", "fp32", "fp16", "bf16"};
     char text[160];
-    std::snprintf(text, sizeof(text), "N%ld C%ld H%ld W%ld K%ld p%ld,%ld %s%s %s in %d out %d", static_cast<long>(N),
-                  static_cast<long>(C), static_cast<long>(H), static_cast<long>(W), static_cast<long>(K),
-                  static_cast<long>(pad_h), static_cast<long>(pad_w), pool ? "pool" : "relu", ceil_mode ? " ceil" : "",
-                  dtypes[static_cast<int>(dtype)], static_cast<int>(in), static_cast<int>(out));
+    std::snprintf(text, sizeof(text), "N%ld C%ld H%ld W%ld K%ld p%ld,%ld %s%s %s in %d out %d",
+                  static_cast<long>(N), static_cast<long>(C), static_cast<long>(H), static_cast<long>(W),
+                  static_cast<long>(K), static_cast<long>(pad_h), static_cast<long>(pad_w),
+                  pool ? "pool" : "relu", ceil_mode ? " ceil" : "", dtypes[static_cast<int>(dtype)],
+                  static_cast<int>(in), static_cast<int>(out));
     return text;
   }
   int64_t CH() const { return H + 2 * pad_h - 2; }
@@ -139,9 +142,7 @@ struct Case {
   int64_t pooled(int64_t size) const { return !pool ? size : ceil_mode ? (size + 1) / 2 : size / 2; }
   int64_t OH() const { return pooled(CH()); }
   int64_t OW() const { return pooled(CW()); }
-  ConvGeometry conv() const {
-    return {N, C, H, W, K, 3, 3, 1, {1, 1}, {pad_h, pad_w}, {1, 1}, CH(), CW()};
-  }
+  ConvGeometry conv() const { return {N, C, H, W, K, 3, 3, 1, {1, 1}, {pad_h, pad_w}, {1, 1}, CH(), CW()}; }
   PoolGeometry pooling() const { return {pool, {2, 2}, {2, 2}, {0, 0}, {1, 1}, OH(), OW()}; }
 };
 
@@ -157,7 +158,9 @@ struct Comparison {
   int64_t wrong = 0;
   double epsilon;  // of the storage type, spent on rounding the result
   explicit Comparison(DType dtype)
-      : epsilon(dtype == DType::kFloat32 ? 0 : dtype == DType::kFloat16 ? 0.0005 : 0.004) {}
+      : epsilon(dtype == DType::kFloat32   ? 0
+                : dtype == DType::kFloat16 ? 0.0005
+                                           : 0.004) {}
   void add(double ours, double ref) {
     if (std::isfinite(ref)) {
       error += (ours - ref) * (ours - ref);
@@ -169,8 +172,10 @@ struct Comparison {
   }
   double relative() const { return norm > 0 ? std::sqrt(error / norm) : std::sqrt(error); }
   void check(const Case& c, const char* what) const {
-    expect(wrong == 0, c, (std::string(what) + ": not finite at other places").c_str(), static_cast<double>(wrong));
-    expect(wrong > 0 || relative() <= 1e-5 + epsilon, c, (std::string(what) + ": relative L2 error").c_str(), relative());
+    expect(wrong == 0, c, (std::string(what) + ": not finite at other places").c_str(),
+           static_cast<double>(wrong));
+    expect(wrong > 0 || relative() <= 1e-5 + epsilon, c, (std::string(what) + ": relative L2 error").c_str(),
+           relative());
   }
 };
 
@@ -210,7 +215,8 @@ struct Inputs {
     if (spoiled && spoiled->count() > 0) {
       for (float value : odd) {
         int64_t at[4];
-        for (int i = 0; i < 4; ++i) at[i] = static_cast<int64_t>(random() % static_cast<uint64_t>(spoiled->sizes[i]));
+        for (int i = 0; i < 4; ++i)
+          at[i] = static_cast<int64_t>(random() % static_cast<uint64_t>(spoiled->sizes[i]));
         spoiled->set(at[0], at[1], at[2], at[3], value);
       }
     }
@@ -222,7 +228,8 @@ struct Outputs {
 };
 
 Outputs forward(const Case& c, const Inputs& in, bool bias, bool save) {
-  Outputs out = {Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out), Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out)};
+  Outputs out = {Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out),
+                 Tensor(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out)};
   ConvReluMaxpoolForward args = {};
   args.conv = c.conv();
   args.pool = c.pooling();
@@ -245,7 +252,8 @@ void check_forward(const Case& c, Fill fill, bool bias, bool save, std::mt19937&
   for (int64_t threads : {2, 4}) {
     num_threads = threads;
     const Outputs again = forward(c, in, bias, save);
-    expect(again.output.bytes == out.output.bytes && again.record.bytes == out.record.bytes, c, "threads change bits");
+    expect(again.output.bytes == out.output.bytes && again.record.bytes == out.record.bytes, c,
+           "threads change bits");
   }
   expect(out.output.guards_hold() && out.record.guards_hold(), c, "wrote outside");
   if (c.N * c.K * c.OH() * c.OW() == 0) return;
@@ -253,7 +261,8 @@ void check_forward(const Case& c, Fill fill, bool bias, bool save, std::mt19937&
   const std::vector<double> conv = convolve(c, in.x, in.weight);
   double square = 0;
   for (double v : conv) square += std::isfinite(v) ? v * v : 0;
-  const double near = 3e-5 * std::sqrt(square / static_cast<double>(conv.size()));  // of a tie, or of the ReLU's edge
+  const double near =
+      3e-5 * std::sqrt(square / static_cast<double>(conv.size()));  // of a tie, or of the ReLU's edge
   Comparison outputs(c.dtype);
   int64_t bad_records = 0;
   const int64_t step = c.pool ? 2 : 1;
@@ -266,18 +275,20 @@ void check_forward(const Case& c, Fill fill, bool bias, bool save, std::mt19937&
           for (int q = 0; q < step * step; ++q) {
             const int64_t row = step * y + q / 2, col = step * z + q % 2;
             const bool inside = row < c.CH() && col < c.CW();
-            values[q] = inside ? conv[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] : -INFINITY;
+            values[q] =
+                inside ? conv[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] : -INFINITY;
             if (q == 0 || values[q] > best || std::isnan(values[q])) best = values[q], at = q;
           }
           const double sum = best + (bias ? in.bias.get(0, 0, 0, k) : 0);
           outputs.add(out.output.get(n, k, y, z), sum <= 0 ? 0 : sum);
           if (!c.pool || !save) continue;
           const int record = out.record.data()[out.record.offset(n, k, y, z)];
-          const bool right = std::isnan(sum)   ? record == at
-                             : record == 255   ? sum <= near
-                             : record > 3      ? false
-                             : fill == Fill::kZeroInput ? record == at
-                                               : sum >= -near && (values[record] == best || values[record] >= best - near);
+          const bool right = std::isnan(sum) ? record == at
+                             : record == 255 ? sum <= near
+                             : record > 3    ? false
+                             : fill == Fill::kZeroInput
+                                 ? record == at
+                                 : sum >= -near && (values[record] == best || values[record] >= best - near);
           bad_records += !right;
         }
   outputs.check(c, "output");
@@ -289,8 +300,10 @@ struct Gradients {
 };
 
 // wants: bit 0 grad_input, bit 1 grad_weight, bit 2 grad_bias
-Gradients backward(const Case& c, const Inputs& in, const Tensor& grad_output, const Tensor& saved, int wants) {
-  Gradients out = {Tensor(c.dtype, c.N, c.C, c.H, c.W, c.in), Tensor(c.dtype, c.K, c.C, 3, 3, Format::kContiguous),
+Gradients backward(const Case& c, const Inputs& in, const Tensor& grad_output, const Tensor& saved,
+                   int wants) {
+  Gradients out = {Tensor(c.dtype, c.N, c.C, c.H, c.W, c.in),
+                   Tensor(c.dtype, c.K, c.C, 3, 3, Format::kContiguous),
                    Tensor(c.dtype, 1, 1, 1, c.K, Format::kContiguous)};
   ConvReluMaxpoolBackward args = {};
   args.conv = c.conv();
@@ -320,14 +333,16 @@ std::vector<double> expand(const Case& c, const Tensor& grad_output, const Tenso
           const int record = saved.data()[saved.offset(n, k, y, z)];
           if (c.pool ? record == 255 : saved.get(n, k, y, z) <= 0) continue;
           const int64_t row = c.pool ? 2 * y + record / 2 : y, col = c.pool ? 2 * z + record % 2 : z;
-          grad[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] = grad_output.get(n, k, y, z);
+          grad[static_cast<size_t>(((n * c.K + k) * c.CH() + row) * c.CW() + col)] =
+              grad_output.get(n, k, y, z);
         }
   return grad;
 }
 
 void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
   const Inputs in(c, fill, random);
-  Tensor grad_output(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out), saved(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out);
+  Tensor grad_output(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out),
+      saved(c.dtype, c.N, c.K, c.OH(), c.OW(), c.out);
   std::normal_distribution<float> normal;
   grad_output.fill([&](auto...) { return normal(random); });
   saved.fill([&](auto...) { return normal(random); });
@@ -338,9 +353,11 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
           for (int64_t z = 0; z < c.OW(); ++z) {
             const int64_t i = 2 * y + 1 < c.CH() ? static_cast<int64_t>(random() % 2) : 0;
             const int64_t j = 2 * z + 1 < c.CW() ? static_cast<int64_t>(random() % 2) : 0;
-            saved.data()[saved.offset(n, k, y, z)] = random() % 3 ? static_cast<uint8_t>(2 * i + j) : kReluClosed;
+            saved.data()[saved.offset(n, k, y, z)] =
+                random() % 3 ? static_cast<uint8_t>(2 * i + j) : kReluClosed;
           }
-  if (fill == Fill::kOneNotFinite && grad_output.count() > 0) grad_output.set(0, c.K - 1, c.OH() / 2, c.OW() / 2, NAN);
+  if (fill == Fill::kOneNotFinite && grad_output.count() > 0)
+    grad_output.set(0, c.K - 1, c.OH() / 2, c.OW() / 2, NAN);
 
   num_threads = 1;
   const Gradients out = backward(c, in, grad_output, saved, wants);
@@ -348,13 +365,15 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
     num_threads = threads;
     const Gradients again = backward(c, in, grad_output, saved, wants);
     expect(again.input.bytes == out.input.bytes && again.weight.bytes == out.weight.bytes &&
-               again.bias.bytes == out.bias.bytes, c, "backward: threads change bits");
+               again.bias.bytes == out.bias.bytes,
+           c, "backward: threads change bits");
   }
-  expect(out.input.guards_hold() && out.weight.guards_hold() && out.bias.guards_hold(), c, "backward: wrote outside");
+  expect(out.input.guards_hold() && out.weight.guards_hold() && out.bias.guards_hold(), c,
+         "backward: wrote outside");
 
   const std::vector<double> grad = expand(c, grad_output, saved);
-  std::vector<double> input(static_cast<size_t>(c.N * c.C * c.H * c.W)), weight(static_cast<size_t>(c.K * c.C * 9)),
-      bias(static_cast<size_t>(c.K));
+  std::vector<double> input(static_cast<size_t>(c.N * c.C * c.H * c.W)),
+      weight(static_cast<size_t>(c.K * c.C * 9)), bias(static_cast<size_t>(c.K));
   size_t at = 0;
   for (int64_t n = 0; n < c.N; ++n)
     for (int64_t k = 0; k < c.K; ++k)
@@ -381,7 +400,8 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
   for (int64_t k = 0; k < c.K; ++k) {
     biases.add(out.bias.get(0, 0, 0, k), bias[static_cast<size_t>(k)]);
     for (int64_t ch = 0; ch < c.C; ++ch)
-      for (int64_t tap = 0; tap < 9; ++tap) weights.add(out.weight.get(k, ch, tap / 3, tap % 3), weight[at++]);
+      for (int64_t tap = 0; tap < 9; ++tap)
+        weights.add(out.weight.get(k, ch, tap / 3, tap % 3), weight[at++]);
   }
   if (wants & 1) inputs.check(c, "grad_input");
   if (wants & 2) weights.check(c, "grad_weight");
@@ -390,7 +410,8 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
 
 // The packed weight of the call before must not outlive an edit in place.
 void check_edited_weight(std::mt19937& random) {
-  const Case c = {1, 20, 9, 9, 24, 1, 1, true, false, DType::kFloat32, Format::kContiguous, Format::kContiguous};
+  const Case c = {
+      1, 20, 9, 9, 24, 1, 1, true, false, DType::kFloat32, Format::kContiguous, Format::kContiguous};
   Inputs in(c, Fill::kRandom, random);
   num_threads = 1;
   for (int i = 0; i < 4; ++i) {
@@ -424,7 +445,8 @@ Case random_case(std::mt19937& random, int64_t largest) {
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
   std::mt19937 random(20261123);
-  const Fill fills[] = {Fill::kRandom, Fill::kRandom, Fill::kZeroInput, Fill::kOneNotFinite, Fill::kWeightNotFinite};
+  const Fill fills[] = {Fill::kRandom, Fill::kRandom, Fill::kZeroInput, Fill::kOneNotFinite,
+                        Fill::kWeightNotFinite};
   for (int i = 0; i < cases; ++i) {
     const Case c = random_case(random, i % 10 == 0 ? 150 : 40);
     check_forward(c, fills[random() % 5], random() % 4 != 0, random() % 2 != 0, random);
@@ -444,7 +466,8 @@ int main(int argc, char** argv) {
   }
   check({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom);
   // Sums near the end of fp32: Winograd overflows where the plain sum does not.
-  check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge, true, false, random);
+  check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge,
+                true, false, random);
   check_edited_weight(random);
   const char* isas[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
   std::printf("winograd on %s: %s\n", isas[static_cast<int>(current_isa())], failures ? "FAILED" : "passed");

@@ -1,8 +1,9 @@
-// Register-blocked products of small fp32 matrices: C[rows, kVecs * kLanes] (+)= A[rows, depth] B[depth, kVecs * kLanes].
-// One thread. A is read element by element and broadcast, so its two strides are free; B is read in whole vectors.
-// Saves nothing. Included after vec-inl.h, once per instruction set: no include guard.
+// Register-blocked products of small fp32 matrices: C[rows, kVecs * kLanes] (+)= A[rows, depth] B[depth,
+// kVecs * kLanes]. One thread. A is read element by element and broadcast, so its two strides are free; B is
+// read in whole vectors. Saves nothing. Included after vec-inl.h, once per instruction set: no include guard.
 
-// Vectors across C held at once. 6 rows x 4 vectors fill 24 of AVX-512's 32 registers, 6 x 2 fill 12 of 16 elsewhere.
+// Vectors across C held at once. 6 rows x 4 vectors fill 24 of AVX-512's 32 registers, 6 x 2 fill 12 of 16
+// elsewhere.
 constexpr int kGemmVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : 2;
 constexpr int kGemmWidth = kGemmVecs * kLanes;
 
@@ -61,8 +62,8 @@ FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const float* b, f
 
 // Any number of rows, in blocks as even as can be: 13 rows run as 5 + 4 + 4, not as 6 + 6 + 1.
 template <int kVecs, bool kAdd>
-__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const float* b, float* c, int64_t depth,
-                                            const GemmStrides& s) {
+__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const float* b, float* c,
+                                            int64_t depth, const GemmStrides& s) {
   constexpr int kRows = gemm_rows<kVecs>();
   for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
     const int64_t block = (rows + blocks - 1) / blocks;

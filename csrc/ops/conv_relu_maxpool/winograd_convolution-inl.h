@@ -1,5 +1,5 @@
-// A fused convolution: groups of tiles are staged, transformed, multiplied, emitted and stored one after another in cache.
-// A task is a group of tiles and a range of output channels. Saves what the emission saves.
+// A fused convolution: groups of tiles are staged, transformed, multiplied, emitted and stored one after
+// another in cache. A task is a group of tiles and a range of output channels. Saves what the emission saves.
 
 struct Convolution {
   WinogradShape shape;
@@ -9,11 +9,10 @@ struct Convolution {
   const void* source;
   StageFunction stage;
   ReadsFunction reads;
-  const float* packed;    // or null: packed by plan_and_convolve
+  const float* packed;  // or null: packed by plan_and_convolve
   PlainWeight weight;
   OutputTarget target;
   Emission emission;
-  DType dtype;
 };
 
 // Floats of scratch memory of one worker.
@@ -53,11 +52,13 @@ void convolve_group(const Convolution& conv, const WinogradGroup& group, const R
   for (int64_t pass = first_vec; pass < last_vec; pass += kPassVecs) {
     const int64_t vecs = last_vec - pass < kPassVecs ? last_vec - pass : kPassVecs;
     multiply(v, conv.packed, m, tiles, conv.shape.C, size.channels, pass, vecs,
-             pass + kPassVecs < last_vec ? Reads{} : next, stored_footprint<T>(conv.target, group, side, pass, vecs));
+             pass + kPassVecs < last_vec ? Reads{} : next,
+             stored_footprint<T>(conv.target, group, side, pass, vecs));
     for (int64_t j = 0; j < vecs; ++j) {
       const int64_t k = (pass + j) * kLanes;
       const int64_t channels = conv.shape.K - k < kLanes ? conv.shape.K - k : kLanes;
-      emit_group_for(conv.emission)(m + j * tiles * kPositions * kLanes, staged, group, conv.target, direct, k, out, record);
+      emit_group_for(conv.emission)(m + j * tiles * kPositions * kLanes, staged, group, conv.target, direct,
+                                    k, out, record);
       store_group<T>(out, group, side, k, channels, conv.target.data, conv.target);
       if (conv.emission == Emission::kPoolWithRecord)
         store_group<ByteBits>(record, group, side, k, channels, conv.target.record, conv.target);
@@ -69,17 +70,21 @@ template <class T>
 void convolve(const Convolution& conv, float* memory, const ThreadPool& pool) {
   const int64_t worker_floats = group_scratch(conv.plan, conv.shape.C, conv.shape.K, conv.emission).total();
   const int64_t vecs = (conv.shape.K + kLanes - 1) / kLanes;
-  const int64_t part_vecs = ((vecs + conv.channel_parts - 1) / conv.channel_parts + kPassVecs - 1) / kPassVecs * kPassVecs;
+  const int64_t part_vecs =
+      ((vecs + conv.channel_parts - 1) / conv.channel_parts + kPassVecs - 1) / kPassVecs * kPassVecs;
   const int64_t groups = conv.plan.groups(), runs = (groups + conv.run - 1) / conv.run;
   parallel_tasks(pool, runs * conv.channel_parts, [&](int64_t task, int64_t worker) {
     const int64_t first = task % conv.channel_parts * part_vecs;
     const int64_t last = first + part_vecs < vecs ? first + part_vecs : vecs;
     if (first >= last) return;
-    const int64_t begin = task / conv.channel_parts * conv.run, end = begin + conv.run < groups ? begin + conv.run : groups;
+    const int64_t begin = task / conv.channel_parts * conv.run,
+                  end = begin + conv.run < groups ? begin + conv.run : groups;
     for (int64_t index = begin; index < end; ++index) {
       Reads next = {};
-      if (index + 1 < end) next = conv.reads(conv.source, conv.shape, conv.plan.group(conv.shape.N, index + 1));
-      convolve_group<T>(conv, conv.plan.group(conv.shape.N, index), next, first, last, memory + worker * worker_floats);
+      if (index + 1 < end)
+        next = conv.reads(conv.source, conv.shape, conv.plan.group(conv.shape.N, index + 1));
+      convolve_group<T>(conv, conv.plan.group(conv.shape.N, index), next, first, last,
+                        memory + worker * worker_floats);
     }
   });
 }
@@ -93,7 +98,8 @@ void pack_weights(const PlainWeight& weight, float* u, const ThreadPool& pool) {
   const int64_t parts = (weight.C + kChannels - 1) / kChannels;
   parallel_tasks(pool, panels * parts, [&](int64_t task, int64_t) {
     const int64_t c = task % parts * kChannels;
-    pack_weight<T>(weight, task / parts * kGemmVecs, c, c + kChannels < weight.C ? c + kChannels : weight.C, u);
+    pack_weight<T>(weight, task / parts * kGemmVecs, c, c + kChannels < weight.C ? c + kChannels : weight.C,
+                   u);
   });
 }
 
@@ -111,17 +117,20 @@ void plan_and_convolve(Convolution& conv, const ThreadPool& pool) {
   const WinogradShape& shape = conv.shape;
   const int64_t threads = pool.size();
   conv.plan = winograd_plan(shape, tiles_for(shape.C, shape.K), threads > 1 ? 2 * threads : 1);
-  conv.channel_parts = conv.plan.groups() < threads ? (threads + conv.plan.groups() - 1) / conv.plan.groups() : 1;
+  conv.channel_parts =
+      conv.plan.groups() < threads ? (threads + conv.plan.groups() - 1) / conv.plan.groups() : 1;
   // Runs let a worker ask for its next group early; eight or more to each thread keep the threads even.
   const int64_t even_run = conv.plan.groups() / (8 * threads);
   conv.run = even_run < 1 ? 1 : even_run > 16 ? 16 : even_run;
   const int64_t bias_floats = padded(shape.K), packed = conv.packed ? 0 : packed_floats(shape.K, shape.C);
   const int64_t workers = group_scratch(conv.plan, shape.C, shape.K, conv.emission).total() * threads;
-  float* memory = static_cast<float*>(thread_scratch(4 * static_cast<size_t>(bias_floats + packed + workers)));
+  float* memory =
+      static_cast<float*>(thread_scratch(4 * static_cast<size_t>(bias_floats + packed + workers)));
   float* u = memory + workers;
   float* bias = u + packed;
   const T* plain_bias = static_cast<const T*>(conv.target.plain_bias);
-  for (int64_t k = 0; k < bias_floats; ++k) bias[k] = k < shape.K && plain_bias ? to_float(plain_bias[k]) : 0.f;
+  for (int64_t k = 0; k < bias_floats; ++k)
+    bias[k] = k < shape.K && plain_bias ? to_float(plain_bias[k]) : 0.f;
   conv.target.bias = bias;
   if (conv.packed == nullptr) {
     pack_weights<T>(conv.weight, u, pool);

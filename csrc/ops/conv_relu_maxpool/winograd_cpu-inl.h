@@ -1,5 +1,6 @@
 // The Winograd kernels, in the order they build on each other. Included by foreach_isa.h: no include guard.
 
+// clang-format off
 #include "common/cpu/gemm-inl.h"
 #include "ops/conv_relu_maxpool/winograd_transforms-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage-inl.h"
@@ -14,5 +15,6 @@
 #include "ops/conv_relu_maxpool/winograd_weight_gradient-inl.h"
 #include "ops/conv_relu_maxpool/winograd_weight_gradient_sum-inl.h"
 #include "ops/conv_relu_maxpool/winograd_backward-inl.h"
+// clang-format on
 
 inline constexpr WinogradKernels kWinograd = {forward, backward, packed_floats, pack};

@@ -1,31 +1,33 @@
-// From products to outputs: Y = A^T M A, the maximum of each 2x2 window, bias, ReLU, record; stored in the caller's format.
-// One vector of output channels of a group per call, on the calling thread. Saves the record byte of each window.
+// From products to outputs: Y = A^T M A, the maximum of each 2x2 window, bias, ReLU, record; stored in the
+// caller's format. One vector of output channels of a group per call, on the calling thread. Saves the record
+// byte of each window.
 
 enum class Emission { kConvolution, kRelu, kPool, kPoolWithRecord };
 
 constexpr int emitted_side(Emission emission) { return emission >= Emission::kPool ? kTile / 2 : kTile; }
 
 struct OutputTarget {
-  void* data;           // [N, K, OH, OW], after the pool
-  uint8_t* record;      // strides of data, or null
+  void* data;              // [N, K, OH, OW], after the pool
+  uint8_t* record;         // strides of data, or null
   const int64_t* strides;  // N, C, H, W; C or W has stride 1
   int64_t K, OH, OW;
-  int64_t CH, CW;       // before the pool: windows are cut there
+  int64_t CH, CW;          // before the pool: windows are cut there
   const void* plain_bias;  // [K] in the dtype of data, or null
   const float* bias;       // [round_up(K, kLanes)], zeros where there is none
 };
 
-// A tile whose products are not finite, summed directly: NaN and infinity go where the convolution takes them.
+// A tile whose products are not finite, summed directly: NaN and infinity go where the convolution takes
+// them.
 struct DirectTile {
   const PlainWeight& weight;
   const WinogradShape& shape;
-  void (*run)(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x, int64_t k,
-              Vec (&out)[kTile][kTile]);
+  void (*run)(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x,
+              int64_t k, Vec (&out)[kTile][kTile]);
 };
 
 template <class T>
-void direct_tile(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x, int64_t k,
-                 Vec (&out)[kTile][kTile]) {
+void direct_tile(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x,
+                 int64_t k, Vec (&out)[kTile][kTile]) {
   for (int i = 0; i < kTile; ++i)
     for (int j = 0; j < kTile; ++j) out[i][j] = zero();
   for (int64_t c = 0; c < self.shape.C; ++c) {
@@ -71,7 +73,8 @@ FASTDL_INLINE void emit_tile(const Vec (&y)[kTile][kTile], Vec bias, float* out,
   } else {
     for (int i = 0; i < kTile / 2; ++i)
       for (int j = 0; j < kTile / 2; ++j) {
-        const Vec a = y[2 * i][2 * j], b = y[2 * i][2 * j + 1], c = y[2 * i + 1][2 * j], d = y[2 * i + 1][2 * j + 1];
+        const Vec a = y[2 * i][2 * j], b = y[2 * i][2 * j + 1], c = y[2 * i + 1][2 * j],
+                  d = y[2 * i + 1][2 * j + 1];
         Vec best;
         VecInt at = VecInt{};
         if constexpr (kEmission == Emission::kPoolWithRecord || kNan) {
@@ -129,14 +132,19 @@ void emit_group(const float* m, const float* staged, const WinogradGroup& group,
       }
 }
 
-using EmitGroup = void (*)(const float* m, const float* staged, const WinogradGroup& group, const OutputTarget& target,
-                           const DirectTile& direct, int64_t k, float* out, float* record);
+using EmitGroup = void (*)(const float* m, const float* staged, const WinogradGroup& group,
+                           const OutputTarget& target, const DirectTile& direct, int64_t k, float* out,
+                           float* record);
 
 FASTDL_INLINE EmitGroup emit_group_for(Emission emission) {
   switch (emission) {
-    case Emission::kConvolution: return emit_group<Emission::kConvolution>;
-    case Emission::kRelu: return emit_group<Emission::kRelu>;
-    case Emission::kPool: return emit_group<Emission::kPool>;
-    default: return emit_group<Emission::kPoolWithRecord>;
+    case Emission::kConvolution:
+      return emit_group<Emission::kConvolution>;
+    case Emission::kRelu:
+      return emit_group<Emission::kRelu>;
+    case Emission::kPool:
+      return emit_group<Emission::kPool>;
+    default:
+      return emit_group<Emission::kPoolWithRecord>;
   }
 }

@@ -1,5 +1,6 @@
 // relu(max_pool2d(conv2d(x, weight)) + bias) as one fused Winograd convolution.
-// The weight is packed by panels unless that was done, then the groups of tiles run; both in parallel. Saves the record.
+// The weight is packed by panels unless that was done, then the groups of tiles run; both in parallel. Saves
+// the record.
 
 FASTDL_INLINE PlainWeight forward_weight(const void* weight, int64_t K, int64_t C) {
   return {weight, K, C, 9 * C, 9, false};
@@ -8,9 +9,12 @@ FASTDL_INLINE PlainWeight forward_weight(const void* weight, int64_t K, int64_t 
 static void pack(const void* weight, int64_t K, int64_t C, DType dtype, float* u, const ThreadPool& pool) {
   const PlainWeight plain = forward_weight(weight, K, C);
   switch (dtype) {
-    case DType::kFloat16: return pack_weights<Float16>(plain, u, pool);
-    case DType::kBFloat16: return pack_weights<BFloat16>(plain, u, pool);
-    default: return pack_weights<float>(plain, u, pool);
+    case DType::kFloat16:
+      return pack_weights<Float16>(plain, u, pool);
+    case DType::kBFloat16:
+      return pack_weights<BFloat16>(plain, u, pool);
+    default:
+      return pack_weights<float>(plain, u, pool);
   }
 }
 
@@ -22,7 +26,9 @@ void forward_of(const ConvReluMaxpoolForward& args, const float* u, const Thread
   const int64_t OW = args.pool.present && 2 * args.pool.OW < g.CW ? 2 * args.pool.OW : g.CW;
   Convolution conv;
   conv.shape = {g.N, g.C, g.H, g.W, g.C_out, OH, OW, {g.padding[0], g.padding[1]}};
-  conv.emission = !args.pool.present ? Emission::kRelu : args.record ? Emission::kPoolWithRecord : Emission::kPool;
+  conv.emission = !args.pool.present ? Emission::kRelu
+                  : args.record      ? Emission::kPoolWithRecord
+                                     : Emission::kPool;
   const ImageSource source = {args.x, args.x_strides, 0};
   conv.source = &source;
   conv.stage = stage_image<T>;
@@ -30,14 +36,18 @@ void forward_of(const ConvReluMaxpoolForward& args, const float* u, const Thread
   conv.weight = forward_weight(args.weight, g.C_out, g.C);
   conv.packed = u;
 
-  conv.target = {args.output, args.record, args.output_strides, g.C_out, args.pool.OH, args.pool.OW, g.CH, g.CW, args.bias, nullptr};
+  conv.target = {args.output, args.record, args.output_strides, g.C_out, args.pool.OH, args.pool.OW,
+                 g.CH,        g.CW,        args.bias,           nullptr};
   plan_and_convolve<T>(conv, pool);
 }
 
 static void forward(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool) {
   switch (args.dtype) {
-    case DType::kFloat16: return forward_of<Float16>(args, u, pool);
-    case DType::kBFloat16: return forward_of<BFloat16>(args, u, pool);
-    default: return forward_of<float>(args, u, pool);
+    case DType::kFloat16:
+      return forward_of<Float16>(args, u, pool);
+    case DType::kBFloat16:
+      return forward_of<BFloat16>(args, u, pool);
+    default:
+      return forward_of<float>(args, u, pool);
   }
 }

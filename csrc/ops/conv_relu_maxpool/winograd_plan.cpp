@@ -8,7 +8,9 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The part length that cuts `count` into as few parts of at most `most` as possible, all about equal.
-int64_t even_part(int64_t count, int64_t most) { return count == 0 ? 1 : ceil_div(count, ceil_div(count, most)); }
+int64_t even_part(int64_t count, int64_t most) {
+  return count == 0 ? 1 : ceil_div(count, ceil_div(count, most));
+}
 
 }  // namespace
 

@@ -4,7 +4,8 @@
 
 namespace fastdl::cpu {
 
-// The convolution [N, C, H, W] -> [N, K, OH, OW] with stride 1; grad_input is one as well, of the expanded gradient.
+// The convolution [N, C, H, W] -> [N, K, OH, OW] with stride 1; grad_input is one as well, of the expanded
+// gradient.
 struct WinogradShape {
   int64_t N, C, H, W;
   int64_t K, OH, OW;
@@ -18,7 +19,8 @@ struct WinogradGroup {
   int64_t tiles() const { return images * rows * cols; }
 };
 
-// Groups have `images` x `rows` x `cols` tiles, the last of each axis fewer. More than one image only if whole.
+// Groups have `images` x `rows` x `cols` tiles, the last of each axis fewer. More than one image only if
+// whole.
 struct WinogradPlan {
   int64_t tiles_y, tiles_x;
   int64_t images, rows, cols;
@@ -28,7 +30,8 @@ struct WinogradPlan {
   WinogradGroup group(int64_t N, int64_t index) const;
 };
 
-// Groups of about `tiles` tiles, and not fewer groups than `least_groups` where that leaves six tiles to each.
+// Groups of about `tiles` tiles, and not fewer groups than `least_groups` where that leaves six tiles to
+// each.
 WinogradPlan winograd_plan(const WinogradShape& shape, int64_t tiles, int64_t least_groups);
 
 }  // namespace fastdl::cpu

@@ -1,5 +1,5 @@
-// Asks for the memory a group will read or write while the one before multiplies, a few lines after each position: the
-// products leave the memory idle, and staging from memory took an eighth of the time.
+// Asks for the memory a group will read or write while the one before multiplies, a few lines after each
+// position: the products leave the memory idle, and staging from memory took an eighth of the time.
 
 // Runs of `bytes` bytes, counts[0] x counts[1] x counts[2] of them.
 struct Footprint {
@@ -15,10 +15,11 @@ struct Reads {
 using ReadsFunction = Reads (*)(const void* source, const WinogradShape& shape, const WinogradGroup& group);
 
 // The elements [rows] x [cols] of channels [0, C) and `images` images from `data` on.
-FASTDL_INLINE Footprint footprint(const void* data, int64_t element, const int64_t* strides, int64_t images, int64_t C,
-                                  int64_t rows, int64_t cols) {
+FASTDL_INLINE Footprint footprint(const void* data, int64_t element, const int64_t* strides, int64_t images,
+                                  int64_t C, int64_t rows, int64_t cols) {
   const char* p = static_cast<const char*>(data);
-  const int64_t n = strides[0] * element, c = strides[1] * element, h = strides[2] * element, w = strides[3] * element;
+  const int64_t n = strides[0] * element, c = strides[1] * element, h = strides[2] * element,
+                w = strides[3] * element;
   if (is_channels_last(strides, C)) {
     if (h == cols * w) return {p, {images, 1, 1}, {n, 0, 0}, rows * h};
     return {p, {images, rows, 1}, {n, h, 0}, (cols - 1) * w + C * element};
@@ -32,8 +33,12 @@ template <bool kWrite>
 class Prefetch {
  public:
   Prefetch(const Footprint& f, int64_t steps)
-      : f_(f), run_lines_(f.bytes / kLine + 1), left_(f.counts[0] * f.counts[1] * f.counts[2] * run_lines_),
-        step_((left_ + steps - 1) / steps), line_(run_lines_), p_(f.data) {}
+      : f_(f),
+        run_lines_(f.bytes / kLine + 1),
+        left_(f.counts[0] * f.counts[1] * f.counts[2] * run_lines_),
+        step_((left_ + steps - 1) / steps),
+        line_(run_lines_),
+        p_(f.data) {}
   void step() {
     for (int64_t n = step_ < left_ ? step_ : left_; n > 0; --n, --left_) {
       __builtin_prefetch(p_, kWrite, 2);
@@ -64,13 +69,15 @@ Reads image_reads(const void* from, const WinogradShape& shape, const WinogradGr
   const StagedRange cols = staged_range(kTile * group.x - shape.padding[1], size.cols, shape.W);
   if (rows.begin == rows.end || cols.begin == cols.end) return {};
   const int64_t at = group.n * source.strides[0] + source.first_channel * source.strides[1] +
-                     (rows.origin + rows.begin) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
+                     (rows.origin + rows.begin) * source.strides[2] +
+                     (cols.origin + cols.begin) * source.strides[3];
   return {footprint(static_cast<const T*>(source.data) + at, sizeof(T), source.strides, group.images, shape.C,
                     rows.end - rows.begin, cols.end - cols.begin),
           {}};
 }
 
-// What stage_pooled_gradient or stage_unpooled_gradient reads for a group, but for a row or column at its edges.
+// What stage_pooled_gradient or stage_unpooled_gradient reads for a group, but for a row or column at its
+// edges.
 template <class T>
 Reads gradient_reads(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
   const GradientSource& source = *static_cast<const GradientSource*>(from);
@@ -80,9 +87,12 @@ Reads gradient_reads(const void* from, const WinogradShape& shape, const Winogra
   const int64_t cols = source.OW - x < side * group.cols ? source.OW - x : side * group.cols;
   if (rows <= 0 || cols <= 0) return {};
   const int64_t* strides = source.strides;
-  const int64_t at = group.n * strides[0] + source.first_channel * strides[1] + y * strides[2] + x * strides[3];
-  const Footprint grad = footprint(static_cast<const T*>(source.grad_output) + at, sizeof(T), strides, group.images,
-                                   shape.C, rows, cols);
-  if (source.record) return {grad, footprint(source.record + at, 1, strides, group.images, shape.C, rows, cols)};
-  return {grad, footprint(static_cast<const T*>(source.output) + at, sizeof(T), strides, group.images, shape.C, rows, cols)};
+  const int64_t at =
+      group.n * strides[0] + source.first_channel * strides[1] + y * strides[2] + x * strides[3];
+  const Footprint grad = footprint(static_cast<const T*>(source.grad_output) + at, sizeof(T), strides,
+                                   group.images, shape.C, rows, cols);
+  if (source.record)
+    return {grad, footprint(source.record + at, 1, strides, group.images, shape.C, rows, cols)};
+  return {grad, footprint(static_cast<const T*>(source.output) + at, sizeof(T), strides, group.images,
+                          shape.C, rows, cols)};
 }

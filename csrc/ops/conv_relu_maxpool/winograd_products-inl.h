@@ -1,5 +1,5 @@
-// From staged rows to products: V = B^T d B of every tile of a group, then M = V U for each of the 36 positions.
-// One group per call, on the calling thread, everything in its cache. Saves nothing.
+// From staged rows to products: V = B^T d B of every tile of a group, then M = V U for each of the 36
+// positions. One group per call, on the calling thread, everything in its cache. Saves nothing.
 
 // Vectors of output channels whose M is held at once: 64 channels, so that V[position] is read again from L1.
 constexpr int kPassVecs = 64 / kLanes < kGemmVecs ? kGemmVecs : 64 / kLanes;
@@ -25,10 +25,12 @@ void transform_tiles(const float* staged, const WinogradGroup& group, const Stag
 }
 
 // u [panels][36][C][width], panels of kGemmWidth output channels, the last one of the vectors that remain.
-FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) { return first_vec * kLanes * kPositions * C; }
+FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) {
+  return first_vec * kLanes * kPositions * C;
+}
 
-// m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of kGemmVecs.
-// Meanwhile asks for what is read and written next.
+// m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of
+// kGemmVecs. Meanwhile asks for what is read and written next.
 static void multiply(const float* v, const float* u, float* m, int64_t tiles, int64_t C, int64_t channels,
                      int64_t first_vec, int64_t vecs, const Reads& reads, const Footprint& writes) {
   Prefetch<false> read(reads.first, kPositions), read_second(reads.second, kPositions);
@@ -41,8 +43,8 @@ static void multiply(const float* v, const float* u, float* m, int64_t tiles, in
       const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs, width = panel_vecs * kLanes;
       const GemmStrides strides = {channels, 1, width, kPositions * kLanes, tiles * kPositions * kLanes};
       gemm<false>(tiles, panel_vecs, v + p * position_stride(tiles, channels),
-                  u + packed_panel(first_vec + j, C) + p * C * width, m + (j * tiles * kPositions + p) * kLanes, C,
-                  strides);
+                  u + packed_panel(first_vec + j, C) + p * C * width,
+                  m + (j * tiles * kPositions + p) * kLanes, C, strides);
     }
   }
 }

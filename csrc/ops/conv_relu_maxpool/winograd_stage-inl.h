@@ -1,5 +1,5 @@
-// Stages the pixels a group of tiles reads as fp32 channels-last rows in cache: padding and absent channels as zeros.
-// One group per call, on the calling thread. Saves nothing.
+// Stages the pixels a group of tiles reads as fp32 channels-last rows in cache: padding and absent channels
+// as zeros. One group per call, on the calling thread. Saves nothing.
 
 // staged [images][rows][cols][channels], channels rounded up to kLanes
 struct StagedSize {
@@ -19,9 +19,9 @@ using StageFunction = void (*)(const void* source, const WinogradShape& shape, c
                                const StagedSize& size, float* staged);
 
 struct ImageSource {
-  const void* data;       // [N, C, H, W]
-  const int64_t* strides; // N, C, H, W; C or W has stride 1
-  int64_t first_channel;  // of those that are staged
+  const void* data;        // [N, C, H, W]
+  const int64_t* strides;  // N, C, H, W; C or W has stride 1
+  int64_t first_channel;   // of those that are staged
 };
 
 // The pixels of the source along one axis: staged [begin, end) are source [begin + origin, end + origin).
@@ -42,7 +42,8 @@ FASTDL_INLINE bool is_channels_last(const int64_t* strides, int64_t C) {
 
 // rows[i] = the first `channels` of kLanes rows `stride` apart, `count` elements each; the rest zeros.
 template <class T>
-FASTDL_INLINE void load_rows(const T* p, int64_t stride, int64_t channels, int64_t count, Vec (&rows)[kLanes]) {
+FASTDL_INLINE void load_rows(const T* p, int64_t stride, int64_t channels, int64_t count,
+                             Vec (&rows)[kLanes]) {
   if (channels >= kLanes && count >= kLanes) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = load(p + i * stride);
@@ -56,8 +57,8 @@ FASTDL_INLINE void load_rows(const T* p, int64_t stride, int64_t channels, int64
 
 // out[i][c] = x[c * channel_stride + i] for `count` pixels and kLanes channels, of which `channels` exist.
 template <class T>
-FASTDL_INLINE void stage_channels_first(const T* x, int64_t channel_stride, int64_t channels, int64_t count, float* out,
-                                        int64_t out_channels) {
+FASTDL_INLINE void stage_channels_first(const T* x, int64_t channel_stride, int64_t channels, int64_t count,
+                                        float* out, int64_t out_channels) {
   for (int64_t i = 0; i < count; i += kLanes) {
     // The last block moves back over the one before: no masks where a row has kLanes pixels.
     const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
@@ -88,7 +89,8 @@ FASTDL_INLINE void stage_channels_last(const T* x, int64_t pixel_stride, int64_t
 }
 
 // Zeros outside rows x cols of a staged image.
-FASTDL_INLINE void zero_outside(const StagedRange& rows, const StagedRange& cols, const StagedSize& size, float* image) {
+FASTDL_INLINE void zero_outside(const StagedRange& rows, const StagedRange& cols, const StagedSize& size,
+                                float* image) {
   zero_floats(image, rows.begin * size.row());
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     zero_floats(image + r * size.row(), cols.begin * size.channels);
@@ -110,17 +112,19 @@ void stage_image(const void* from, const WinogradShape& shape, const WinogradGro
                      source.first_channel * source.strides[1];
     float* out = staged + i * size.image();
     zero_outside(rows, cols, size, out);
-    const T* x = image + (rows.origin + rows.begin) * source.strides[2] + (cols.origin + cols.begin) * source.strides[3];
+    const T* x = image + (rows.origin + rows.begin) * source.strides[2] +
+                 (cols.origin + cols.begin) * source.strides[3];
     float* inside = out + rows.begin * size.row() + cols.begin * size.channels;
     const int64_t lines = rows.end - rows.begin;
     if (channels_last)
       for (int64_t r = 0; r < lines; ++r)
-        stage_channels_last(x + r * source.strides[2], source.strides[3], shape.C, count, inside + r * size.row(), size.channels);
+        stage_channels_last(x + r * source.strides[2], source.strides[3], shape.C, count,
+                            inside + r * size.row(), size.channels);
     else
       // All rows of some channels before the next: each of the kLanes streams of reads stays on one plane.
       for (int64_t c = 0; c < shape.C; c += kLanes)
         for (int64_t r = 0; r < lines; ++r)
-          stage_channels_first(x + c * source.strides[1] + r * source.strides[2], source.strides[1], shape.C - c, count,
-                               inside + r * size.row() + c, size.channels);
+          stage_channels_first(x + c * source.strides[1] + r * source.strides[2], source.strides[1],
+                               shape.C - c, count, inside + r * size.row() + c, size.channels);
   }
 }

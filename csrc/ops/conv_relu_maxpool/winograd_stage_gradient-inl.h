@@ -1,6 +1,7 @@
-// Stages the gradient of the convolution's output for a group of tiles, as winograd_stage-inl.h does: each pooled gradient at
-// the position its record names, zeros elsewhere; without a pool, the gradient where the ReLU is open.
-// One group per call, on the calling thread. Saves nothing; the mostly-zero gradient exists in cache only.
+// Stages the gradient of the convolution's output for a group of tiles, as winograd_stage-inl.h does: each
+// pooled gradient at the position its record names, zeros elsewhere; without a pool, the gradient where the
+// ReLU is open. One group per call, on the calling thread. Saves nothing; the mostly-zero gradient exists in
+// cache only.
 
 struct GradientSource {
   const void* grad_output;  // [N, K, OH, OW]
@@ -27,10 +28,12 @@ FASTDL_INLINE void expand_pixel(Vec grad, Vec record, int64_t col, const StagedS
   }
 }
 
-// `count` pooled pixels of kLanes channels, of which `channels` exist; out: the first pixel of the first window.
+// `count` pooled pixels of kLanes channels, of which `channels` exist; out: the first pixel of the first
+// window.
 template <int kRows, class T>
-FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, int64_t channel_stride, int64_t channels,
-                                         int64_t count, int64_t col, const StagedSize& size, float* out) {
+FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, int64_t channel_stride,
+                                         int64_t channels, int64_t count, int64_t col, const StagedSize& size,
+                                         float* out) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
     const int64_t pixels = count - begin < kLanes ? count - begin : kLanes;
@@ -40,25 +43,28 @@ FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, 
     transpose(grads);
     transpose(records);
     for (int64_t j = 0; j < pixels; ++j)
-      expand_pixel<kRows>(grads[j], records[j], col + 2 * (begin + j), size, out + 2 * (begin + j) * size.channels);
+      expand_pixel<kRows>(grads[j], records[j], col + 2 * (begin + j), size,
+                          out + 2 * (begin + j) * size.channels);
   }
 }
 
 template <int kRows, class T>
-FASTDL_INLINE void expand_channels_last(const T* grad, const ByteBits* record, int64_t pixel_stride, int64_t channels,
-                                        int64_t count, int64_t col, const StagedSize& size, float* out) {
+FASTDL_INLINE void expand_channels_last(const T* grad, const ByteBits* record, int64_t pixel_stride,
+                                        int64_t channels, int64_t count, int64_t col, const StagedSize& size,
+                                        float* out) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = i * pixel_stride;
     const Vec g = channels >= kLanes ? load(grad + at) : load_first(grad + at, static_cast<int>(channels));
-    const Vec r = channels >= kLanes ? load(record + at) : load_first(record + at, static_cast<int>(channels));
+    const Vec r =
+        channels >= kLanes ? load(record + at) : load_first(record + at, static_cast<int>(channels));
     expand_pixel<kRows>(g, r, col + 2 * i, size, out + 2 * i * size.channels);
   }
 }
 
 // A row of pooled pixels [x, x + count), its windows' first row and column at (row, col) of the staged image.
 template <int kRows, class T>
-FASTDL_INLINE void expand_row(const GradientSource& source, int64_t at, int64_t C, int64_t count, int64_t row, int64_t col,
-                              const StagedSize& size, float* image) {
+FASTDL_INLINE void expand_row(const GradientSource& source, int64_t at, int64_t C, int64_t count, int64_t row,
+                              int64_t col, const StagedSize& size, float* image) {
   const T* grad = static_cast<const T*>(source.grad_output) + at;
   const ByteBits* record = reinterpret_cast<const ByteBits*>(source.record) + at;
   const int64_t stride = source.strides[1];
@@ -79,7 +85,8 @@ void stage_pooled_gradient(const void* from, const WinogradShape& shape, const W
   const GradientSource& source = *static_cast<const GradientSource*>(from);
   const int64_t top = kTile * group.y - shape.padding[0], left = kTile * group.x - shape.padding[1];
   // The rows and columns that windows cover, and the windows that touch them.
-  const StagedRange rows = staged_range(top, size.rows, 2 * source.OH), cols = staged_range(left, size.cols, 2 * source.OW);
+  const StagedRange rows = staged_range(top, size.rows, 2 * source.OH),
+                    cols = staged_range(left, size.cols, 2 * source.OW);
   const bool touched = rows.begin < rows.end && cols.begin < cols.end;
   const int64_t y_begin = (top + rows.begin) / 2, y_end = touched ? (top + rows.end + 1) / 2 : y_begin;
   const int64_t x = (left + cols.begin) / 2, count = (left + cols.end + 1) / 2 - x;
@@ -102,7 +109,8 @@ void stage_pooled_gradient(const void* from, const WinogradShape& shape, const W
 
 // Closes a staged image of gradients where the staged outputs are not positive.
 FASTDL_INLINE void close_relu(const float* output, int64_t count, float* grad) {
-  for (int64_t i = 0; i < count; i += kLanes) store(grad + i, select(load(output + i) <= zero(), zero(), load(grad + i)));
+  for (int64_t i = 0; i < count; i += kLanes)
+    store(grad + i, select(load(output + i) <= zero(), zero(), load(grad + i)));
 }
 
 template <class T>

@@ -1,9 +1,9 @@
-// The linear maps of Winograd F(4x4, 3x3) at the points 0, 1, -1, 2, -2, infinity: Y = A^T [(G g G^T) . (B^T d B)] A.
-// One tile and one vector of channels per call, on the calling thread. Saves nothing.
+// The linear maps of Winograd F(4x4, 3x3) at the points 0, 1, -1, 2, -2, infinity: Y = A^T [(G g G^T) . (B^T
+// d B)] A. One tile and one vector of channels per call, on the calling thread. Saves nothing.
 
-constexpr int kTile = 4;                           // outputs of a tile, each way
-constexpr int kSide = kTile + 2;                   // inputs of a tile, each way
-constexpr int kPositions = kSide * kSide;          // products of a tile
+constexpr int kTile = 4;                   // outputs of a tile, each way
+constexpr int kSide = kTile + 2;           // inputs of a tile, each way
+constexpr int kPositions = kSide * kSide;  // products of a tile
 
 // Rows 1 and 2, then 3 and 4 of B^T share half their work.
 FASTDL_INLINE Vec input_first(Vec d0, Vec d2, Vec d4) { return fma(set1(4), d0, fma(set1(-5), d2, d4)); }
@@ -26,7 +26,8 @@ FASTDL_INLINE void store_input_row(const Vec (&d)[kSide], float* v, int64_t stri
   store(v + 5 * stride, input_first(d[1], d[3], d[5]));
 }
 
-// v[6 i + j] = (B^T d B)[i][j]; d lies in rows of pixels, `row` and `pixel` floats apart, positions of v `stride` apart.
+// v[6 i + j] = (B^T d B)[i][j]; d lies in rows of pixels, `row` and `pixel` floats apart, positions of v
+// `stride` apart.
 FASTDL_INLINE void input_transform(const float* d, int64_t row, int64_t pixel, float* v, int64_t stride) {
   Vec columns[4][kSide];
 #pragma GCC unroll 6

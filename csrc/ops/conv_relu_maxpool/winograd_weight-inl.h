@@ -1,8 +1,8 @@
 // Packs a 3x3 weight for the products: U = G g G^T as panels of output channels.
 // A task is a range of input channels of one panel. Saves nothing.
 
-// The weight of a convolution C -> K: element (k, c, i, j) lies at k * k_stride + c * c_stride + 3 i + j, or, where
-// `rotated` (the gradient of the input), at 8 - (3 i + j).
+// The weight of a convolution C -> K: element (k, c, i, j) lies at k * k_stride + c * c_stride + 3 i + j, or,
+// where `rotated` (the gradient of the input), at 8 - (3 i + j).
 struct PlainWeight {
   const void* data;
   int64_t K, C, k_stride, c_stride;
@@ -18,7 +18,8 @@ FASTDL_INLINE void load_taps(const PlainWeight& weight, int64_t k, int64_t c, Ve
   for (int tap = 0; tap < 9; tap += kLanes) {
     const int count = 9 - tap < kLanes ? 9 - tap : kLanes;
     Vec rows[kLanes];
-    for (int i = 0; i < kLanes; ++i) rows[i] = i < channels ? load_first(w + i * weight.k_stride + tap, count) : zero();
+    for (int i = 0; i < kLanes; ++i)
+      rows[i] = i < channels ? load_first(w + i * weight.k_stride + tap, count) : zero();
     transpose(rows);
     for (int j = 0; j < count; ++j) g[weight.rotated ? 8 - tap - j : tap + j] = rows[j];
   }

@@ -65,8 +65,9 @@ void keep(std::shared_ptr<const Entry> entry) {
 
 }  // namespace
 
-std::shared_ptr<const float> cached_packed_weight(const void* weight, int64_t K, int64_t C, DType dtype, size_t floats,
-                                                  const std::function<void(const void* weight, float* u)>& pack) {
+std::shared_ptr<const float> cached_packed_weight(
+    const void* weight, int64_t K, int64_t C, DType dtype, size_t floats,
+    const std::function<void(const void* weight, float* u)>& pack) {
   const size_t plain_bytes = static_cast<size_t>(K * C * 9) * (dtype == DType::kFloat32 ? 4 : 2);
   const size_t packed_bytes = (floats * sizeof(float) + 63) / 64 * 64;
   if (plain_bytes + packed_bytes > kMostBytes / 2) return nullptr;

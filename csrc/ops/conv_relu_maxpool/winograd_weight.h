@@ -1,4 +1,5 @@
-// Packed weights kept between calls, for inference: used only while the plain weight's bytes are those they were made of.
+// Packed weights kept between calls, for inference: used only while the plain weight's bytes are those they
+// were made of.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,10 +10,11 @@
 
 namespace fastdl::cpu {
 
-// pack(weight, u) fills u[floats] from the plain weight, or from an equal copy of it. Returns the filled u, null where it
-// would not fit the cache. Any thread may call; what was returned stays valid, and is dropped least recently used first.
-// Throws std::bad_alloc.
-std::shared_ptr<const float> cached_packed_weight(const void* weight, int64_t K, int64_t C, DType dtype, size_t floats,
-                                                  const std::function<void(const void* weight, float* u)>& pack);
+// pack(weight, u) fills u[floats] from the plain weight, or from an equal copy of it. Returns the filled u,
+// null where it would not fit the cache. Any thread may call; what was returned stays valid, and is dropped
+// least recently used first. Throws std::bad_alloc.
+std::shared_ptr<const float> cached_packed_weight(
+    const void* weight, int64_t K, int64_t C, DType dtype, size_t floats,
+    const std::function<void(const void* weight, float* u)>& pack);
 
 }  // namespace fastdl::cpu

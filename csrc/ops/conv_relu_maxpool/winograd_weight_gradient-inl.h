@@ -1,6 +1,7 @@
 // grad_weight = G^T [sum over tiles of (B^T d B) (A g A^T)] G, and grad_bias = sum of the open gradients.
-// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own; the slices are added in
-// their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves nothing.
+// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own; the slices
+// are added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves
+// nothing.
 
 constexpr int64_t kBlockChannels = 64;        // 36 x 64 x 64 sums take 590 KB
 constexpr int64_t kWeightGradientTiles = 24;  // V and D of 64 channels each: 442 KB
@@ -16,7 +17,8 @@ FASTDL_INLINE void gradient_line(Vec g0, Vec g1, Vec g2, Vec g3, Vec (&out)[kSid
   out[5] = g3;
 }
 
-// d[6 i + j] = (A g A^T)[i][j]; g lies in rows of pixels, `row` and `pixel` floats apart, positions of d `stride` apart.
+// d[6 i + j] = (A g A^T)[i][j]; g lies in rows of pixels, `row` and `pixel` floats apart, positions of d
+// `stride` apart.
 FASTDL_INLINE void gradient_transform(const float* g, int64_t row, int64_t pixel, float* d, int64_t stride) {
   Vec columns[kTile][kSide];
 #pragma GCC unroll 4
@@ -55,7 +57,9 @@ struct WeightGradient {
   float* bias_sums;  // [slices][padded K]
 };
 
-FASTDL_INLINE int64_t block_channels(int64_t channels) { return channels < kBlockChannels ? padded(channels) : kBlockChannels; }
+FASTDL_INLINE int64_t block_channels(int64_t channels) {
+  return channels < kBlockChannels ? padded(channels) : kBlockChannels;
+}
 
 // The gradient of the convolution's output as an image that is staged.
 FASTDL_INLINE WinogradShape gradient_shape(const WinogradShape& forward) {
@@ -69,12 +73,14 @@ struct WeightGradientScratch {
 };
 FASTDL_INLINE WeightGradientScratch weight_gradient_scratch(const WeightGradient& w) {
   const int64_t C = block_channels(w.shape.C), K = block_channels(w.shape.K), images = w.plan.images;
-  const StagedSize x = staged_size(w.plan.rows, w.plan.cols, C, 2), g = staged_size(w.plan.rows, w.plan.cols, K, 0);
-  return {images * x.image(), images * g.image() * (w.pooled ? 1 : 2), kPositions * position_stride(w.plan.tiles(), C),
-          kPositions * position_stride(w.plan.tiles(), K)};
+  const StagedSize x = staged_size(w.plan.rows, w.plan.cols, C, 2),
+                   g = staged_size(w.plan.rows, w.plan.cols, K, 0);
+  return {images * x.image(), images * g.image() * (w.pooled ? 1 : 2),
+          kPositions * position_stride(w.plan.tiles(), C), kPositions * position_stride(w.plan.tiles(), K)};
 }
 
-static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t c, int64_t k, float* memory) {
+static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t c, int64_t k,
+                                 float* memory) {
   const WeightGradientScratch scratch = weight_gradient_scratch(w);
   float* staged_x = memory;
   float* staged_gradient = staged_x + scratch.x;
@@ -122,7 +128,8 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
       next_gradient = w.reads_gradient(&gradient, out, next);
     }
     Prefetch<false> read_x(next_x.first, kPositions);
-    Prefetch<false> read_gradient(next_gradient.first, kPositions), read_saved(next_gradient.second, kPositions);
+    Prefetch<false> read_gradient(next_gradient.first, kPositions),
+        read_saved(next_gradient.second, kPositions);
     const GemmStrides strides = {1, in_size.channels, channels, all_k, kLanes};
     for (int64_t p = 0; p < kPositions; ++p) {
       read_x.step();

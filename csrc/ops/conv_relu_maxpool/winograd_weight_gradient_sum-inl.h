@@ -1,5 +1,5 @@
-// Adds the slices of winograd_weight_gradient-inl.h and maps them to 3x3 taps; what is not finite is summed directly.
-// A task is a vector of output channels. Saves nothing.
+// Adds the slices of winograd_weight_gradient-inl.h and maps them to 3x3 taps; what is not finite is summed
+// directly. A task is a vector of output channels. Saves nothing.
 
 // grad_weight of one input channel and the output channels k .. k + kLanes - 1
 FASTDL_INLINE void sum_slices(const WeightGradient& w, int64_t c, int64_t k, Vec (&taps)[9]) {
@@ -28,8 +28,8 @@ FASTDL_INLINE bool all_finite(const Vec (&taps)[9]) {
   return is_finite(sum);
 }
 
-// The same sum in plain order for the input channels [c, c + channels) that are `wanted`; taps in the padding are skipped.
-// taps [channels][9][kLanes]
+// The same sum in plain order for the input channels [c, c + channels) that are `wanted`; taps in the padding
+// are skipped. taps [channels][9][kLanes]
 static void sum_directly(const WeightGradient& w, int64_t c, int64_t channels, int64_t k, const bool* wanted,
                          float* memory, float* taps) {
   const WeightGradientScratch scratch = weight_gradient_scratch(w);
@@ -62,7 +62,8 @@ static void sum_directly(const WeightGradient& w, int64_t c, int64_t channels, i
               if (left >= w.shape.OW || col < 0 || col >= w.shape.W) continue;
               const float* pixel = staged_x + image * in_size.image() + (y + tap / 3) * in_size.row() +
                                    (z + tap % 3) * in_size.channels;
-              const float* grad = staged_gradient + image * out_size.image() + y * out_size.row() + z * out_size.channels;
+              const float* grad =
+                  staged_gradient + image * out_size.image() + y * out_size.row() + z * out_size.channels;
               sum = fma(set1(pixel[i]), load(grad), sum);
             }
           }
@@ -75,7 +76,8 @@ static void sum_directly(const WeightGradient& w, int64_t c, int64_t channels, i
 
 // grad_weight [kLanes][C][3][3] from output channel k on
 template <class T>
-void finish_weight_gradient(const WeightGradient& w, int64_t k, T* grad_weight, float* memory, float* direct_taps) {
+void finish_weight_gradient(const WeightGradient& w, int64_t k, T* grad_weight, float* memory,
+                            float* direct_taps) {
   const int64_t channels = w.shape.K - k < kLanes ? w.shape.K - k : kLanes;
   for (int64_t block = 0; block < w.shape.C; block += kBlockChannels) {
     const int64_t count = w.shape.C - block < kBlockChannels ? w.shape.C - block : kBlockChannels;
