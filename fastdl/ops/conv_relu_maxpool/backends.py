@@ -56,7 +56,7 @@ def make_plan(choice: Choice, g: Geometry) -> Plan:
 
 
 def _backward_algorithm(choice: Choice) -> str:
-    has_own = choice.backend == "triton" or choice.algorithm == "winograd"
+    has_own = choice.backend == "triton" or choice.algorithm in ("winograd", "direct")
     return choice.algorithm if has_own else "composed"
 
 
@@ -86,7 +86,8 @@ def backward(
     """Gradients of x, weight and bias, None where not needed; `saved` is the record, or without a pool the output."""
     need_input, need_weight, need_bias = needs[0], needs[1], needs[2] and bias is not None
     raw = RAW[plan.backend]
-    if plan.backward_algorithm == "composed":
+    # "direct" has grad_weight and grad_bias only: a first layer's input needs no gradient
+    if plan.backward_algorithm == "composed" or (plan.backward_algorithm == "direct" and need_input):
         g = plan.g
         CH, CW = g.conv_size(x, weight)
         grad_conv, grad_bias = raw.pass_backward(grad_output, saved, CH, CW, plan.packed_pool)
