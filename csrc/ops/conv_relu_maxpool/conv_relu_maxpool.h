@@ -36,8 +36,8 @@ struct ConvReluMaxpoolForward {
 
   void* output;  // [N, C_out, OH, OW], contiguous or channels_last
   int64_t output_strides[4];
-  uint8_t* record;         // one byte a pooled element, or null: not wanted
-  bool training;           // the weight is about to change: nothing made of it is worth keeping
+  uint8_t* record;        // one byte a pooled element, or null: not wanted
+  bool training = false;  // the weight is about to change: nothing made of it is worth keeping
 };
 
 // Pooled: `record` says where each gradient goes. Not pooled: `output` says where the ReLU is open.

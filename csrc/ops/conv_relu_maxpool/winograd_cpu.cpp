@@ -27,7 +27,7 @@ void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool
   const WinogradKernels& kernels = FASTDL_ISA_SELECT(kWinograd);
   const int64_t K = args.conv.C_out, C = args.conv.C;
   std::shared_ptr<const float> packed;
-  if (!args.training && args.record == nullptr && K * C > 0)
+  if (!args.training && args.record == nullptr && args.conv.N * K * C > 0)
     packed = cached_packed_weight(
         args.weight, K, C, args.dtype, static_cast<size_t>(kernels.packed_floats(K, C)),
         [&](const void* weight, float* u) { kernels.pack(weight, K, C, args.dtype, u, pool); });
