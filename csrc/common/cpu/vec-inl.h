@@ -407,6 +407,14 @@ FASTDL_INLINE VecBits load_bits(const Half* p, int n) {
 #endif
 }
 
+// The same back: kLanes elements.
+FASTDL_INLINE void store_bits(float* p, VecBits bits) { store(p, reinterpret_cast<Vec>(bits)); }
+template <class Half>
+FASTDL_INLINE void store_bits(Half* p, VecBits bits) {
+  const VecHalfBits narrow = __builtin_convertvector(bits, VecHalfBits);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+
 // Writes the first n pairs (first[i], second[i]) of elements as load_bits gives them.
 FASTDL_INLINE void store_bit_pairs(float* p, int n, VecBits first, VecBits second) {
   Vec a, b;

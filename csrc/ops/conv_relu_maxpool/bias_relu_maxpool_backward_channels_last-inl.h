@@ -22,18 +22,21 @@ FASTDL_INLINE void list_windows(const PoolGeometry& p, int axis, int64_t count, 
   *begin = size;
 }
 
-// One pixel of grad_conv, all channels.
-template <class T>
+// One pixel of grad_conv, all channels. kTaps is the number of windows above it, or 0: only known at run
+// time.
+template <int kTaps, class T>
 FASTDL_INLINE void gather_pixel(const T* grad_output, const uint8_t* record, const Tap* taps, int64_t count,
                                 int64_t C, T* grad_conv) {
   using V = typename Compute<T>::V;
   using I = typename Compute<T>::I;
   constexpr int64_t lanes = sizeof(V) / sizeof(typename Compute<T>::Scalar);
+  if (kTaps != 0) count = kTaps;
   for (int64_t c = 0; c < C; c += lanes) {
     // The last vector steps back over channels already written.
     if (C - c < lanes && C >= lanes) c = C - lanes;
     const int left = static_cast<int>(smaller(C - c, lanes));
     V sum = {};
+#pragma GCC unroll 4
     for (int64_t t = 0; t < count; ++t) {
       const T* grad = grad_output + taps[t].offset + c;
       const uint8_t* byte = record + taps[t].offset + c;
@@ -62,10 +65,48 @@ void gather_rows(const BiasReluMaxpoolBackward& a, int64_t n, Range rows, const 
         for (int64_t j = begin[w]; j < begin[w + 1]; ++j)
           taps[count++] = {(row_windows[i].window * p.OW + columns[j].window) * a.C,
                            row_windows[i].k * static_cast<int>(p.size[1]) + columns[j].k};
-      gather_pixel<T>(static_cast<const T*>(a.grad_output) + image, a.record + image, taps, count, a.C,
-                      static_cast<T*>(a.grad_conv) + ((n * a.CH + h) * a.CW + w) * a.C);
+      const T* grad_output = static_cast<const T*>(a.grad_output) + image;
+      const uint8_t* record = a.record + image;
+      T* grad_conv = static_cast<T*>(a.grad_conv) + ((n * a.CH + h) * a.CW + w) * a.C;
+      if (count == 1)
+        gather_pixel<1>(grad_output, record, taps, count, a.C, grad_conv);
+      else if (count == 2)
+        gather_pixel<2>(grad_output, record, taps, count, a.C, grad_conv);
+      else if (count == 4)
+        gather_pixel<4>(grad_output, record, taps, count, a.C, grad_conv);
+      else
+        gather_pixel<0>(grad_output, record, taps, count, a.C, grad_conv);
     }
   }
+}
+
+// 2x2 windows side by side, at least kLanes channels: each gradient is moved to its pixel, the others get 0.
+template <class T>
+void scatter_rows(const BiasReluMaxpoolBackward& a, int64_t n, Range windows) {
+  const PoolGeometry& p = a.pool;
+  const int64_t row = a.CW * a.C;
+  for (int64_t oh = windows.begin; oh < windows.end; ++oh) {
+    const T* grad_output = static_cast<const T*>(a.grad_output) + (n * p.OH + oh) * p.OW * a.C;
+    const uint8_t* record = a.record + (n * p.OH + oh) * p.OW * a.C;
+    T* to = static_cast<T*>(a.grad_conv) + (n * a.CH + 2 * oh) * row;
+    for (int64_t ow = 0; ow < p.OW; ++ow, grad_output += a.C, record += a.C, to += 2 * a.C)
+      for (int64_t c = 0; c < a.C; c += kLanes) {
+        // The last vector steps back over channels already written.
+        if (a.C - c < kLanes) c = a.C - kLanes;
+        const VecBits grad = load_bits(grad_output + c, kLanes);
+        const VecInt k = load_bytes(record + c, VecInt{});
+        store_bits(to + c, select(k == 0, grad, VecBits{}));
+        store_bits(to + a.C + c, select(k == 1, grad, VecBits{}));
+        store_bits(to + row + c, select(k == 2, grad, VecBits{}));
+        store_bits(to + row + a.C + c, select(k == 3, grad, VecBits{}));
+      }
+    const size_t rest = static_cast<size_t>((a.CW - 2 * p.OW) * a.C) * sizeof(T);
+    std::memset(to, 0, rest);
+    std::memset(to + row, 0, rest);
+  }
+  if (windows.end == p.OH)
+    std::memset(static_cast<T*>(a.grad_conv) + (n * a.CH + 2 * p.OH) * row, 0,
+                static_cast<size_t>((a.CH - 2 * p.OH) * row) * sizeof(T));
 }
 
 // Adds the open gradients of one row of windows to sums[C]: in fp32 (fp64 for fp64) along the row.
@@ -97,6 +138,8 @@ template <class T>
 void backward_channels_last(const BiasReluMaxpoolBackward& a, const ThreadPool& pool) {
   using Scalar = typename Compute<T>::Scalar;
   const PoolGeometry& p = a.pool;
+  const bool paired = sizeof(T) < 8 && a.C >= kLanes && p.present && is_2x2_stride_2(p) && 2 * p.OH <= a.CH &&
+                      2 * p.OW <= a.CW;
   const int64_t row = a.CW * a.C, group = row < kTaskElements ? kTaskElements / (row + 1) + 1 : 1;
   const int64_t groups = (a.CH + group - 1) / group, tasks = a.N * groups;
   const int64_t window = p.present ? p.size[0] * p.size[1] : 0;
@@ -113,7 +156,10 @@ void backward_channels_last(const BiasReluMaxpoolBackward& a, const ThreadPool& 
   parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
     const int64_t n = task / groups, h = task % groups * group;
     const Range rows = {h, smaller(a.CH, h + group)};
-    if (p.present) {
+    const Range windows = {p.OH * (task % groups) / groups, p.OH * (task % groups + 1) / groups};
+    if (paired) {
+      if constexpr (sizeof(T) < 8) scatter_rows<T>(a, n, windows);
+    } else if (p.present) {
       gather_rows<T>(a, n, rows, begin, columns, taps + worker * window);
     } else {
       const int64_t from = (n * a.CH + rows.begin) * row;
@@ -122,7 +168,7 @@ void backward_channels_last(const BiasReluMaxpoolBackward& a, const ThreadPool& 
     }
     if (a.grad_bias == nullptr) return;
     std::memset(sums + task * a.C, 0, static_cast<size_t>(a.C) * sizeof(double));
-    for (int64_t oh = p.OH * (task % groups) / groups; oh < p.OH * (task % groups + 1) / groups; ++oh)
+    for (int64_t oh = windows.begin; oh < windows.end; ++oh)
       add_open_pixels<T>(a, (n * p.OH + oh) * p.OW, sums + task * a.C);
   });
   if (a.grad_bias == nullptr) return;

@@ -41,6 +41,19 @@ FASTDL_INLINE void add_window_row(const T* grad_output, const uint8_t* record, c
   }
 }
 
+// A staged row as stored elements, in its own memory.
+template <class T, class Scalar>
+FASTDL_INLINE const T* narrow_row(Scalar* staged, int64_t length) {
+  T* to = reinterpret_cast<T*>(staged);
+  if constexpr (sizeof(T) < sizeof(Scalar)) {
+    int64_t j = 0;
+    for (; j + kLanes <= length; j += kLanes) store(to + j, load(staged + j));
+    if (j < length)
+      store_first(to + j, load_first(staged + j, static_cast<int>(length - j)), static_cast<int>(length - j));
+  }
+  return to;
+}
+
 template <class T>
 void expand_plane(const T* grad_output, const uint8_t* record, const BiasReluMaxpoolBackward& a,
                   const StagedColumns& c, typename Compute<T>::Scalar* staged, T* grad_conv) {
@@ -61,8 +74,8 @@ void expand_plane(const T* grad_output, const uint8_t* record, const BiasReluMax
     for (int64_t slot = 0; slot < c.slots; ++slot) {
       const Range inside = staged_inside(c, p, slot, a.CW);
       T* to = row + c.phase[slot] - p.padding[1];
-      const auto* from = staged + slot * c.length;
-      for (int64_t j = inside.begin; j < inside.end; ++j) from_scalar(to + j * p.stride[1], from[j]);
+      const T* from = narrow_row<T>(staged + slot * c.length, c.length);
+      for (int64_t j = inside.begin; j < inside.end; ++j) to[j * p.stride[1]] = from[j];
     }
   }
 }

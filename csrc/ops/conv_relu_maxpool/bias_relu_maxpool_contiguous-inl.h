@@ -31,6 +31,29 @@ FASTDL_INLINE Range staged_inside(const StagedColumns& c, const PoolGeometry& p,
   return taps_inside(c.phase[slot] - p.padding[1], p.stride[1], c.length, CW);
 }
 
+template <class T, class Scalar>
+FASTDL_INLINE void copy_row(const T* from, int64_t count, Scalar* to) {
+  constexpr int64_t lanes = sizeof(typename Compute<T>::V) / sizeof(Scalar);
+  int64_t j = 0;
+  for (; j + lanes <= count; j += lanes) store(to + j, load(from + j));
+  if (j < count)
+    store_first(to + j, load_first(from + j, static_cast<int>(count - j)), static_cast<int>(count - j));
+}
+
+// from[0], from[2], ...; nothing past the last of them is read.
+template <class T>
+FASTDL_INLINE void copy_even(const T* from, int64_t count, float* to) {
+  int64_t j = 0;
+  for (Vec even, odd; j + kLanes < count; j += kLanes) {
+    load_pairs(from + 2 * j, kLanes, even, odd);
+    store(to + j, even);
+  }
+  for (; j < count; ++j) to[j] = to_float(from[2 * j]);
+}
+FASTDL_INLINE void copy_even(const double* from, int64_t count, double* to) {
+  for (int64_t j = 0; j < count; ++j) to[j] = from[2 * j];
+}
+
 template <class T>
 FASTDL_INLINE void stage_row(const T* row, const StagedColumns& c, const PoolGeometry& p, int64_t CW,
                              typename Compute<T>::Scalar* staged) {
@@ -41,9 +64,9 @@ FASTDL_INLINE void stage_row(const T* row, const StagedColumns& c, const PoolGeo
     auto* to = staged + slot * c.length + inside.begin;
     const int64_t count = inside.end - inside.begin;
     if (stride == 1)
-      for (int64_t j = 0; j < count; ++j) to[j] = to_scalar(from[j]);
+      copy_row(from, count, to);
     else if (stride == 2)
-      for (int64_t j = 0; j < count; ++j) to[j] = to_scalar(from[2 * j]);
+      copy_even(from, count, to);
     else
       for (int64_t j = 0; j < count; ++j) to[j] = to_scalar(from[j * stride]);
   }

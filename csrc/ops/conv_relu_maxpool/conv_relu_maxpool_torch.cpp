@@ -36,12 +36,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
       pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);
   const ConvGradients result = conv_gradients(inputs, need_input, need_weight, need_bias);
   fill(args, inputs, gradient, result);
-  check(algorithm == kWinograd || (algorithm == kDirect && !need_input), "no CPU backward for algorithm ",
-        algorithm);
-  if (algorithm == kWinograd)
-    cpu::winograd_backward(args, torch_thread_pool());
-  else
+  if (algorithm == kDirect) {
+    check(!need_input, "the direct CPU backward has no grad_input");
     cpu::direct_backward(args, torch_thread_pool());
+  } else {
+    check(algorithm == kWinograd, "no CPU backward for algorithm ", algorithm);
+    cpu::winograd_backward(args, torch_thread_pool());
+  }
   return {result.grad_input, result.grad_weight, result.grad_bias};
 }
 
