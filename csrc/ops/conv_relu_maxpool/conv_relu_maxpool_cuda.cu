@@ -53,9 +53,11 @@ cudaError_t forward(const BiasReluMaxpoolForward& f, cudaStream_t stream) {
   };
   bool vectors = fd::aligned(f.conv, 16) && fd::aligned(f.output, 16) && fd::aligned(f.record, V) &&
                  p.conv_sample % V == 0 && p.output_sample % V == 0;
+  const bool quads = p.window.quads() && 2 * p.OH <= p.CH && 2 * p.OW <= p.CW;
   if (channels_last(f.conv_strides, f.CH, f.CW, f.output_strides, f.C)) {
-    if (vectors && p.C % V == 0 && fd::aligned(f.bias, 16))
-      return run(bias_relu_maxpool_channels_last_kernel<T, V>, p.C / V, p.OW, p.OH);
+    const bool wide = vectors && p.C % V == 0 && fd::aligned(f.bias, 16);
+    if (wide && quads) return run(bias_relu_maxpool_quads_channels_last_kernel<T, V>, p.C / V, p.OW, p.OH);
+    if (wide) return run(bias_relu_maxpool_channels_last_kernel<T, V>, p.C / V, p.OW, p.OH);
     return run(bias_relu_maxpool_channels_last_kernel<T, 1>, p.C, p.OW, p.OH);
   }
   if (!f.pool.present) {
@@ -63,7 +65,7 @@ cudaError_t forward(const BiasReluMaxpoolForward& f, cudaStream_t stream) {
     if (vectors && plane % V == 0) return run(bias_relu_kernel<T, V>, plane / V, p.C, 1);
     return run(bias_relu_kernel<T, 1>, plane, p.C, 1);
   }
-  if (vectors && p.window.quads() && 2 * p.OH <= p.CH && p.CW % V == 0)
+  if (vectors && quads && p.CW % V == 0)
     return run(bias_relu_maxpool_quads_kernel<T, V>, p.CW / V, p.OH, p.C);
   return run(bias_relu_maxpool_kernel<T>, p.OW, p.OH, p.C);
 }
