@@ -28,6 +28,7 @@ def _compile(*arguments: str) -> str:
     return run.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_the_kernels_of_a_pooled_block(arch: str):
     said = _compile(
@@ -36,6 +37,7 @@ def test_the_kernels_of_a_pooled_block(arch: str):
     assert "8 compiled, 0 failed" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_the_kernels_of_a_first_layer(arch: str):
     said = _compile("--arch", arch, "--kernel", "C=3 C_out=32 3x3 pool 2")

@@ -25,6 +25,7 @@ def _refusal(refusal: object, sample: Sample, dtype: torch.dtype = torch.float32
 
 
 @needs_triton
+@pytest.mark.long
 def test_kernels_in_the_interpreter():
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     run = subprocess.run(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastdl
 from fastdl.dispatch import Choice
 from fastdl.ops.conv_relu_maxpool import registration, triton_ops, triton_tiles
 from fastdl.ops.conv_relu_maxpool.backends import make_plan
@@ -21,7 +22,9 @@ IMPLICIT_GEMM, IMPLICIT_GEMM_TF32 = triton_ops.PRECISIONS
 
 SMALL = Sample(2, 17, 7, 9, 19, kwargs=POOL, channels_last=True)
 SHAPES = (
-    *SAMPLES,
+    *(
+        s for s in SAMPLES if s.N * s.C * s.H * s.W * s.C_out * s.K[0] * s.K[1] < 2e6
+    ),  # more takes a minute here
     SMALL,
     Sample(1, 16, 9, 7, 33, kwargs=dict(stride=2, padding=1)),
     Sample(1, 32, 8, 9, 48, kwargs=dict(groups=2, padding=1, pool_size=2), channels_last=True),
@@ -153,6 +156,34 @@ def test_what_rounds_to_zero_is_closed():
     output, record = forward_op(x, weight, None, g.packed(), IMPLICIT_GEMM_TF32, True)
     assert output[0, 0].item() == 0
     assert record[0, 0].item() == 255
+
+
+@pytest.mark.parametrize(
+    ("sample", "algorithm"),
+    [
+        (SMALL, "implicit_gemm_tf32"),
+        (Sample(1, 4, 7, 8, 4, kwargs=dict(pool_size=3, pool_stride=2)), "composed"),
+    ],
+    ids=["implicit_gemm_tf32", "composed"],
+)
+def test_public_op_compiled_and_not(sample: Sample, algorithm: str):
+    x, weight, bias, _ = _problem(sample)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def step(*inputs: Tensor) -> Tensor:
+        with fastdl.backend("triton"):
+            return fastdl.ops.conv_relu_maxpool(*inputs, **sample.kwargs)
+
+    with fastdl.backend("triton"):
+        assert fastdl.explain("conv_relu_maxpool", *inputs, **sample.kwargs).algorithm == algorithm
+    with fastdl.backend("reference"):
+        truth = fastdl.ops.conv_relu_maxpool(*inputs, **sample.kwargs)
+    truths = torch.autograd.grad(truth.sum(), inputs)
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        output = function(*inputs)
+        assert torch.equal(output, truth)
+        for gradient, true in zip(torch.autograd.grad(output.sum(), inputs), truths, strict=True):
+            assert torch.equal(gradient, true)
 
 
 def test_only_what_is_needed():
