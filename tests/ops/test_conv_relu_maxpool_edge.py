@@ -255,6 +255,20 @@ def test_pools_times_convolutions(plan, pool, channels_last):
             assert_close(ours, theirs, rtol=0, atol=0, msg=lambda text, s=sample: f"{s}: {text}")
 
 
+@pytest.mark.parametrize("plan", [p for p in PLANS if p != WINOGRAD], ids=str)
+def test_a_window_in_the_padding_alone(plan):
+    """Dilation can step over a small image. torch gives -inf; the same, or a refusal, but nothing else."""
+    x, weight = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    kwargs = dict(pool_size=(1, 2), pool_stride=1, pool_padding=(0, 1), pool_dilation=(1, 2))
+    with forced(plan):
+        try:
+            output = conv_relu_maxpool(x, weight, **kwargs)
+        except ValueError as error:
+            output = error
+    if not isinstance(output, ValueError):
+        assert_close(output, eager(x, weight, **kwargs), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("plan", [REFERENCE, COMPOSED], ids=str)
 def test_groups(plan):
     for groups, C_out in [(2, 6), (3, 3), (6, 6), (6, 12)]:

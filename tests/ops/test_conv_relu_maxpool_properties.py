@@ -49,7 +49,8 @@ def geometries(draw, winograd: bool = False):
                 pool_size=pool, pool_stride=pool_stride, pool_padding=pool_padding,
                 pool_dilation=pool_dilation, ceil_mode=draw(st.booleans()) if i else False,
             )  # fmt: skip
-            rows = max(1, pool_dilation[i] * (pool[i] - 1) + 1 - 2 * pool_padding[i])
+            # at least one dilation: no window lies in the padding alone
+            rows = max(pool_dilation[i], pool_dilation[i] * (pool[i] - 1) + 1 - 2 * pool_padding[i])
         least.append(max(1, (rows - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]))
     H, W = (n + draw(st.integers(0, 20)) for n in least)
     return (draw(st.integers(0, 3)), C, H, W), (C_out, C // groups, *kernel), kwargs
