@@ -24,7 +24,7 @@ FAMILY = "csrc/ops/conv_relu_maxpool"
 SOURCES = {
     "bias_relu_maxpool_test.cpp": [f"{FAMILY}/bias_relu_maxpool_cpu.cpp"],
     "direct_test.cpp": [f"{FAMILY}/direct_cpu.cpp"],
-    "winograd_test.cpp": [f"{FAMILY}/winograd_cpu.cpp", f"{FAMILY}/winograd_plan.cpp"],
+    "winograd_test.cpp": [f"{FAMILY}/winograd_{part}.cpp" for part in ("cpu", "plan", "weight")],
 }
 COMMON = ["csrc/common/cpu/isa.cpp", "csrc/common/cpu/scratch.cpp"]
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conv_relu_maxpool_plans import COMPOSED, KERNELS, PLANS, REFERENCE, cases, eager, forced
+from conv_relu_maxpool_plans import COMPOSED, DIRECT, KERNELS, PLANS, REFERENCE, cases, eager, forced
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
@@ -83,7 +83,9 @@ def test_only_what_is_asked_for_is_computed(plan, pool_size):
             for t, w, complete in zip(inputs, wanted, everything, strict=True):
                 assert (t.grad is not None) == w
                 if w:
-                    assert_close(t.grad, complete.grad, rtol=1e-6, atol=1e-6)
+                    # direct: grad_weight comes from another kernel where x needs a gradient too
+                    tolerance = 1e-4 if plan == DIRECT else 1e-6
+                    assert_close(t.grad, complete.grad, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

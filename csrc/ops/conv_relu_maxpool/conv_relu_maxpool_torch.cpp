@@ -10,13 +10,29 @@ namespace {
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
 constexpr int64_t kWinograd = 1, kDirect = 2;
 
+// What the kernels take for granted.
+void check_algorithm(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& p, const Tensor& x) {
+  check(algorithm == kWinograd || algorithm == kDirect, "no CPU kernel for algorithm ", algorithm);
+  check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  check(g.groups == 1, "the CPU kernels need groups 1, got ", g.groups);
+  if (algorithm == kDirect) return;
+  check(g.KH == 3 && g.KW == 3 && g.stride[0] == 1 && g.stride[1] == 1 && g.dilation[0] == 1 &&
+            g.dilation[1] == 1,
+        "Winograd needs a 3x3 kernel with stride 1 and dilation 1");
+  for (int i = 0; i < 2 && p.present; ++i)
+    check(p.size[i] == 2 && p.stride[i] == 2 && p.padding[i] == 0 && p.dilation[i] == 1,
+          "Winograd needs a 2x2 pool with stride 2, or none");
+}
+
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
                                    int64_t algorithm, bool save_record) {
   ConvReluMaxpoolForward args;
   unpack(geometry, x, weight, args.conv, args.pool);
+  check_algorithm(algorithm, args.conv, args.pool, x);
   const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
   const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
   fill(args, inputs, result);
+  args.training = save_record;
   if (args.conv.N > 0) {
     if (algorithm == kWinograd)
       cpu::winograd_forward(args, torch_thread_pool());
@@ -31,6 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
                                             bool need_weight, bool need_bias) {
   ConvReluMaxpoolBackward args;
   unpack(geometry, x, weight, args.conv, args.pool);
+  check_algorithm(algorithm, args.conv, args.pool, x);
   const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);
@@ -40,7 +57,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
     check(!need_input, "the direct CPU backward has no grad_input");
     cpu::direct_backward(args, torch_thread_pool());
   } else {
-    check(algorithm == kWinograd, "no CPU backward for algorithm ", algorithm);
     cpu::winograd_backward(args, torch_thread_pool());
   }
   return {result.grad_input, result.grad_weight, result.grad_bias};

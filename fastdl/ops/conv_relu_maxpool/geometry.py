@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 IntPair = int | tuple[int, int]
@@ -71,12 +72,24 @@ class Geometry(NamedTuple):
 
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     """An int or a pair of ints, each at least `least`, as a pair."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or isinstance(value, bool):
+    both = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2 or not all(
+        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in both
+    ):
         raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    both = tuple(both)
     if both[0] < least or both[1] < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return both
+
+
+def check_kinds(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """TypeError unless each is a Tensor (bias: or None)."""
+    if isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor)):
+        return
+    for name, t in (("x", x), ("weight", weight), ("bias", bias)):
+        if not (isinstance(t, Tensor) or (t is None and name == "bias")):
+            raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
 
 
 def normalise(
@@ -181,6 +194,12 @@ def _check_sizes(x: Tensor, weight: Tensor, g: Geometry, uneven: tuple[int, int,
             f"the convolution's output would be [{CH}, {CW}]: kernel {list(weight.shape[2:])} with dilation "
             f"{g.dilation} is larger than the padded input of {list(x.shape[2:])}, padding {g.padding}"
         )
+    for i, size in enumerate((CH, CW) if g.pool_size else ()):
+        if g.pool_padding[i] > 0 and size < g.pool_dilation[i]:
+            raise ValueError(
+                f"pool_dilation {g.pool_dilation} with padding {g.pool_padding} puts a whole window into the padding "
+                f"of the convolution's output [{CH}, {CW}]"
+            )
     OH, OW = g.output_size((CH, CW))
     if OH < 1 or OW < 1:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from ... import dispatch
 from ...transforms import autocast, obstacle
 from . import backends
-from .geometry import Geometry, IntPair, normalise
+from .geometry import Geometry, IntPair, check_kinds, normalise
 from .reference import indices_from_record, reference
 from .refusals import CANDIDATES
 
@@ -63,6 +63,7 @@ def conv_relu_maxpool(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
+    check_kinds(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
     arguments = (
         stride, padding, dilation, groups,

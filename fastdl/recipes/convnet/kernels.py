@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import dispatch
-from ...nn import ConvReLU2d
+from ...nn import ConvReLU2d, ConvReLUMaxPool2d
 
 
 def kernels(model: nn.Module, x: Tensor) -> dict[str, str]:
@@ -31,6 +31,8 @@ def kernels(model: nn.Module, x: Tensor) -> dict[str, str]:
 
 
 def _explained(module: ConvReLU2d, x: Tensor) -> str:
+    names = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
+    pool = {name: getattr(module, name) for name in names if isinstance(module, ConvReLUMaxPool2d)}
     explanation = dispatch.explain(
         "conv_relu_maxpool",
         x,
@@ -40,10 +42,6 @@ def _explained(module: ConvReLU2d, x: Tensor) -> str:
         padding=module.padding,
         dilation=module.dilation,
         groups=module.groups,
-        pool_size=module.pool_size,
-        pool_stride=module.pool_stride,
-        pool_padding=module.pool_padding,
-        pool_dilation=module.pool_dilation,
-        ceil_mode=module.ceil_mode,
+        **pool,
     )
     return f"{explanation.backend} ({explanation.algorithm})"
