@@ -34,8 +34,7 @@ test-fast: setup
 	"$(PYTHON)" -m pytest -n $(WORKERS) -m "not slow and not nightly and not long" tests
 
 lint: setup
-	@"$(PYTHON)" -m ruff --version >/dev/null 2>&1 && "$(PYTHON)" -m clang_format --version >/dev/null 2>&1 \
-	  || "$(PYTHON)" -m pip install -q -e ".[dev]"
+	@"$(PYTHON)" -c 'import clang_format, ruff' 2>/dev/null || "$(PYTHON)" -m pip install -q -e ".[dev]"
 	"$(PYTHON)" -m ruff check .
 	"$(PYTHON)" -m ruff format --check .
 	"$(PYTHON)" build_tools/check_format.py

@@ -22,15 +22,19 @@ constexpr int kBytes = 16, kAccumulators = 24;
 typedef float Vec __attribute__((vector_size(kBytes)));
 constexpr long kSteps = 500000;
 
-// Each loop returns the flops it did; `sink` keeps them from being dropped.
+// Each loop returns the flops it did; `sink` keeps them from being dropped. Every loop over the accumulators is
+// unrolled: one that is not would keep them in memory, at a third of the peak.
 static double fp32_loop(volatile float* sink) {
-  Vec sum[kAccumulators] = {}, a = {}, b = {};
-  a += *sink, b += *sink;
+  Vec sum[kAccumulators], a = Vec{} + *sink, b = Vec{} + *sink;
+  // a volatile read each: equal accumulators would be computed once
+#pragma GCC unroll 24
+  for (int j = 0; j < kAccumulators; ++j) sum[j] = Vec{} + *sink;
   for (long i = 0; i < kSteps; ++i) {
 #pragma GCC unroll 24
     for (int j = 0; j < kAccumulators; ++j) sum[j] = sum[j] * a + b;
     asm volatile("" : "+m"(*sink));
   }
+#pragma GCC unroll 24
   for (int j = 0; j < kAccumulators; ++j) *sink = *sink + sum[j][0];
   return 2.0 * kSteps * kAccumulators * (kBytes / 4);
 }
@@ -38,14 +42,16 @@ static double fp32_loop(volatile float* sink) {
 #ifdef __AVX512BF16__
 static double bf16_loop(volatile float* sink) {
   __m512 sum[kAccumulators];
-  for (auto& s : sum) s = _mm512_set1_ps(*sink);
+#pragma GCC unroll 24
+  for (int j = 0; j < kAccumulators; ++j) sum[j] = _mm512_set1_ps(*sink);
   const __m512bh a = (__m512bh)_mm512_set1_ps(*sink), b = (__m512bh)_mm512_set1_ps(*sink);
   for (long i = 0; i < kSteps; ++i) {
 #pragma GCC unroll 24
     for (int j = 0; j < kAccumulators; ++j) sum[j] = _mm512_dpbf16_ps(sum[j], a, b);
     asm volatile("" : "+m"(*sink));
   }
-  for (auto s : sum) *sink = *sink + _mm512_reduce_add_ps(s);
+#pragma GCC unroll 24
+  for (int j = 0; j < kAccumulators; ++j) *sink = *sink + _mm512_reduce_add_ps(sum[j]);
   return 2.0 * kSteps * kAccumulators * 32;
 }
 #endif
