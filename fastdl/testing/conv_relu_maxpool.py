@@ -17,7 +17,7 @@ from ..ops.conv_relu_maxpool.reference import indices_from_record, offsets_from_
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One shape. `kwargs` are the op's keyword arguments."""
 
