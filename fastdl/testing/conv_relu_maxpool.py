@@ -116,13 +116,19 @@ def run_plan(
     *,
     device: str = "cpu",
     integers: bool = False,
+    input_gradient: bool | None = None,
 ) -> Run:
-    """The sample by one backend and algorithm (`make_plan`)."""
+    """The sample by one backend and algorithm (`make_plan`).
+
+    `input_gradient`: whether x requires grad; by default wherever the plan's own backward can serve it.
+    """
+    if input_gradient is None:
+        input_gradient = plan.backward_algorithm != "direct"
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
         return ConvReluMaxpool.apply(x, weight, bias, plan)
 
-    return _run(sample, dtype, seed, compute, device, integers)
+    return _run(sample, dtype, seed, compute, device, integers, input_gradient)
 
 
 def run_eager(
@@ -138,14 +144,21 @@ def run_eager(
         output, indices = F.max_pool2d(y, *pool, return_indices=True)
         return output, offsets_from_indices(indices, y.shape[3], g).masked_fill(output <= 0, 255)
 
-    return _run(sample, dtype, seed, compute, device, integers)
+    return _run(sample, dtype, seed, compute, device, integers, True)
 
 
 def _run(
-    sample: Sample, dtype: torch.dtype, seed: int, compute: Callable, device: str, integers: bool
+    sample: Sample,
+    dtype: torch.dtype,
+    seed: int,
+    compute: Callable,
+    device: str,
+    integers: bool,
+    input_gradient: bool,
 ) -> Run:
     drawn = sample.inputs(dtype, seed, integers)
     x, weight, bias = (None if t is None else t.to(device).requires_grad_() for t in drawn)
+    x.requires_grad_(input_gradient)
     g = sample.geometry(x, weight, bias)
     output, record = compute(x, weight, bias, g)
     generator = torch.Generator().manual_seed(seed + 1000)
@@ -153,9 +166,10 @@ def _run(
         grad_output = torch.randint(-2, 3, output.shape, generator=generator).to(dtype)
     else:
         grad_output = torch.randn(output.shape, generator=generator).to(dtype)
-    inputs = [t for t in (x, weight, bias) if t is not None]
-    gradients = torch.autograd.grad(output, inputs, grad_output.to(device))
-    values = [t.detach().cpu() for t in (output, *gradients)] + [None] * (3 - len(inputs))
+    inputs = [t is not None and t.requires_grad for t in (x, weight, bias)]
+    leaves = [t for t, wanted in zip((x, weight, bias), inputs, strict=True) if wanted]
+    gradients = iter(torch.autograd.grad(output, leaves, grad_output.to(device)))
+    values = [output.detach().cpu(), *(next(gradients).cpu() if wanted else None for wanted in inputs)]
     return Run(tuple(values), *_truth(*drawn, grad_output, values[0], record.cpu(), g))
 
 

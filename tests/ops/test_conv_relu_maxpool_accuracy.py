@@ -69,8 +69,8 @@ def test_small_integers_are_exact(plan, sample, dtype):
     """Sums of small integers are exact in every dtype, so any wrong index shows, however small its effect."""
     skip_unless_here(plan)
     full = full_plan(plan, sample, dtype)
-    for seed in range(2):
-        run = run_plan(sample, full, dtype, seed, integers=True)
+    for seed, input_gradient in ((0, True), (1, False)):
+        run = run_plan(sample, full, dtype, seed, integers=True, input_gradient=input_gradient)
         for name, value, truth in zip(NAMES, run.values, run.truths, strict=True):
             if value is None:
                 continue
@@ -101,6 +101,7 @@ def test_ties_of_integers_go_to_the_first_as_in_torch(plan, sample):
 def test_this_backend_ran(plan):
     """explain() names it, its operator ran, and torch's pool did not."""
     x, weight, bias = (t.requires_grad_() for t in SAMPLES[2].inputs(torch.float32))
+    x.requires_grad_(plan.algorithm != "direct")  # as for a first layer, which is what its backward serves
     call = functools.partial(fastdl.ops.conv_relu_maxpool, x, weight, bias, padding=1, pool_size=2)
     with forced(plan):
         explanation = fastdl.explain(OP, x, weight, bias, padding=1, pool_size=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
-from conv_relu_maxpool_plans import COMPOSED, KERNELS, PLANS, WINOGRAD, eager, forced
+from conv_relu_maxpool_plans import COMPOSED, DIRECT, KERNELS, PLANS, WINOGRAD, eager, forced
 from torch.library import opcheck
 from torch.testing import assert_close
 
@@ -64,9 +64,11 @@ def test_opcheck_conv_relu_maxpool(plan, sample, save_record):
     checked(torch.ops.fastdl.conv_relu_maxpool.default, x, weight, bias, g.packed(), CODES[plan], save_record)
 
 
-@pytest.mark.parametrize("plan", [p for p in CODES if p == WINOGRAD], ids=str)
+BACKWARDS = [(WINOGRAD, (True, True, True)), (WINOGRAD, (False, True, False)), (DIRECT, (False, True, True))]
+
+
+@pytest.mark.parametrize(("plan", "needs"), [b for b in BACKWARDS if b[0] in CODES], ids=str)
 @pytest.mark.parametrize("sample", OPCHECK_SAMPLES, ids=str)
-@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False)], ids=["all", "weight"])
 @pytest.mark.parametrize("grad_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_opcheck_conv_relu_maxpool_backward(plan, sample, needs, grad_format):
     if not plan.serves(sample, torch.float32):
@@ -172,6 +174,21 @@ def test_settings_are_guarded():
     assert_close(seen["default"], seen["again"], rtol=0, atol=0)
     with fastdl.strict(), fastdl.backend("reference"):
         assert_close(compiled(x, weight, bias, **BLOCK), seen["reference"], rtol=0, atol=0)
+
+
+def test_settings_inside_a_compiled_function():
+    x, weight, bias = SAMPLES[2].inputs(torch.float32)
+
+    def call(x):
+        with fastdl.precision("strict"), fastdl.backend("reference"):
+            y = conv_relu_maxpool(x, weight, bias, **BLOCK)
+        return y, conv_relu_maxpool(x, weight, bias, **BLOCK)
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    for _ in range(2):
+        for ours, same in zip(compiled(x), call(x), strict=True):
+            assert_close(ours, same, rtol=0, atol=0)
+        assert (fastdl.dispatch.settings.backend, fastdl.dispatch.settings.precision) == (None, "default")
 
 
 def test_dynamic_shapes_do_not_recompile():
