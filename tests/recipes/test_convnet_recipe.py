@@ -181,6 +181,7 @@ def test_missing_package_names_the_extra():
         require("nothere", "nothere")
 
 
+@pytest.mark.long
 def test_command_line_needs_only_torch_and_numpy():
     """Nothing of the extra [demo] (but tqdm, if torch does) and no recipe is imported before it is used."""
     extras = "{'sklearn', 'mlxtend', 'matplotlib', 'PIL', 'pandas', 'fastdl.recipes.convnet'}"

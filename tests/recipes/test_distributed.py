@@ -77,8 +77,9 @@ def test_alone_is_a_group_of_one():
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(tmp_path):
-    """23 images in batches of 5: ragged shards, and one of 1 that leaves the second process none."""
+    """21 images in batches of 5: ragged shards, and one of 1 image that leaves the second process none."""
     (tmp_path / "script.py").write_text(SCRIPT)
     folder = write_idx_folder(tmp_path / "data", train=21, test=7)
     for count in (1, 2):
@@ -98,6 +99,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert tested[0]["loss"] == pytest.approx(tested[1]["loss"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_command_line_is_stopped_and_resumed_together(tmp_path):
     folder = write_idx_folder(tmp_path / "data", train=12, test=6)
     out = tmp_path / "out"

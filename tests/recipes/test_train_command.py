@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from idx_files import write_idx_folder
 
@@ -49,6 +50,7 @@ def test_out_that_is_a_file_exits_with_1(capsys, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
 
 
+@pytest.mark.long
 def test_interrupt_saves_and_resume_finishes(tmp_path):
     folder, out = write_idx_folder(tmp_path / "data", train=12, test=6), tmp_path / "out"
     command = [
