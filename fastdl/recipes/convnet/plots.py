@@ -27,6 +27,7 @@ def plot_training(path: Path, runs: Sequence[dict]) -> None:
         )
     loss.set(xlabel="epoch", ylabel="training loss (cross-entropy)", yscale="log")
     accuracy.set(xlabel="epoch", ylabel="training accuracy (augmented, with dropout)")
+    accuracy.xaxis.get_major_locator().set_params(integer=True)
     loss.legend()
     figure.savefig(path, dpi=150)
 
