@@ -7,8 +7,9 @@
 //   #include "common/cpu/foreach_isa.h"
 //   ... FASTDL_ISA_SELECT(kTable) is the kTable of the instruction set in use ...
 //
-// The namespace holds an anonymous one: code of one instruction set, or of one file, must never be merged with
-// another's at link time. For the same reason the source must not instantiate std templates on its own types.
+// The namespace holds an anonymous one: code of one instruction set, or of one file, must never be merged
+// with another's at link time. For the same reason the source must not instantiate std templates on its own
+// types.
 
 #if defined(__x86_64__)
 #include <immintrin.h>

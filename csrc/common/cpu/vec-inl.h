@@ -33,7 +33,8 @@ FASTDL_INLINE VecBits select(VecInt mask, VecBits a, VecBits b) { return mask ? 
 // Bitwise, as for at_most.
 FASTDL_INLINE VecLong select(VecLong mask, VecLong a, VecLong b) { return (mask & a) | (~mask & b); }
 FASTDL_INLINE VecDouble select(VecLong mask, VecDouble a, VecDouble b) {
-  return reinterpret_cast<VecDouble>(select(mask, reinterpret_cast<VecLong>(a), reinterpret_cast<VecLong>(b)));
+  return reinterpret_cast<VecDouble>(
+      select(mask, reinterpret_cast<VecLong>(a), reinterpret_cast<VecLong>(b)));
 }
 
 // The larger; of equals, or if either is NaN, b.
@@ -93,7 +94,8 @@ FASTDL_INLINE Vec max_of_4(Vec a, Vec b, Vec c, Vec d) {
   const __mmask16 nan = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(c, d, _CMP_UNORD_Q);
   return _mm512_mask_mov_ps(best, nan, set1(__builtin_nanf("")));
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
-  return _mm256_or_ps(best, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q), _mm256_cmp_ps(c, d, _CMP_UNORD_Q)));
+  return _mm256_or_ps(best,
+                      _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q), _mm256_cmp_ps(c, d, _CMP_UNORD_Q)));
 #else
   return select((a != a) | (b != b) | (c != c) | (d != d), set1(__builtin_nanf("")), best);
 #endif
@@ -259,7 +261,9 @@ FASTDL_INLINE VecDouble load_first(const double* p, int n) {
   std::memcpy(&v, p, static_cast<size_t>(n) * 8);
   return v;
 }
-FASTDL_INLINE void store_first(double* p, VecDouble v, int n) { std::memcpy(p, &v, static_cast<size_t>(n) * 8); }
+FASTDL_INLINE void store_first(double* p, VecDouble v, int n) {
+  std::memcpy(p, &v, static_cast<size_t>(n) * 8);
+}
 
 // Small integers as bytes, one a lane.
 FASTDL_INLINE VecInt load_bytes(const uint8_t* p, VecInt) {
@@ -317,7 +321,8 @@ typedef uint8_t VecByte __attribute__((vector_size(kLanes)));
 typedef uint8_t VecByteUnaligned __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
 FASTDL_INLINE Vec load(const ByteBits* p) {
-  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const VecByteUnaligned*>(p), VecInt));
+  return reinterpret_cast<Vec>(
+      __builtin_convertvector(*reinterpret_cast<const VecByteUnaligned*>(p), VecInt));
 }
 FASTDL_INLINE void store(ByteBits* p, Vec v) {
   *reinterpret_cast<VecByteUnaligned*>(p) = __builtin_convertvector(reinterpret_cast<VecInt>(v), VecByte);
