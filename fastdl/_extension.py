@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def _load(name: str) -> Library:
     if not found:
         return Library(name, None, "not built")
     path = found[0]
+    if _is_cut_short(path):
+        return Library(name, path, "the file is damaged: cut short")
     try:
         built_for = _schema_hash(path)
         if built_for != SCHEMA_HASH:
@@ -70,6 +73,18 @@ def _load(name: str) -> Library:
     except OSError as error:
         return Library(name, path, str(error.__cause__ or error))
     return Library(name, path, None)
+
+
+def _is_cut_short(path: Path) -> bool:
+    # Mapping a truncated object kills the process. An ELF file ends with its section headers.
+    header = path.read_bytes()[:64]
+    if len(header) < 64:
+        return True
+    if header[:5] != b"\x7fELF\x02":
+        return False
+    (offset,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size < offset + size * count
 
 
 def _schema_hash(path: Path) -> str:

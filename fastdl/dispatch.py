@@ -166,13 +166,14 @@ class _Setting:
 
     def __init__(self, name: str, value: object) -> None:
         self.name, self.value = name, value
+        self.before: list[object] = []
 
     def __enter__(self) -> None:
-        self.before = getattr(settings, self.name)
+        self.before.append(getattr(settings, self.name))
         setattr(settings, self.name, self.value)
 
     def __exit__(self, *exception: object) -> None:
-        setattr(settings, self.name, self.before)
+        setattr(settings, self.name, self.before.pop())
 
 
 def backend(name: str) -> _Setting:

@@ -50,6 +50,12 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
         return "only groups 1"
     if x.shape[1] > 4:
         return f"more than 4 input channels ({x.shape[1]}) are faster composed"
+    if max(g.stride) > (2 if g.pool_size else 1):
+        return f"stride {g.stride} is faster composed"
+    if max(weight.shape[2:]) == 1:
+        return "1x1 is faster composed"
+    if g.pool_size and (g.pool_size, g.pool_stride) == ((2, 2), (1, 1)):
+        return "overlapping 2x2 windows are faster composed"
     return None
 
 
