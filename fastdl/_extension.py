@@ -61,14 +61,14 @@ def _load(name: str) -> Library:
     if not found:
         return Library(name, None, "not built")
     path = found[0]
-    if _is_cut_short(path):
-        return Library(name, path, "the file is damaged: cut short")
     try:
         built_for = _schema_hash(path)
         if built_for != SCHEMA_HASH:
             return Library(
                 name, path, f"built for other schemas ({built_for} instead of {SCHEMA_HASH}): rebuild"
             )
+        if _is_cut_short(path):
+            return Library(name, path, f"{path} is damaged: the file is cut short")
         torch.ops.load_library(path)
     except OSError as error:
         return Library(name, path, str(error.__cause__ or error))
@@ -78,9 +78,7 @@ def _load(name: str) -> Library:
 def _is_cut_short(path: Path) -> bool:
     # Mapping a truncated object kills the process. An ELF file ends with its section headers.
     header = path.read_bytes()[:64]
-    if len(header) < 64:
-        return True
-    if header[:5] != b"\x7fELF\x02":
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
         return False
     (offset,) = struct.unpack_from("<Q", header, 40)
     size, count = struct.unpack_from("<HH", header, 58)
