@@ -19,7 +19,7 @@ from .info import info
 from .recipes import RECIPES
 from .recipes.extras import MissingExtraError
 from .recipes.interrupt import Interrupted
-from .recipes.options import add_options, from_arguments
+from .recipes.options import add_options, add_sample_options, from_arguments, sample_from_arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,12 +68,16 @@ def _parser() -> Parser:
     recipes = train.add_subparsers(dest="recipe", required=True, metavar="RECIPE", parser_class=Parser)
     for recipe in RECIPES.values():
         options = recipes.add_parser(recipe.name, help=recipe.summary)
-        add_options(options, recipe.name, recipe.defaults)
+        add_options(options, recipe.name, recipe.defaults, recipe.options)
         options.set_defaults(run=_train, parser=options)
 
     sample = commands.add_parser("sample", help="let a trained generative model speak or draw")
-    sample.add_argument("recipe", choices=sorted(RECIPES))
-    sample.set_defaults(run=_sample, parser=sample)
+    recipes = sample.add_subparsers(dest="recipe", required=True, metavar="RECIPE", parser_class=Parser)
+    for recipe in RECIPES.values():
+        options = recipes.add_parser(recipe.name, help=recipe.summary)
+        if recipe.sample_options:
+            add_sample_options(options, recipe.name, recipe.sample_options)
+        options.set_defaults(run=_sample, parser=options)
     return parser
 
 
@@ -113,7 +117,7 @@ def _bench(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _train(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
-        options = from_arguments(parsed)
+        options = from_arguments(parsed, RECIPES[parsed.recipe].options)
     except argparse.ArgumentTypeError as error:
         parsed.parser.error(str(error))
     metrics = RECIPES[parsed.recipe].load().train(options)
@@ -123,12 +127,15 @@ def _train(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _sample(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
-    able = [name for name, recipe in RECIPES.items() if recipe.samples]
+    able = [name for name, recipe in RECIPES.items() if recipe.sample_options]
     if parsed.recipe not in able:
         parsed.parser.error(
             f"{parsed.recipe} does not generate anything; recipes that do: {', '.join(able) or 'none yet'}"
         )
-    return RECIPES[parsed.recipe].load().sample(parsed)
+    recipe = RECIPES[parsed.recipe]
+    for piece in recipe.load().sample(sample_from_arguments(parsed, recipe.sample_options)):
+        print(piece, end="", flush=True)
+    return 0
 
 
 def _shown(value: object) -> str:

@@ -28,6 +28,18 @@ def measure(trainings: Mapping[str, Training]) -> dict[str, dict[str, float | in
     }
 
 
+def lines(runs: Sequence[dict], quality: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The table of `--compare`. `runs` as in the metrics file, each with "measured"; `quality` are its first rows."""
+    measured = [run["measured"] for run in runs]
+    rows = [
+        *quality,
+        ("time per step", [f"{values['step_ms']:.1f} ms" for values in measured]),
+        ("peak memory of a step", [_megabytes(values["peak_bytes"]) for values in measured]),
+        ("saved for backward", [_megabytes(values["saved_bytes"]) for values in measured]),
+    ]
+    return table([run["model"] for run in runs], rows)
+
+
 def table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """Lines of a table: a label and one value for each name."""
     width = max(len(label) for label, _ in rows)
@@ -42,16 +54,18 @@ def _step(training: Training) -> Callable[[], None]:
     batch = training.task.batch(0, 0)
 
     def step() -> None:
-        training.optimizer.zero_grad()
         loss, _ = training.task.loss(training.network, batch)
-        loss.backward()
-        training.optimizer.step()
+        training.update(loss)
         loss.item()
         if training.group.device.type == "cuda":
             torch.cuda.synchronize(training.group.device)
 
     training.model.train()
     return step
+
+
+def _megabytes(count: int | None) -> str:
+    return "not measured" if count is None else f"{count / 1e6:.1f} MB"
 
 
 def _saved(training: Training) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-import torch
+from typing import ClassVar
 
 from .. import dispatch
+from .option_types import device, file_or_folder, folder, positive_float, positive_int, seed
 
 CHECKPOINT = "checkpoint.pt"
 """The trained model's checkpoint in --out, whatever the recipe."""
@@ -17,7 +16,12 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class Options:
-    """What `fastdl train <recipe>` was asked for. `resume` is a checkpoint's path or None."""
+    """What `fastdl train <recipe>` was asked for. `resume` is a checkpoint's path or None.
+
+    A recipe with options of its own derives from it: a field for each, declared in `add_own`.
+    """
+
+    data_may_be_file: ClassVar[bool] = False
 
     data: Path | None
     epochs: int
@@ -32,9 +36,27 @@ class Options:
     seed: int
     json: bool
 
+    @classmethod
+    def add_own(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the recipe's own options."""
+
     def as_data(self) -> dict[str, object]:
         """Plain values for the metrics file."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What `fastdl sample <recipe>` was asked for; recipes derive from it as from `Options`."""
+
+    checkpoint: Path
+    device: str
+    backend: str | None
+    seed: int
+
+    @classmethod
+    def add_own(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the recipe's own options."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +68,32 @@ class Defaults:
     lr: float
 
 
-def add_options(parser: argparse.ArgumentParser, recipe: str, defaults: Defaults) -> None:
-    """Declare the options on a recipe's parser."""
+def add_options(
+    parser: argparse.ArgumentParser, recipe: str, defaults: Defaults, kind: type[Options] = Options
+) -> None:
+    """Declare the options of `fastdl train` on a recipe's parser."""
     add = parser.add_argument
+    where = "FILE|FOLDER" if kind.data_may_be_file else "FOLDER"
     add(
         "--data",
-        type=_folder,
-        metavar="FOLDER",
-        help="train on this folder instead of the data that installs offline",
+        type=file_or_folder if kind.data_may_be_file else folder,
+        metavar=where,
+        help="train on this instead of the data that installs offline",
     )
     add(
         "--epochs",
-        type=_positive_int,
+        type=positive_int,
         default=defaults.epochs,
         help="passes over the data (default %(default)s)",
     )
     add(
         "--batch-size",
-        type=_positive_int,
+        type=positive_int,
         default=defaults.batch_size,
         help="samples a step, over all processes (default %(default)s)",
     )
-    add("--lr", type=_positive_float, default=defaults.lr, help="learning rate (default %(default)s)")
-    add("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add("--backend", choices=dispatch.BACKENDS, help="force one backend of the fused ops")
+    add("--lr", type=positive_float, default=defaults.lr, help="learning rate (default %(default)s)")
+    _add_where(parser)
     add("--compile", action="store_true", help="train through torch.compile")
     add("--compare", action="store_true", help="train the plain-PyTorch twin too and show both side by side")
     add(
@@ -88,7 +112,7 @@ def add_options(parser: argparse.ArgumentParser, recipe: str, defaults: Defaults
     )
     add(
         "--seed",
-        type=_seed,
+        type=seed,
         default=0,
         help="of weights, order, augmentation and dropout (default %(default)s)",
     )
@@ -97,58 +121,40 @@ def add_options(parser: argparse.ArgumentParser, recipe: str, defaults: Defaults
         action="store_true",
         help="print the metrics as JSON on standard output, all else on standard error",
     )
+    kind.add_own(parser)
 
 
-def from_arguments(arguments: argparse.Namespace) -> Options:
-    """The options of a parsed command line. argparse.ArgumentTypeError if --resume names no file."""
-    values = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
+def add_sample_options(parser: argparse.ArgumentParser, recipe: str, kind: type[SampleOptions]) -> None:
+    """Declare the options of `fastdl sample` on a recipe's parser."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        default=Path("runs") / recipe / CHECKPOINT,
+        metavar="FILE",
+        help="the trained model (default %(default)s)",
+    )
+    _add_where(parser)
+    add("--seed", type=seed, default=0, help="of what is drawn (default %(default)s)")
+    kind.add_own(parser)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add("--backend", choices=dispatch.BACKENDS, help="force one backend of the fused ops")
+
+
+def sample_from_arguments(arguments: argparse.Namespace, kind: type[SampleOptions]) -> SampleOptions:
+    """The options of a parsed `fastdl sample`."""
+    return kind(**{field.name: getattr(arguments, field.name) for field in fields(kind)})
+
+
+def from_arguments(arguments: argparse.Namespace, kind: type[Options] = Options) -> Options:
+    """The options of a parsed `fastdl train`. argparse.ArgumentTypeError if --resume names no file."""
+    values = {field.name: getattr(arguments, field.name) for field in fields(kind)}
     if values["resume"] is not None:
         values["resume"] = Path(values["resume"]) if values["resume"] else arguments.out / CHECKPOINT
         if not values["resume"].is_file():
             raise argparse.ArgumentTypeError(f"argument --resume: {values['resume']} does not exist")
-    return Options(**values)
-
-
-def _folder(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a folder")
-    return path
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {2**31 - 1}, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**63 - 1}, got {text!r}")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
-
-
-def _device(text: str) -> str:
-    if text == "auto":
-        return text
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{text} is not on this machine ({torch.cuda.device_count()} CUDA devices)"
-        )
-    return text
+    return kind(**values)

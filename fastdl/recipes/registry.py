@@ -1,7 +1,8 @@
-"""The recipes by name, without importing them.
+"""The recipes by name.
 
-A recipe's module offers `train(options) -> metrics`, the metrics being None in a process that does not lead, and
-where `samples` is set also `sample(arguments) -> exit code`.
+A recipe's folder has `options.py` where it takes options of its own, and `recipe.py`, which is imported only when
+it is used. That module offers `train(options) -> metrics`, the metrics being None in a process that does not lead,
+and where there are `sample_options` also `sample(options)`, which yields the pieces of text to print.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from .options import Defaults
+from .options import Defaults, Options, SampleOptions
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class Recipe:
     name: str
     summary: str
     defaults: Defaults
-    samples: bool = False
+    options: type[Options] = Options
+    sample_options: type[SampleOptions] | None = None
 
     def load(self) -> ModuleType:
         """The recipe's module."""
-        return importlib.import_module(f"{__package__}.{self.name}")
+        return importlib.import_module(f"{__package__}.{self.name}.recipe")
 
 
 RECIPES = {

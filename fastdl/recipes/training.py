@@ -15,7 +15,7 @@ from .printable import printable
 
 
 class Task(Protocol):
-    """What a recipe tells the loop: its batches, its loss, and what it counts."""
+    """What a recipe tells the loop: its batches, its loss, and what it counts. Recipes derive theirs from it."""
 
     metrics: tuple[str, ...]
     """Names of the means that an epoch reports, "loss" first."""
@@ -30,6 +30,17 @@ class Task(Protocol):
 
         The loss is scaled so that its mean over the processes is the loss of the whole batch.
         """
+
+    def carried(self) -> Tensor | None:
+        """What `loss` keeps for the next step, of one shape in all processes; None where it keeps nothing."""
+        return None
+
+    def carry(self, kept: Tensor | None) -> None:
+        """Inverse of `carried`."""
+
+    def epoch_end(self, model: nn.Module, means: dict[str, float]) -> dict[str, float]:
+        """More to report about an epoch, such as scores on validation data. May put the model in eval mode."""
+        return {}
 
 
 class Training:
@@ -48,15 +59,24 @@ class Training:
         path: Path,
         identity: dict[str, object],
         compiled: bool = False,
+        max_grad_norm: float | None = None,
     ) -> None:
         self.model, self.optimizer, self.task, self.group = model, optimizer, task, group
-        self.path, self.identity = path, identity
+        self.path, self.identity, self.max_grad_norm = path, identity, max_grad_norm
         self.network = torch.compile(group.wrap(model)) if compiled else group.wrap(model)
         self.epoch = self.step = 0
         self.sums = self._no_sums()
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.history: list[dict[str, float]] = []
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer down the gradient of `loss`."""
+        loss.backward()
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def record(self, loss: float, sums: Tensor, seconds: float) -> None:
         """Count one step."""
@@ -71,7 +91,8 @@ class Training:
         seconds = self.seconds[len(self.seconds) - self.step :]
         means = {name: total / count for name, total in zip(self.task.metrics, totals, strict=True)}
         times = {"seconds": sum(seconds), "step_ms": 1e3 * statistics.median(seconds)}
-        self.history.append({"epoch": self.epoch + 1, **means, **times})
+        more = self.task.epoch_end(self.model, means)
+        self.history.append({"epoch": self.epoch + 1, **means, **more, **times})
         self.epoch, self.step, self.sums = self.epoch + 1, 0, self._no_sums()
         return self.history[-1]
 
@@ -79,6 +100,8 @@ class Training:
         """Write the checkpoint, from the leading process; the others wait for it."""
         sums = self.group.sum(self.sums)
         random = self.group.gather(random_state.state(self.group.device))
+        kept = self.task.carried()
+        carried = {} if kept is None else {"carried": self.group.gather(kept.cpu())}
         if self.group.leads:
             state = {
                 "identity": self.identity,
@@ -91,6 +114,7 @@ class Training:
                 "seconds": torch.tensor(self.seconds, dtype=torch.float64),
                 "history": self.history,
                 "random": random,
+                **carried,
             }
             checkpoint.save(self.path, state)
         self.group.barrier()
@@ -110,6 +134,8 @@ class Training:
                 self.sums = self._no_sums().copy_(state["sums"])
             checkpoint.restore_model(path, self.model, state["model"])
             checkpoint.restore_optimizer(path, self.optimizer, state["optimizer"])
+            if "carried" in state:
+                self.task.carry(state["carried"][self.group.rank].to(self.group.device))
             random_state.restore(state["random"][self.group.rank], self.group.device)
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{printable(path)}: is not a training checkpoint ({error})") from error

@@ -18,14 +18,14 @@ from torch.nn.functional import cross_entropy
 import fastdl
 from fastdl.models import ConvNet
 from fastdl.models.convnet.reference import ReferenceConvNet
-from fastdl.recipes import RECIPES, checkpoint
+from fastdl.recipes import RECIPES, checkpoint, runner
 from fastdl.recipes.convnet import augment, plots, recipe, report
-from fastdl.recipes.convnet.kernels import kernels
 from fastdl.recipes.convnet.task import Classification, evaluate
 from fastdl.recipes.data.digits import load_digits
 from fastdl.recipes.data.labelled_images import LabelledImages
 from fastdl.recipes.distributed import Group
 from fastdl.recipes.extras import MissingExtraError, require
+from fastdl.recipes.kernels import kernels
 from fastdl.recipes.options import Options
 
 CPU = torch.device("cpu")
@@ -184,21 +184,21 @@ def test_missing_package_names_the_extra():
 @pytest.mark.long
 def test_command_line_needs_only_torch_and_numpy():
     """Nothing of the extra [demo] (but tqdm, if torch does) and no recipe is imported before it is used."""
-    extras = "{'sklearn', 'mlxtend', 'matplotlib', 'PIL', 'pandas', 'fastdl.recipes.convnet'}"
+    extras = "{'sklearn', 'mlxtend', 'matplotlib', 'PIL', 'pandas', 'fastdl.recipes.convnet.recipe'}"
     script = f"import sys, fastdl.cli; print(sorted(set(sys.modules) & {extras}))"
     environment = {**os.environ, "PYTHONPATH": str(Path(fastdl.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout == "[]\n", done.stderr
-    assert RECIPES["convnet"].load() is fastdl.recipes.convnet
+    assert RECIPES["convnet"].load() is recipe
 
 
 def test_the_twin_resumes_from_beside(tmp_path):
     resumed = options(None, tmp_path, resume=tmp_path / "checkpoint.pt")
-    assert recipe._resumed_from(options(None, tmp_path), "fastdl") is None
-    assert recipe._resumed_from(resumed, "fastdl") == tmp_path / "checkpoint.pt"
-    assert recipe._resumed_from(resumed, "reference") is None
+    assert runner.resumed_from(options(None, tmp_path), "fastdl") is None
+    assert runner.resumed_from(resumed, "fastdl") == tmp_path / "checkpoint.pt"
+    assert runner.resumed_from(resumed, "reference") is None
     (tmp_path / "checkpoint-reference.pt").write_bytes(b"")
-    assert recipe._resumed_from(resumed, "reference") == tmp_path / "checkpoint-reference.pt"
+    assert runner.resumed_from(resumed, "reference") == tmp_path / "checkpoint-reference.pt"
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from fastdl.recipes import checkpoint, loop, random_state
 from fastdl.recipes.console import Console
 from fastdl.recipes.distributed import Group
 from fastdl.recipes.interrupt import Interrupted, StopRequest
-from fastdl.recipes.training import Training
+from fastdl.recipes.training import Task, Training
 
 GROUP = Group(0, 1, torch.device("cpu"), None)
 QUIET = Console(io.StringIO(), enabled=False)
 
 
-class Regression:
+class Regression(Task):
     """Learns y = 0 from drawn x; `scale` above 1e30 makes the loss infinite."""
 
     metrics = ("loss", "size")

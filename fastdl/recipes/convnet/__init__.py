@@ -1,5 +1,1 @@
 """ConvNet on digits."""
-
-from .recipe import train
-
-__all__ = ["train"]

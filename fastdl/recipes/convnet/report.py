@@ -57,19 +57,3 @@ def confusion_lines(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> 
         return [f"confusion matrix of {len(classes)} classes: see the metrics file"]
     lines = table(classes, [(name, list(map(str, row))) for name, row in zip(classes, matrix, strict=True)])
     return ["confusion matrix (row: true, column: predicted)", *lines]
-
-
-def comparison_lines(runs: Sequence[dict]) -> list[str]:
-    """`runs` as in the metrics file; each has "measured"."""
-    rows = [
-        ("test accuracy", [f"{100 * run['test']['accuracy']:.2f}%" for run in runs]),
-        ("test loss", [f"{run['test']['loss']:.4f}" for run in runs]),
-        ("time per step", [f"{run['measured']['step_ms']:.1f} ms" for run in runs]),
-        ("peak memory of a step", [_megabytes(run["measured"]["peak_bytes"]) for run in runs]),
-        ("saved for backward", [_megabytes(run["measured"]["saved_bytes"]) for run in runs]),
-    ]
-    return table([run["model"] for run in runs], rows)
-
-
-def _megabytes(count: int | None) -> str:
-    return "not measured" if count is None else f"{count / 1e6:.1f} MB"

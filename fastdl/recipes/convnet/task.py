@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from .. import random_state
 from ..data.labelled_images import LabelledImages
 from ..distributed import Group
+from ..training import Task
 from .augment import augmented, plain
 
 _ORDER, _AUGMENTATION = 1, 2
@@ -30,7 +31,7 @@ class Evaluation(NamedTuple):
     predicted: Tensor
 
 
-class Classification:
+class Classification(Task):
     """Batches of `data` in an order, and with an augmentation, drawn from (seed, epoch, step)."""
 
     metrics = ("loss", "accuracy")

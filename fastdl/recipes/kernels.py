@@ -1,0 +1,56 @@
+"""Which backend and algorithm serve a model's fused modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import dispatch
+from ..nn import ConvReLU2d, ConvReLUMaxPool2d
+
+
+def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
+    """Module name -> "backend (algorithm)" for each fused module that `model(*inputs)` calls."""
+    served = {}
+
+    def observe(name: str, explain: Callable[..., dispatch.Explanation]):
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            explanation = explain(module, *inputs)
+            served[name] = f"{explanation.backend} ({explanation.algorithm})"
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(observe(name, explain))
+        for name, module in model.named_modules()
+        for kind, explain in EXPLAINED
+        if isinstance(module, kind)
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return served
+
+
+def _convolution(module: ConvReLU2d, x: Tensor) -> dispatch.Explanation:
+    names = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
+    pool = {name: getattr(module, name) for name in names if isinstance(module, ConvReLUMaxPool2d)}
+    return dispatch.explain(
+        "conv_relu_maxpool",
+        x,
+        module.weight,
+        module.bias,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        **pool,
+    )
+
+
+EXPLAINED = ((ConvReLU2d, _convolution),)
