@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.ops import grid_conv_relu_maxpool as grid
+from benchmarks import grid
 from benchmarks.plot import plot_rows
 from benchmarks.report import HEAD, Row, describe, lines, markdown, read
 
@@ -116,7 +116,7 @@ def _grid(path: Path) -> str:
     ]
     return "\n".join(
         [
-            f"## Shapes outside the goal table on {rows[0].device}\n",
+            f"## {rows[0].family}: shapes outside the goal table, on {rows[0].device}\n",
             f"{describe(asdict(rows[0]), limits)}; {rows[0].date}.\n",
             f"```\n{grid.summary(rows)}\n```\n",
             "The twenty least ratios:\n",

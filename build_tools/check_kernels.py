@@ -24,7 +24,10 @@ from tests.emulation.driver import BUILDS, compile_driver, run_driver  # noqa: E
 SCHEDULES = {"plain": range(16), "asan": (0, 1, 3, 7), "tsan": (0, 7)}
 # Long enough a hunt for a bug: fixed orders and four random mixes.
 HUNT = {"plain": range(8), "asan": (0, 1), "tsan": (0, 7)}
-FAMILIES = ("conv_relu_maxpool",)
+# A family with emulated kernels has a driver of its own.
+FAMILIES = tuple(
+    sorted(path.stem for path in (ROOT / "tests/emulation").glob("*.cpp") if path.stem != "features")
+)
 
 complaints: list[str] = []
 
@@ -88,7 +91,8 @@ def check_mutations() -> None:
             text = path.read_text()
             assert text.count(mutation.old) == 1, f"{mutation.what}: the line is gone"
             path.write_text(text.replace(mutation.old, mutation.new))
-            caught = hunt(lambda build, c=csrc, f=folder: compile_driver(FAMILIES[0], build, c, Path(f)))
+            family = mutation.family
+            caught = hunt(lambda build, n=family, c=csrc, f=folder: compile_driver(n, build, c, Path(f)))
         print(f"{mutation.what}: {caught}", flush=True)
         if caught is None:
             complaints.append(f"not caught: {mutation.what}")

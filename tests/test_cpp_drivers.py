@@ -7,6 +7,7 @@ ASan and UBSan see reads and writes outside and undefined behaviour, TSan sees r
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,12 +20,12 @@ ROOT = Path(__file__).parents[1]
 DRIVERS = ROOT / "tests" / "cpp"
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
 
-FAMILY = "csrc/ops/conv_relu_maxpool"
-# What each driver links with, besides csrc/common/cpu.
+# A driver names what it links with, besides csrc/common/cpu, in lines "// links <path under csrc>".
 SOURCES = {
-    "bias_relu_maxpool_test.cpp": [f"{FAMILY}/bias_relu_maxpool_cpu.cpp"],
-    "direct_test.cpp": [f"{FAMILY}/direct_cpu.cpp"],
-    "winograd_test.cpp": [f"{FAMILY}/winograd_{part}.cpp" for part in ("cpu", "plan", "weight")],
+    path.name: [
+        f"csrc/{linked}" for linked in re.findall(r"^// links (\S+)$", path.read_text(), re.MULTILINE)
+    ]
+    for path in sorted(DRIVERS.glob("*.cpp"))
 }
 COMMON = ["csrc/common/cpu/isa.cpp", "csrc/common/cpu/scratch.cpp"]
 
@@ -66,8 +67,9 @@ def instruction_sets() -> tuple[str, ...]:
     return _extension.CPU_ISAS[: torch.ops.fastdl._best_cpu_isa() + 1]
 
 
-def test_every_driver_is_run():
-    assert {path.name for path in DRIVERS.glob("*.cpp")} == set(SOURCES)
+def test_there_are_drivers():
+    assert len(SOURCES) >= 3
+    assert all((ROOT / source).is_file() for sources in SOURCES.values() for source in sources)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def script() -> ModuleType:
 
 
 def test_the_gates_can_fail(script: ModuleType):
-    case = script.Case("kernel", None, {}, {}, 4, 2, tensor_cores=True)
+    case = script.Case("kernel", None, {}, {}, frozenset(), 4, 2, tensor_cores=True)
     good = script.Result("kernel", 80, 128, 0, 1024, 16, 4, 1.0, None)
     assert script.failure(case, good, "") is None
     assert "tensor-core" in script.failure(case, good._replace(tensor_core=0), "")

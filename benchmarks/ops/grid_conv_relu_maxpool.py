@@ -1,33 +1,18 @@
-"""Shapes outside the goal table: conv_relu_maxpool must never be slower than eager by more than 5% or 3 us.
+"""Shapes of conv_relu_maxpool outside the goal table; benchmarks/grid.py says how they are judged.
 
-    python -m benchmarks.ops.grid_conv_relu_maxpool [--mode inference|training|both] [--cases TEXT] [--out DIR]
-
-Eager is timed twice, under two names: how often the second would break the rule is the noise of the machine. A
-row above the limit, or near it, is timed again for longer, and that is what counts.
+python -m benchmarks.ops.grid_conv_relu_maxpool [--mode inference|training|both] [--cases TEXT] [--out DIR]
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from benchmarks import machine, report
+from benchmarks.grid import AGAIN, run_grid
 from benchmarks.ops.bench_conv_relu_maxpool import ConvCase, Tensors
 from benchmarks.providers import Provider
-from benchmarks.report import Row
-from benchmarks.run import ROOT, Effort, measure
 from fastdl.testing.conv_relu_maxpool import Sample
-
-SLACK, SLACK_MS = 0.05, 0.003
-AGAIN = "eager again"
-SCREEN = Effort(rounds=9, least_rounds=5, seconds=0.4, least_seconds=0.003)
-CERTAIN = Effort(rounds=41, least_rounds=15, seconds=1.5, least_seconds=0.008)
 
 
 def _conv(
@@ -117,86 +102,5 @@ def cases(modes: Sequence[str]) -> list[GridCase]:
     return found
 
 
-def slower_than_allowed(row: Row, eager: Row, slack: float = SLACK, slack_ms: float = SLACK_MS) -> bool:
-    return row.ms > eager.ms + max(slack * eager.ms, slack_ms)
-
-
-def doubt(rows: list[Row]) -> Effort | None:
-    """Time again what breaks the rule or comes near it, eager against itself included."""
-    if any(row.ms is None for row in rows):
-        return None
-    eager, fused, again = rows
-    near = any(slower_than_allowed(row, eager, SLACK / 2, SLACK_MS / 2) for row in (fused, again))
-    return CERTAIN if near else None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mode", choices=("inference", "training", "both"), default="both")
-    parser.add_argument("--cases", default="", metavar="TEXT", help="part of a name")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results, for part of a run runs/bench")
-    arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"torch {torch.__version__} finds no GPU")
-    modes = ("inference", "training") if arguments.mode == "both" else (arguments.mode,)
-    chosen = [case for case in cases(modes) if arguments.cases in f"{case.group}/{case.name}"]
-    facts, limits = machine.facts(arguments.device), machine.limits(arguments.device)
-    out = arguments.out or ROOT / ("benchmarks/results" if len(chosen) == len(cases(modes)) else "runs/bench")
-    stem = out / f"grid-conv_relu_maxpool-{facts['machine']}"
-    print(report.describe(facts, limits), flush=True)
-    begin, rows = time.perf_counter(), []
-    for i, case in enumerate(chosen):
-        measured = measure("conv_relu_maxpool", case, arguments.device, facts, limits, SCREEN, doubt=doubt)
-        rows += measured
-        print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - begin:.0f} s] {_line(measured)}", flush=True)
-    report.write(rows, limits, stem, plot=False)
-    print(f"\n{summary(rows)}\n{time.perf_counter() - begin:.0f} s, written to {stem}.*")
-    return 1 if violations(rows) or any(row.status.startswith("refused") for row in rows) else 0
-
-
-def violations(rows: list[Row], provider: str = "fastdl") -> list[tuple[Row, Row]]:
-    """(row, eager's row) of each case in which the provider is slower than allowed."""
-    eager = {(row.group, row.case): row for row in rows if row.provider == "eager"}
-    pairs = [
-        (row, eager[row.group, row.case]) for row in rows if row.provider == provider and row.ms is not None
-    ]
-    return [(row, base) for row, base in pairs if slower_than_allowed(row, base)]
-
-
-def summary(rows: list[Row]) -> str:
-    """How many shapes, how fast, and every one that is slower than allowed or refused."""
-    ours = [row for row in rows if row.ours]
-    timed = [row for row in ours if row.ms is not None]
-    broken = violations(rows)
-    ratios = sorted(row.over_eager for row in timed)
-    lines = [
-        f"{len(ours)} cases, {len(broken)} slower than eager by more than 5% or 3 us "
-        f"({len(violations(rows, AGAIN))} for eager against itself)"
-    ]
-    if ratios:
-        lines.append(
-            f"x eager: least {ratios[0]:.2f}, median {ratios[len(ratios) // 2]:.2f}, most {ratios[-1]:.2f}"
-        )
-    lines += [
-        f"  slower: {row.group}/{row.case} {row.algorithm}: {row.ms:.4f} ms, eager {base.ms:.4f} ms"
-        for row, base in broken
-    ]
-    lines += [f"  {row.group}/{row.case}: {row.status}" for row in ours if row.ms is None]
-    return "\n".join(lines)
-
-
-def _line(rows: list[Row]) -> str:
-    eager, fused, again = rows
-    name = f"{fused.group}/{fused.case}"
-    if any(row.ms is None for row in rows):
-        return f"{name}: {next(row.status for row in rows if row.ms is None)}"
-    mark = " SLOWER" if slower_than_allowed(fused, eager) else ""
-    return (
-        f"{name}: {fused.ms:.4f} ms, eager {eager.ms:.4f} and {again.ms:.4f}, "
-        f"{fused.over_eager:.2f}x, {fused.algorithm}, {fused.rounds} rounds{mark}"
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_grid("conv_relu_maxpool", cases))

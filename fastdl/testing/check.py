@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..dispatch import Candidate, Choice
-from ..ops.conv_relu_maxpool import backends
-from ..ops.conv_relu_maxpool.refusals import CANDIDATES
-from . import conv_relu_maxpool as family
-from .error_rule import SEEDS, ErrorReport, judge
+from .._schemas import family_schemas
+from ..dispatch import Candidate
+from .checked_op import CheckedOp
+from .error_rule import ErrorReport
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,44 +30,18 @@ class CheckResult:
     ok: bool
 
 
+def checked_ops() -> Iterator[CheckedOp]:
+    """The ops of every family: a folder of fastdl/ops is a file of fastdl/testing."""
+    for family in family_schemas():
+        yield from importlib.import_module(f".{family}", __package__).OPS
+
+
 def check(device: str = "cpu") -> Iterator[CheckResult]:
     """One result for each (algorithm, dtype, quantity) that serves `device`: its worst sample by the error rule."""
-    for candidate in CANDIDATES:
-        for dtype in DTYPES:
-            yield from _check_conv_relu_maxpool(candidate, dtype, device)
-
-
-def reports(
-    sample: family.Sample, plan: backends.Plan, dtype: torch.dtype, device: str = "cpu"
-) -> dict[str, ErrorReport]:
-    """The error rule's report for the output and each gradient of one sample under one plan.
-
-    With a pool also "record": the fp64 value at the recorded position against the window's maximum. A position
-    is at most twice as wrong as the two values it was chosen by, so it is judged against the output's errors.
-    """
-    ours = [family.run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
-    eager = _eager(sample, dtype, device)
-    result = {}
-    for i, name in enumerate(family.NAMES):
-        if ours[0].values[i] is not None:
-            pooled = [
-                (o.values[i], o.truths[i], e.values[i], e.truths[i]) for o, e in zip(ours, eager, strict=True)
-            ]
-            result[name] = judge(pooled, dtype)
-    if ours[0].chosen is not None:
-        result["record"] = judge(
-            [
-                (o.chosen, o.truths[0], 2 * (e.values[0].double() - e.truths[0]), torch.zeros(()))
-                for o, e in zip(ours, eager, strict=True)
-            ],
-            dtype,
-        )
-    return result
-
-
-@functools.lru_cache(maxsize=64)
-def _eager(sample: family.Sample, dtype: torch.dtype, device: str) -> list[family.Run]:
-    return [family.run_eager(sample, dtype, seed, device=device) for seed in SEEDS]
+    for op in checked_ops():
+        for candidate in op.candidates:
+            for dtype in DTYPES:
+                yield from _check(op, candidate, dtype, device)
 
 
 def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
@@ -78,26 +51,17 @@ def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
     return report.within_rule
 
 
-def _check_conv_relu_maxpool(candidate: Candidate, dtype: torch.dtype, device: str) -> Iterator[CheckResult]:
+def _check(op: CheckedOp, candidate: Candidate, dtype: torch.dtype, device: str) -> Iterator[CheckResult]:
     worst: dict[str, CheckResult] = {}
-    for sample in family.SAMPLES:
-        x, weight, bias = (None if t is None else t.to(device) for t in sample.inputs(dtype))
-        g = sample.geometry(x, weight, bias)
-        if candidate.refusal(x, weight, bias, g) is not None:
+    for sample in op.samples:
+        plan = op.plan(sample, candidate, dtype, device)
+        if plan is None:
             continue
-        plan = backends.make_plan(Choice(candidate.backend, candidate.algorithm), g)
-        for name, report in reports(sample, plan, dtype, device).items():
-            algorithm = plan.algorithm if name in ("output", "record") else plan.backward_algorithm
+        for name, report in op.reports(sample, plan, dtype, device).items():
+            algorithm = op.algorithm(plan, name)
             ok = is_ok(report, algorithm, dtype)
             result = CheckResult(
-                "conv_relu_maxpool",
-                candidate.backend,
-                algorithm,
-                str(dtype)[6:],
-                name,
-                str(sample),
-                report,
-                ok,
+                op.op, candidate.backend, algorithm, str(dtype)[6:], name, str(sample), report, ok
             )
             if name not in worst or _badness(result) > _badness(worst[name]):
                 worst[name] = result

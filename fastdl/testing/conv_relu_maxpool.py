@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.conv_relu_maxpool.backends import Plan
+from ..dispatch import Candidate, Choice
+from ..ops.conv_relu_maxpool.backends import Plan, make_plan
 from ..ops.conv_relu_maxpool.geometry import Geometry, normalise
 from ..ops.conv_relu_maxpool.op import ConvReluMaxpool
 from ..ops.conv_relu_maxpool.reference import indices_from_record, offsets_from_indices, reference_expand
+from ..ops.conv_relu_maxpool.refusals import CANDIDATES
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
+from .error_rule import SEEDS, ErrorReport, judge
 
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
@@ -96,15 +100,10 @@ SAMPLES = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one computation of a sample gives: outputs and gradients, and its own fp64 truth for each.
+class PooledRun(Run):
+    """`chosen` is the fp64 value (after bias and ReLU) at the position the record names, 0 where it says closed;
+    None without a pool."""
 
-    `chosen` is the fp64 value (after bias and ReLU) at the position the record names, 0 where it says closed;
-    None without a pool.
-    """
-
-    values: tuple[Tensor | None, ...]
-    truths: tuple[Tensor | None, ...]
     chosen: Tensor | None
 
 
@@ -117,7 +116,7 @@ def run_plan(
     device: str = "cpu",
     integers: bool = False,
     input_gradient: bool | None = None,
-) -> Run:
+) -> PooledRun:
     """The sample by one backend and algorithm (`make_plan`).
 
     `input_gradient`: whether x requires grad; by default wherever the plan's own backward can serve it.
@@ -133,7 +132,7 @@ def run_plan(
 
 def run_eager(
     sample: Sample, dtype: torch.dtype, seed: int, *, device: str = "cpu", integers: bool = False
-) -> Run:
+) -> PooledRun:
     """The sample by eager PyTorch in the dtype."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
@@ -155,7 +154,7 @@ def _run(
     device: str,
     integers: bool,
     input_gradient: bool,
-) -> Run:
+) -> PooledRun:
     drawn = sample.inputs(dtype, seed, integers)
     x, weight, bias = (None if t is None else t.to(device).requires_grad_() for t in drawn)
     x.requires_grad_(input_gradient)
@@ -170,7 +169,7 @@ def _run(
     leaves = [t for t, wanted in zip((x, weight, bias), inputs, strict=True) if wanted]
     gradients = iter(torch.autograd.grad(output, leaves, grad_output.to(device)))
     values = [output.detach().cpu(), *(next(gradients).cpu() if wanted else None for wanted in inputs)]
-    return Run(tuple(values), *_truth(*drawn, grad_output, values[0], record.cpu(), g))
+    return PooledRun(tuple(values), *_truth(*drawn, grad_output, values[0], record.cpu(), g))
 
 
 def _truth(
@@ -200,3 +199,41 @@ def _truth(
         [True] * 3,
     )  # fmt: skip
     return (truth, grad_input, grad_weight, None if bias is None else grad_bias), chosen
+
+
+_eager = once_for_all_plans(run_eager)
+
+
+def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
+    """The error rule's report for the output and each gradient of one sample under one plan.
+
+    With a pool also "record": the fp64 value at the recorded position against the window's maximum. A position
+    is at most twice as wrong as the two values it was chosen by, so it is judged against the output's errors.
+    """
+    ours = [run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
+    eager = _eager(sample, dtype, device)
+    result = reports_of(ours, eager, NAMES, dtype)
+    if ours[0].chosen is not None:
+        result["record"] = judge(
+            [
+                (o.chosen, o.truths[0], 2 * (e.values[0].double() - e.truths[0]), torch.zeros(()))
+                for o, e in zip(ours, eager, strict=True)
+            ],
+            dtype,
+        )
+    return result
+
+
+def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> Plan | None:
+    x, weight, bias = (None if t is None else t.to(device) for t in sample.inputs(dtype))
+    g = sample.geometry(x, weight, bias)
+    if candidate.refusal(x, weight, bias, g) is not None:
+        return None
+    return make_plan(Choice(candidate.backend, candidate.algorithm), g)
+
+
+def _algorithm(plan: Plan, quantity: str) -> str:
+    return plan.algorithm if quantity in ("output", "record") else plan.backward_algorithm
+
+
+OPS = (CheckedOp("conv_relu_maxpool", SAMPLES, CANDIDATES, _plan, reports, _algorithm),)

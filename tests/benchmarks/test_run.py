@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine, report, run
+from benchmarks import grid, machine, report, run
 from benchmarks.ops import bench_conv_relu_maxpool as conv
-from benchmarks.ops import grid_conv_relu_maxpool as grid
+from benchmarks.ops import grid_conv_relu_maxpool as conv_grid
 from benchmarks.performance import main as write_performance
 from benchmarks.providers import Case, Prepared, Provider, Workload
 from benchmarks.report import Row
@@ -167,8 +167,8 @@ def test_grid_rule():
 
 
 def test_grid_covers():
-    samples = [case.sample for case in grid.cases(("inference",))]
-    assert len({case.name for case in grid.cases(("inference",))}) == len(samples) >= 60
+    samples = [case.sample for case in conv_grid.cases(("inference",))]
+    assert len({case.name for case in conv_grid.cases(("inference",))}) == len(samples) >= 60
     assert {s.K[0] for s in samples if s.K[0] == s.K[1]} == {1, 2, 3, 4, 5, 6, 7}
     assert {s.N for s in samples} >= {1, 256}
     assert {s.channels_last for s in samples} == {False, True}

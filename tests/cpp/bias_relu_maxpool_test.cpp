@@ -1,6 +1,7 @@
 // bias_relu_maxpool against plain loops: every dtype, both memory formats, random geometries, ties, NaN,
 // infinities, damaged records, 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the instruction set.
 // Exits 1 on failure.
+// links ops/conv_relu_maxpool/bias_relu_maxpool_cpu.cpp
 #include "kernel_test.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
 

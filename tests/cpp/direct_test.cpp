@@ -1,6 +1,7 @@
 // direct_forward against plain loops in fp64: dtypes, both memory formats on either side, random geometries.
 // Small integers must come out exact, NaN and infinities included; other values within the bound of the sum's
 // rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the instruction set. Exits 1 on failure.
+// links ops/conv_relu_maxpool/direct_cpu.cpp
 #include "kernel_test.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
 

@@ -1,8 +1,9 @@
 // The Winograd kernels against plain loops in double: shapes, memory formats, dtypes, NaN, infinity, threads.
-// Links with csrc/ops/conv_relu_maxpool/winograd*.cpp and csrc/common/cpu/{isa,scratch}.cpp; the argument is
-// the number of random cases. Run it for each FASTDL_CPU_ISA, and built with -fsanitize=address,undefined and
-// with -fsanitize=thread.
-
+// The argument is the number of random cases. Run it for each FASTDL_CPU_ISA, and built with
+// -fsanitize=address,undefined and with -fsanitize=thread.
+// links ops/conv_relu_maxpool/winograd_cpu.cpp
+// links ops/conv_relu_maxpool/winograd_plan.cpp
+// links ops/conv_relu_maxpool/winograd_weight.cpp
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

@@ -24,12 +24,13 @@ ONLY_SANITIZERS = (19, 20, 23, 25)
 
 
 class Mutation(NamedTuple):
-    """`old`, which occurs once in `file` (under csrc), becomes `new`."""
+    """`old`, which occurs once in `file` (under csrc), becomes `new`; the driver of `family` must notice."""
 
     what: str
     file: str
     old: str
     new: str
+    family: str = "conv_relu_maxpool"
 
 
 _OPS = "ops/conv_relu_maxpool"

@@ -10,8 +10,7 @@ from fastdl.ops.conv_relu_maxpool import registration, triton_ops, triton_tiles
 from fastdl.ops.conv_relu_maxpool.backends import make_plan
 from fastdl.ops.conv_relu_maxpool.geometry import Geometry
 from fastdl.ops.conv_relu_maxpool.reference import reference_with_record
-from fastdl.testing.check import reports
-from fastdl.testing.conv_relu_maxpool import POOL, SAMPLES, Sample
+from fastdl.testing.conv_relu_maxpool import POOL, SAMPLES, Sample, reports
 
 forward_op = torch.ops.fastdl.conv_relu_maxpool_triton.default
 backward_op = torch.ops.fastdl.conv_relu_maxpool_backward_triton.default

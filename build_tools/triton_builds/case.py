@@ -1,0 +1,33 @@
+"""One kernel to compile ahead of time, and how a family's modules are reached without torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+OPS = Path(__file__).parents[2] / "fastdl" / "ops"
+
+
+class Case(NamedTuple):
+    """One compilation: `types` of the arguments that are not constants, which of them the launcher would find to be
+    multiples of 16, `tensor_cores` whether PTX must use them."""
+
+    label: str
+    kernel: object
+    types: dict[str, str]
+    constants: dict[str, object]
+    aligned: frozenset[str]
+    num_warps: int
+    num_stages: int
+    tensor_cores: bool
+
+
+def load(family: str, name: str) -> ModuleType:
+    """A module of the family, without running the package's own `__init__` (which needs torch)."""
+    package = ModuleType(family)
+    package.__path__ = [str(OPS / family)]
+    sys.modules.setdefault(family, package)
+    return importlib.import_module(f"{family}.{name}")
