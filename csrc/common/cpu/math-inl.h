@@ -1,0 +1,63 @@
+// exp, tanh, sigmoid and erf of a Vec, by polynomials fitted to the relative error (Lawson's iteration). One
+// text for every instruction set. NaN stays NaN, infinities and denormals are exact cases; largest errors
+// measured against double are in tests/cpp/math_test.cpp. Included after vec-inl.h: no include guard.
+
+FASTDL_INLINE VecBits bits_of(Vec x) { return reinterpret_cast<VecBits>(x); }
+FASTDL_INLINE Vec from_bits(VecBits bits) { return reinterpret_cast<Vec>(bits); }
+FASTDL_INLINE VecBits set1_bits(uint32_t bits) { return bits + VecBits{}; }
+
+FASTDL_INLINE Vec magnitude(Vec x) { return from_bits(bits_of(x) & 0x7fffffff); }
+// The magnitude of x with the sign of `sign`; x must not be negative.
+FASTDL_INLINE Vec with_sign(Vec x, Vec sign) { return from_bits(bits_of(x) | (bits_of(sign) & 0x80000000)); }
+
+// a + z b, the end of a Horner chain written from its top: horner(z, a, b, c) is a + z (b + z c).
+FASTDL_INLINE Vec horner(Vec, float a) { return set1(a); }
+template <class... More>
+FASTDL_INLINE Vec horner(Vec z, float a, More... more) {
+  return fma(z, horner(z, more...), set1(a));
+}
+
+FASTDL_INLINE Vec exp(Vec x) {
+  // Beyond these the result is infinity or 0 in float; a NaN passes both comparisons.
+  x = select(x > set1(89.0f), set1(89.0f), x);
+  x = select(x < set1(-104.0f), set1(-104.0f), x);
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the lowest bits.
+  const Vec kRound = set1(12582912.0f);
+  const Vec shifted = fma(x, set1(1.44269504f), kRound);
+  const Vec n = shifted - kRound;
+  // ln 2 in two parts, n times the first being exact.
+  const Vec r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x));
+  const Vec tail = horner(r, 0.49999994f, 0.166665211f, 0.041668389f, 0.00836871564f, 0.00138146011f);
+  const Vec value = fma(r * r, tail, r) + set1(1.0f);
+  // 2^n in two factors: neither leaves the normal numbers, and the last one rounds a denormal result once.
+  const VecBits biased = bits_of(shifted) - bits_of(kRound) + 254;
+  const VecBits half = biased >> 1;
+  return value * from_bits(half << 23) * from_bits((biased - half) << 23);
+}
+
+FASTDL_INLINE Vec sigmoid(Vec x) {
+  // exp of a negative argument alone: nothing overflows, and small results keep their relative accuracy.
+  const Vec e = exp(from_bits(bits_of(x) | 0x80000000));
+  return select(x < zero(), e, set1(1.0f)) / (e + set1(1.0f));
+}
+
+FASTDL_INLINE Vec tanh(Vec x) {
+  const Vec a = magnitude(x), z = x * x;
+  const Vec tail = horner(z, -0.333332807f, 0.133314416f, -0.0537397116f, 0.0206390787f, -0.00570497848f);
+  const Vec small = fma(z * tail, a, a);
+  const Vec large = set1(1.0f) - set1(2.0f) / (exp(a + a) + set1(1.0f));
+  return with_sign(select(a < set1(0.625f), small, large), x);
+}
+
+FASTDL_INLINE Vec erf(Vec x) {
+  const Vec a = magnitude(x), z = x * x;
+  const Vec tail = horner(z, 0.128379166f, -0.376126349f, 0.112836972f, -0.0268594995f, 0.00520128617f,
+                          -0.000814559753f, 8.38239066e-05f);
+  const Vec small = fma(tail, a, a);
+  // log(erfc(a)); from 4 on erf is 1 in float.
+  const Vec t = select(a > set1(4.0f), set1(4.0f), a);
+  const Vec log_erfc = horner(t, -0.000166444923f, -1.12779725f, -0.636976063f, -0.104113698f, 0.0223152246f,
+                              -0.00306549342f, 0.00019821999f);
+  const Vec large = set1(1.0f) - exp(log_erfc);
+  return with_sign(select(a < set1(0.92f), small, large), x);
+}

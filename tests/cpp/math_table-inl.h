@@ -1,0 +1,13 @@
+// The functions of math-inl.h over arrays, for math_test.cpp.
+#include "common/cpu/math-inl.h"
+
+template <Vec (*kFunction)(Vec)>
+void map(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int m = static_cast<int>(n - i < kLanes ? n - i : kLanes);
+    store_first(y + i, kFunction(load_first(x + i, m)), m);
+  }
+}
+
+typedef void (*Map)(const float* x, float* y, int64_t n);
+constexpr Map kFunctions[] = {map<exp>, map<tanh>, map<sigmoid>, map<erf>};
