@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..raw_operators import define
 from . import schema
 from .geometry import Geometry
 from .reference import reference_bias_relu_maxpool, reference_expand
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def conv_relu_maxpool(
@@ -124,16 +122,4 @@ def fake_bias_relu_maxpool_backward(
     return grad_conv, grad_output.new_empty(grad_output.shape[1])
 
 
-def register(name: str, definition: str, reference: object, fake: object) -> None:
-    """Define fastdl::<name>; C++ kernels override the reference, in whichever order they load."""
-    library.define(definition, tags=(torch.Tag.pt2_compliant_tag,))
-    # no_grad: like a kernel's, the outputs of a raw operator never require grad
-    library.impl(name, torch.no_grad()(reference), "CompositeExplicitAutograd")
-    # without it opcheck's test_autograd_registration fails on inputs that require grad
-    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{name}", fake, lib=library)
-
-
-for definition in schema.SCHEMAS:
-    name = definition.split("(")[0]
-    register(name, definition, globals()[name], globals()[f"fake_{name}"])
+library = define(schema.SCHEMAS, globals())

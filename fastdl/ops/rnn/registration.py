@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..raw_operators import define
 from . import schema
 from .reference import Sequence, accumulate_dtype, reference_sequence
 from .reference_backward import reference_sequence_backward
 from .steps import Context
 from .structure import Structure
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def rnn_sequence(
@@ -132,11 +129,4 @@ def fake_rnn_sequence_backward(
     )
 
 
-for definition in schema.SCHEMAS:
-    name = definition.split("(")[0]
-    library.define(definition, tags=(torch.Tag.pt2_compliant_tag,))
-    # no_grad: like a kernel's, the outputs of a raw operator never require grad
-    library.impl(name, torch.no_grad()(globals()[name]), "CompositeExplicitAutograd")
-    # without it opcheck's test_autograd_registration fails on inputs that require grad
-    library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{name}", globals()[f"fake_{name}"], lib=library)
+library = define(schema.SCHEMAS, globals())
