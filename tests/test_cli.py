@@ -12,6 +12,7 @@ import torch
 import fastdl
 from fastdl import cli
 from fastdl.info import info
+from fastdl.recipes import RECIPES
 
 FASTDL = [sys.executable, "-m", "fastdl"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(fastdl.__file__).parent.parent)}
@@ -54,7 +55,19 @@ def run(capsys, *arguments):
         ),
         (["train", "convnet", "--epoch", "3"], "unknown arguments: --epoch 3"),
         (["info", "more"], "unknown arguments: more"),
-        (["sample", "convnet"], "convnet does not generate anything; recipes that do: none yet"),
+        (["sample", "convnet"], "convnet does not generate anything; recipes that do: rnn_lm"),
+        (["sample"], "required: RECIPE"),
+        (
+            ["train", "rnn_lm", "--data", "/nonexistent"],
+            "--data: /nonexistent is neither a file nor a folder",
+        ),
+        (["train", "rnn_lm", "--cell", "elman"], "--cell: invalid choice: 'elman'"),
+        (["train", "rnn_lm", "--hidden-size", "0"], "--hidden-size: must be a whole number from 1"),
+        (["train", "rnn_lm", "--dropout", "1"], "--dropout: must be a number from 0 to below 1"),
+        (["sample", "rnn_lm", "--temperature", "-1"], "--temperature: must be a finite number from 0"),
+        (["sample", "rnn_lm", "--temperature", "nan"], "--temperature: must be a finite number from 0"),
+        (["sample", "rnn_lm", "--top-k", "0"], "--top-k: must be a whole number from 1"),
+        (["sample", "rnn_lm", "one", "two"], "unknown arguments: two"),
         (["sample", "nothing"], "invalid choice: 'nothing'"),
     ],
 )
@@ -66,12 +79,24 @@ def test_bad_options_exit_with_2_and_one_line(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
-def test_help_and_version(capsys):
-    code, out, _ = run(capsys, "train", "convnet", "--help")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_the_shared_options(capsys, recipe):
+    code, out, _ = run(capsys, "train", recipe, "--help")
     assert code == 0
     options = "--data --epochs --batch-size --lr --device --backend --compile --compare --resume --out --seed --json"
     for option in options.split():
         assert f" {option}" in out
+
+
+@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if recipe.sample_options])
+def test_every_generative_recipe_takes_the_shared_sample_options(capsys, recipe):
+    code, out, _ = run(capsys, "sample", recipe, "--help")
+    assert code == 0
+    for option in ["--checkpoint", "--device", "--backend", "--seed"]:
+        assert f" {option}" in out
+
+
+def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"fastdl {fastdl.__version__}\n")
 
 

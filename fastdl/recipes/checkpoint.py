@@ -46,12 +46,17 @@ def load(path: Path) -> dict:
 
 def restore_model(path: Path, model: nn.Module, state: object) -> None:
     """Copy a state_dict into `model` after comparing names, shapes and dtypes. ValueError names `path`."""
+    check_model(path, model, state)
+    model.load_state_dict(state)
+
+
+def check_model(path: Path, model: nn.Module, state: object) -> None:
+    """ValueError, naming `path`, unless a state_dict has the model's names, shapes and dtypes."""
     own = model.state_dict()
     if not isinstance(state, dict) or set(state) != set(own):
         raise _bad(path, f"holds another model: expected {sorted(own)}, got {_names(state)}")
     for name, tensor in own.items():
         _same_kind(path, name, tensor, state[name])
-    model.load_state_dict(state)
 
 
 def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, state: object) -> None:

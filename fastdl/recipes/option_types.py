@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,12 +37,24 @@ def seed(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
+    return _float(text, lambda value: 0 < value < math.inf, "a finite number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    return _float(text, lambda value: 0 <= value < math.inf, "a finite number from 0")
+
+
+def probability(text: str) -> float:
+    return _float(text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def _float(text: str, fits: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
     return value
 
 

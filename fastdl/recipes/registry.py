@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from .options import Defaults, Options, SampleOptions
+from .rnn_lm.options import RnnLmOptions, RnnLmSampleOptions
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ RECIPES = {
             "convnet",
             "classify handwritten digits, or any folder of images, with ConvNet",
             Defaults(epochs=5, batch_size=64, lr=1e-3),
+        ),
+        Recipe(
+            "rnn_lm",
+            "model a text character by character with an LSTM, GRU or RNN, and let it write",
+            Defaults(epochs=2, batch_size=64, lr=2e-3),
+            RnnLmOptions,
+            RnnLmSampleOptions,
         ),
     )
 }

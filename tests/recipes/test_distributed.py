@@ -140,3 +140,24 @@ def test_command_line_is_stopped_and_resumed_together(tmp_path):
         "scores.png",
         "confusion_matrix.png",
     }
+
+
+@pytest.mark.long
+def test_rnn_lm_in_two_processes_trains_as_one(tmp_path):
+    """Rows and the state of each are dealt to the processes, and come back from the checkpoint."""
+    (tmp_path / "t.txt").write_text("never odd or even; was it a car or a cat I saw? " * 30)
+    command = ["-m", "fastdl", "train", "rnn_lm", "--device", "cpu", "--data", tmp_path / "t.txt", "--json"]
+    command += ["--hidden-size", 16, "--batch-size", 4, "--sequence-length", 20, "--lr", "1e-3"]
+    metrics = []
+    for count in (1, 2):
+        out = ["--out", tmp_path / str(count)]
+        code, _, err = finish(torchrun(*command, *out, "--epochs", 1, count=count))
+        assert code == 0, err
+        code, printed, err = finish(torchrun(*command, *out, "--epochs", 2, "--resume", count=count))
+        assert code == 0, err
+        metrics.append(json.loads(printed))
+    one, two = (entry["runs"][0] for entry in metrics)
+    assert two["test"]["loss"] == pytest.approx(one["test"]["loss"], rel=1e-3)
+    for name in ("loss", "validation_loss"):
+        assert two["epochs"][1][name] == pytest.approx(one["epochs"][1][name], rel=1e-3)
+    assert len(checkpoint.load(tmp_path / "2" / "checkpoint.pt")["carried"]) == 2

@@ -50,6 +50,49 @@ def test_out_that_is_a_file_exits_with_1(capsys, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
 
 
+def test_text_is_learned_and_written(capsys, tmp_path):
+    (tmp_path / "t.txt").write_text("never odd or even " * 40)
+    sizes = ["--hidden-size", 8, "--sequence-length", 16, "--batch-size", 4, "--epochs", 1]
+    command = ["train", "rnn_lm", "--data", tmp_path / "t.txt", "--out", tmp_path / "out", "--json", *sizes]
+    assert cli.main(list(map(str, command))) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["options"]["hidden_size"] == 8
+    assert "it writes:" in captured.err
+    asked = [
+        "never",
+        "--length",
+        "12",
+        "--top-k",
+        "3",
+        "--checkpoint",
+        str(tmp_path / "out" / "checkpoint.pt"),
+    ]
+    assert cli.main(["sample", "rnn_lm", *asked]) == 0
+    written = capsys.readouterr().out
+    assert (written[:5], len(written)) == ("never", 5 + 12 + 1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK not a checkpoint"])
+def test_sample_without_a_model_exits_with_1_and_one_line(capsys, tmp_path, content):
+    path = tmp_path / "c.pt"
+    if content is not None:
+        path.write_bytes(content)
+    assert cli.main(["sample", "rnn_lm", "--checkpoint", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert captured.err.startswith(f"fastdl: {path}: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\1", b"short"])
+def test_unusable_text_exits_with_1_and_one_line(capsys, tmp_path, content):
+    (tmp_path / "t.txt").write_bytes(content)
+    options = ["--data", str(tmp_path / "t.txt"), "--out", str(tmp_path / "out")]
+    assert cli.main(["train", "rnn_lm", *options]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"fastdl: {tmp_path / 't.txt'}: ")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.long
 def test_interrupt_saves_and_resume_finishes(tmp_path):
     folder, out = write_idx_folder(tmp_path / "data", train=12, test=6), tmp_path / "out"

@@ -1,0 +1,3 @@
+from .model import RecurrentLanguageModel
+
+__all__ = ["RecurrentLanguageModel"]

@@ -1,0 +1,1 @@
+"""RecurrentLanguageModel on the characters of a text."""
