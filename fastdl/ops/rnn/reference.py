@@ -63,7 +63,6 @@ def reference_sequence(
         rows.append([found[t] for t in range(len(found))])
         h_n.append(h)
         c_n.append(c)
-    none = x.new_empty(0, dtype=acc)
 
     def joined(i: int, width: int, dtype: torch.dtype) -> Tensor:
         return steps.join([[row[i] for row in direction] for direction in rows], width, dtype)
@@ -71,11 +70,33 @@ def reference_sequence(
     return Sequence(
         joined(0, R, x.dtype),
         torch.stack(h_n),
-        torch.stack(c_n) if s.cell == "lstm" else none,
+        torch.stack(c_n) if s.cell == "lstm" else x.new_empty(0, dtype=acc),
         joined(1, s.saved_width * H, x.dtype),
-        joined(2, H, acc) if s.cell == "lstm" else none,
-        joined(3, 1, acc) if s.layer_norm else none,
+        joined(2, H, acc) if s.cell == "lstm" else x.new_empty(0, dtype=acc),
+        joined(3, 1, acc) if s.layer_norm else x.new_empty(0, dtype=acc),
     )
+
+
+def reference_layer(
+    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, params: list[Tensor], context: Context, s: Structure
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, h_n, c_n) of a layer with everything outside the recurrence; differentiable.
+
+    `params`: `Structure.names()` of each direction.
+    """
+    names = s.names()
+    gx, weights = [], []
+    for d in range(s.directions):
+        w = dict(zip(names, params[d * len(names) : (d + 1) * len(names)], strict=True))
+        if s.layer_norm:
+            product = F.linear(x, w["weight_ih"])
+            part = normalise(product.to(accumulate_dtype(x.dtype)))[0] * w["weight_norm_ih"]
+            gx.append((part + w["bias_ih"] if s.has_bias else part).to(x.dtype))
+        else:
+            gx.append(F.linear(x, w["weight_ih"], w.get("bias_ih")))
+        weights += [w[name] for name in s._replace(projected=True).sequence_names()]
+    projected = torch.cat(gx, -1)
+    return reference_sequence(projected, h_0, c_0, weights, context, s._replace(projected=True))[:3]
 
 
 def _direction(

@@ -79,14 +79,13 @@ def fake_rnn_sequence(
     R, H, D = weight_hh.shape[1], weight_hh.shape[0] // s.num_gates, s.directions
     batch = h_0.shape[1] if batch_sizes is not None else x.shape[0 if s.batch_first else 1]
     acc, rows, lstm = accumulate_dtype(x.dtype), x.shape[:-1], s.cell == "lstm"
-    none = x.new_empty(0, dtype=acc)
     return (
         x.new_empty(*rows, D * R),
         x.new_empty(D, batch, R),
-        x.new_empty(D, batch, H, dtype=acc) if lstm else none,
+        x.new_empty(D, batch, H, dtype=acc) if lstm else x.new_empty(0, dtype=acc),
         x.new_empty(*rows, D * s.saved_width * H) if save else x.new_empty(0),
-        x.new_empty(*rows, D * H, dtype=acc) if save and lstm else none,
-        x.new_empty(*rows, D, dtype=acc) if save and s.layer_norm else none,
+        x.new_empty(*rows, D * H, dtype=acc) if save and lstm else x.new_empty(0, dtype=acc),
+        x.new_empty(*rows, D, dtype=acc) if save and s.layer_norm else x.new_empty(0, dtype=acc),
     )
 
 

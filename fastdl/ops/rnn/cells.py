@@ -1,0 +1,283 @@
+"""The public ops of one step: lstm_cell, gru_cell, rnn_cell. The raw operator is that of sequences, with T = 1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import dispatch
+from ...transforms import autocast, obstacle
+from . import backends, checks
+from .backends import Plan
+from .layer import run_layer
+from .masks import zoneout_mask
+from .op import rnn_cell_name
+from .options import zoneout_pair
+from .plans import remembered, signature
+from .reference import accumulate_dtype
+from .refusals import CANDIDATES, Call
+from .stack import is_mixed
+from .steps import Context
+from .structure import Structure
+
+
+def lstm_cell(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    weight_peephole: Tensor | None = None,
+    weight_norm_ih: Tensor | None = None,
+    weight_norm_hh: Tensor | None = None,
+    weight_norm_c: Tensor | None = None,
+    bias_norm_c: Tensor | None = None,
+    zoneout: float | tuple[float, float] = (0.0, 0.0),
+    train: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One step of `fastdl.ops.lstm`; differentiable.
+
+    Args:
+        x: [B, I]; float64, float32, bfloat16 or float16.
+        hx: (h, c), each [B, H], or None: zero.
+        weight_ih: [4H, I]. weight_hh: [4H, H]. bias_ih, bias_hh: [4H], both or none.
+        weight_peephole: [3H], for i, f, o.
+        weight_norm_ih, weight_norm_hh [4H], weight_norm_c, bias_norm_c [H]: layer norm; all or none.
+        zoneout, train: as `fastdl.ops.lstm`.
+
+    Returns:
+        (h', c'), each [B, H], in the dtype of x; under autocast in its dtype and c' float32.
+
+    Raises:
+        As `fastdl.ops.lstm`.
+
+    Source: torch.nn.LSTMCell. Variants: see fastdl.nn.LSTM.
+
+    >>> import fastdl, torch
+    >>> cell = torch.nn.LSTMCell(3, 4)
+    >>> h, c = fastdl.ops.lstm_cell(torch.ones(2, 3), None, *cell.parameters())
+    >>> h.shape, c.shape
+    (torch.Size([2, 4]), torch.Size([2, 4]))
+    """
+    extras = (weight_peephole, weight_norm_ih, weight_norm_hh, weight_norm_c, bias_norm_c)
+    return _step(
+        "lstm_cell", "lstm", x, hx, (weight_ih, weight_hh, bias_ih, bias_hh, *extras), zoneout, train
+    )
+
+
+def gru_cell(
+    x: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    weight_norm_ih: Tensor | None = None,
+    weight_norm_hh: Tensor | None = None,
+    zoneout: float | tuple[float, float] = 0.0,
+    train: bool = False,
+) -> Tensor:
+    """One step of `fastdl.ops.gru`; differentiable.
+
+    Arguments and errors as `fastdl.ops.lstm_cell`, with hx = h [B, H] and 3H rows in the weights.
+
+    Returns:
+        h' [B, H], in the dtype of x; under autocast in its dtype.
+
+    Source: torch.nn.GRUCell.
+
+    >>> import fastdl, torch
+    >>> cell = torch.nn.GRUCell(3, 4)
+    >>> fastdl.ops.gru_cell(torch.ones(2, 3), None, *cell.parameters()).shape
+    torch.Size([2, 4])
+    """
+    extras = (None, weight_norm_ih, weight_norm_hh, None, None)
+    return _step("gru_cell", "gru", x, hx, (weight_ih, weight_hh, bias_ih, bias_hh, *extras), zoneout, train)[
+        0
+    ]
+
+
+def rnn_cell(
+    x: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    weight_norm_ih: Tensor | None = None,
+    weight_norm_hh: Tensor | None = None,
+    zoneout: float | tuple[float, float] = 0.0,
+    train: bool = False,
+) -> Tensor:
+    """One step of `fastdl.ops.rnn`; differentiable.
+
+    Arguments and errors as `fastdl.ops.gru_cell`, with H rows in the weights; `nonlinearity` is "tanh" or "relu".
+
+    Returns:
+        h' [B, H], in the dtype of x; under autocast in its dtype.
+
+    Source: torch.nn.RNNCell.
+
+    >>> import fastdl, torch
+    >>> cell = torch.nn.RNNCell(3, 4)
+    >>> fastdl.ops.rnn_cell(torch.ones(2, 3), None, *cell.parameters()).shape
+    torch.Size([2, 4])
+    """
+    extras = (None, weight_norm_ih, weight_norm_hh, None, None)
+    every = (weight_ih, weight_hh, bias_ih, bias_hh, *extras)
+    return _step("rnn_cell", rnn_cell_name(nonlinearity), x, hx, every, zoneout, train)[0]
+
+
+# The order in which the parameters of a cell travel here; every one of them but weight_hr, as in Structure.names().
+_NAMES = (
+    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_norm_ih", "weight_norm_hh",
+    "weight_norm_c", "bias_norm_c",
+)  # fmt: skip
+
+
+class Step(NamedTuple):
+    """The tensors of a call, under autocast in its dtype."""
+
+    x: Tensor
+    h: Tensor | None
+    c: Tensor | None
+    params: tuple[Tensor | None, ...]
+    mixed: bool
+    gradient: bool
+
+    @property
+    def floating(self) -> tuple[Tensor | None, ...]:
+        return (self.x, self.h, self.c, *self.params)
+
+
+class Decided(NamedTuple):
+    """What follows from the metadata of a call."""
+
+    plan: Plan
+    call: Call
+
+
+def _step(
+    op: str,
+    cell: str,
+    x: Tensor,
+    hx: checks.HX,
+    params: tuple[Tensor | None, ...],
+    zoneout: float | tuple[float, float],
+    train: bool,
+) -> tuple[Tensor, Tensor]:
+    """(h', c'); c' means nothing where the cell has none."""
+    step = _inputs(x, hx, params, cell)
+    x, h, c, params, mixed, gradient = step
+    reason = obstacle(*step.floating)
+    key = (op, cell, zoneout, train, mixed, gradient, reason, signature(*step.floating))
+    plan, call = remembered(key, lambda: _decide(op, cell, step, zoneout, train, reason))
+    given = [t for t in params if t is not None]
+    if plan.delegated:
+        h, c = backends.delegate_cell(cell, x, h, c, given, call)
+    else:
+        context = Context(zoneout=call.zoneout)
+        if call.zoneout_masks:
+            context = context._replace(
+                zoneout_h=zoneout_mask(x, (1, *x.shape[:1], call.sizes.H), call.zoneout[0]),
+                zoneout_c=zoneout_mask(x, (1, *x.shape[:1], call.sizes.H), call.zoneout[1]),
+            )
+        h, c = (None if t is None else t.unsqueeze(0) for t in (h, c))
+        if c is not None:
+            c = c.to(accumulate_dtype(x.dtype))
+        output, _, c = run_layer(plan, x.unsqueeze(0), h, c, given, context, gradient)
+        h = output[0]
+        if cell != "lstm":
+            return h, c
+        c = c[0]
+    if cell != "lstm":
+        return h, h
+    return h, c.to(torch.float32 if mixed else x.dtype)
+
+
+def _inputs(x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], cell: str) -> Step:
+    h, c = checks.split_states(hx, cell)
+    for name, t in (("x", x), ("weight_ih", params[0]), ("weight_hh", params[1])):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+    x, h, *params = autocast(x, h, *params)
+    mixed = is_mixed(x)
+    if mixed and c is not None:
+        c = c.to(torch.float32)
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, c, *params))
+    return Step(x, h, c, tuple(params), mixed, gradient)
+
+
+def _describe(cell: str, step: Step, zoneout: float | tuple[float, float], train: bool) -> Call:
+    """Check everything, and say what the refusals see."""
+    x, h, c, params, _, gradient = step
+    named = dict(zip(_NAMES, params, strict=True))
+    for name, t in named.items():
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a Tensor or None, got {type(t).__name__}")
+    _together(named, "bias_ih", "bias_hh")
+    norms = (
+        "weight_norm_ih",
+        "weight_norm_hh",
+        *(("weight_norm_c", "bias_norm_c") if cell == "lstm" else ()),
+    )
+    _together(named, *norms)
+    s = Structure(
+        cell, has_bias=named["bias_ih"] is not None, layer_norm=named["weight_norm_ih"] is not None,
+        peephole=named["weight_peephole"] is not None,
+    )  # fmt: skip
+    given = [t for t in params if t is not None]
+    checks.check_floating(x, hx=(h, c), params=given)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape [B, I], got {list(x.shape)}")
+    H, R = checks.check_parameters(given, s, x.shape[1])
+    for name, t in (("h", h), ("c", c)):
+        if t is not None and tuple(t.shape) != (x.shape[0], H):
+            raise ValueError(f"{name} must have shape [B, H] = {[x.shape[0], H]}, got {list(t.shape)}")
+    zoneout = zoneout_pair(zoneout, cell)
+    return Call(
+        s, checks.Sizes(1, x.shape[0], x.shape[1], H, R), 1, x.dtype, x.device, True, False, False, False, False,
+        zoneout, train and zoneout != (0.0, 0.0), 0.0, gradient, False, torch.compiler.is_compiling(),
+    )  # fmt: skip
+
+
+def _together(named: dict[str, Tensor | None], *names: str) -> None:
+    given = [name for name in names if named[name] is not None]
+    if given and len(given) != len(names):
+        missing = [name for name in names if name not in given]
+        raise ValueError(f"{', '.join(names)} go together: {', '.join(missing)} missing")
+
+
+def _decide(
+    op: str, cell: str, step: Step, zoneout: float | tuple[float, float], train: bool, reason: str | None
+) -> Decided:
+    call = _describe(cell, step, zoneout, train)
+    if reason is None:
+        choice = dispatch.choose(op, call, *step.floating)
+    else:
+        dispatch.require_reference(op, reason)
+        choice = dispatch.Choice("reference", "torch")
+    return Decided(backends.make_plan(choice, call), call)
+
+
+def _dispatch_arguments(op: str) -> object:
+    """What the refusals see of a call."""
+
+    def arguments(x, hx, zoneout, train, nonlinearity="tanh", **params: Tensor | None) -> tuple:
+        cell = rnn_cell_name(nonlinearity) if op == "rnn_cell" else op.removesuffix("_cell")
+        step = _inputs(x, hx, tuple([params.get(name) for name in _NAMES]), cell)
+        return _describe(cell, step, zoneout, train), *step.floating
+
+    return arguments
+
+
+for _function in (lstm_cell, gru_cell, rnn_cell):
+    _name = _function.__name__
+    dispatch.register(_name, CANDIDATES, _function, _dispatch_arguments(_name))

@@ -1,0 +1,111 @@
+"""One layer as an autograd function; its backward is one too, so that a second derivative exists."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends
+from .backends import Plan, Saved
+from .reference import reference_layer
+from .steps import Context
+
+# Among the arguments of the functions below: x, h_0, c_0, then the tensors of a Context, then the parameters.
+_STATES, _CONTEXT = 3, 6
+
+
+def run_layer(
+    plan: Plan,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    params: list[Tensor],
+    context: Context,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, h_n, c_n) by the plan's backend; c_n is empty where the cell has none."""
+    if plan.backend == "reference":
+        return reference_layer(x, h_0, c_0, params, context, plan.s)
+    if gradient:
+        return RnnLayer.apply(plan, x, h_0, c_0, *context[:_CONTEXT], *params)
+    return backends.forward(plan, x, h_0, c_0, params, context, False)[:3]
+
+
+def _split(plan: Plan, tensors: tuple) -> tuple[tuple, Context, tuple[Tensor, ...]]:
+    """(x, h_0, c_0), the context, the parameters."""
+    end = _STATES + _CONTEXT
+    context = Context(*tensors[_STATES:end], tuple(plan.zoneout))
+    return tensors[:_STATES], context, tensors[end:]
+
+
+class RnnLayer(torch.autograd.Function):
+    """The fused forward. With `plan.checkpoint` only its inputs are saved; backward computes the rest again."""
+
+    @staticmethod
+    def forward(ctx, plan, *tensors):
+        (x, h_0, c_0), context, params = _split(plan, tensors)
+        saved = backends.forward(plan, x, h_0, c_0, params, context, not plan.checkpoint)
+        ctx.plan, ctx.inputs = plan, len(tensors)
+        ctx.set_materialize_grads(False)
+        if plan.checkpoint:
+            ctx.save_for_backward(*tensors)
+        else:
+            ctx.save_for_backward(*tensors, saved.output, *saved[3:6], *saved.norms)
+        if plan.s.cell != "lstm":
+            ctx.mark_non_differentiable(saved.c_n)
+        return saved.output, saved.h_n, saved.c_n
+
+    @staticmethod
+    def backward(ctx, *grads):
+        plan, n = ctx.plan, ctx.inputs
+        tensors, kept = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        if plan.checkpoint:
+            (x, h_0, c_0), context, params = _split(plan, tensors)
+            with torch.no_grad():
+                again = backends.forward(plan, x, h_0, c_0, params, context, True)
+            kept = (again.output, *again[3:6], *again.norms)
+        # the gradient of an empty c_n means nothing
+        grads = grads if plan.s.cell == "lstm" else (*grads[:2], None)
+        found = RnnLayerBackward.apply(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
+        return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
+
+
+class RnnLayerBackward(torch.autograd.Function):
+    """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
+
+    @staticmethod
+    def forward(ctx, plan, needs, num_kept, *tensors):
+        grads, kept, inputs = tensors[:3], tensors[3 : 3 + num_kept], tensors[3 + num_kept :]
+        (x, h_0, c_0), context, params = _split(plan, inputs)
+        ctx.plan, ctx.num_kept = plan, num_kept
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads, *inputs)
+        saved = Saved(kept[0], kept[0], kept[0], *kept[1:4], kept[4:])
+        needs = (*needs[:_STATES], *needs[_STATES + _CONTEXT :])
+        return backends.backward(plan, grads, x, h_0, c_0, params, context, saved, needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        given, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        with torch.enable_grad():
+            (x, h_0, c_0), context, params = _split(ctx.plan, inputs)
+            primals = [None if t is None else t.detach().requires_grad_() for t in (x, h_0, c_0, *params)]
+            given = [None if t is None else t.detach().requires_grad_() for t in given]
+            outputs = reference_layer(*primals[:_STATES], primals[_STATES:], context, ctx.plan.s)
+            with_gradient = [(o, g) for o, g in zip(outputs, given, strict=True) if g is not None]
+            # (input, the gradient that arrived for its gradient) for those that have both
+            pairs = [(t, g) for t, g in zip(primals, grads, strict=True) if t is not None and g is not None]
+            first = torch.autograd.grad(
+                [o for o, _ in with_gradient], [t for t, _ in pairs], [g for _, g in with_gradient],
+                create_graph=True, materialize_grads=True,
+            )  # fmt: skip
+            wanted = [t for t in (*given, *primals) if t is not None]
+            second = iter(torch.autograd.grad(first, wanted, [g for _, g in pairs], allow_unused=True))
+        found = [None if t is None else next(second) for t in (*given, *primals)]
+        states = found[3 : 3 + _STATES]
+        return (
+            None, None, None, *found[:3], *[None] * ctx.num_kept, *states, *[None] * _CONTEXT,
+            *found[3 + _STATES :],
+        )  # fmt: skip

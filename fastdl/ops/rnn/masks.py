@@ -1,0 +1,19 @@
+"""Random masks, drawn with torch's generator so that every backend sees the same ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def recurrent_mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor | None:
+    """0 with probability p, else 1 / (1 - p), in the dtype of x: one for all steps; None where p is 0."""
+    if p == 0:
+        return None
+    mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    return mask if p == 1 else mask.div_(1 - p)
+
+
+def zoneout_mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor | None:
+    """True, keep the old value, with probability p; None where p is 0."""
+    return None if p == 0 else torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(p)

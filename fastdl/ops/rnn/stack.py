@@ -1,0 +1,202 @@
+"""A stack of layers: checked, planned, its masks drawn, run layer by layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import dispatch
+from ...transforms import autocast, obstacle
+from . import backends, checks
+from .backends import Plan
+from .layer import run_layer
+from .masks import recurrent_mask, zoneout_mask
+from .options import Options
+from .plans import remembered, signature
+from .reference import accumulate_dtype
+from .refusals import Call, not_torchs
+from .steps import Context
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, under autocast in its dtype, and what only they say."""
+
+    x: Tensor
+    h_0: Tensor | None
+    c_0: Tensor | None
+    params: list[Tensor]
+    batch_sizes: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+    packed_batch: int | None  # B of packed rows
+    mixed: bool  # autocast to 16 bits: c stays float32
+    gradient: bool
+
+    @property
+    def floating(self) -> tuple[Tensor | None, ...]:
+        return (self.x, self.h_0, self.c_0, *self.params)
+
+
+class Decided(NamedTuple):
+    """What follows from the metadata of a call."""
+
+    plan: Plan
+    call: Call
+    options: Options
+
+
+def run_stack(
+    op: str,
+    x: Tensor,
+    hx: checks.HX,
+    params: list[Tensor],
+    options: Options,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(output, h_n, c_n) of `fastdl.ops.<op>`; c_n is None where the cell has none."""
+    inputs = sequence_inputs(x, hx, params, options, batch_sizes, lengths, reset)
+    reason = obstacle(*inputs.floating)
+    key = (
+        op, options, reason, inputs.packed_batch, inputs.mixed, inputs.gradient,
+        signature(batch_sizes, lengths, reset, *inputs.floating),
+    )  # fmt: skip
+    plan, call, options = remembered(key, lambda: _decide(op, inputs, options, reason))
+    inputs = _ready(inputs, call)
+    if plan.delegated:
+        output, h_n, c_n = _delegate(inputs, call, options)
+    else:
+        output, h_n, c_n = _layers(plan, inputs, call, options)
+    if options.cell != "lstm":
+        return output, h_n, None
+    return output, h_n, c_n.to(torch.float32 if inputs.mixed else output.dtype)
+
+
+def sequence_inputs(
+    x: Tensor,
+    hx: checks.HX,
+    params: list[Tensor],
+    options: Options,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> Inputs:
+    h_0, c_0 = checks.split_states(hx, options.cell)
+    checks.check_kinds(x, params, batch_sizes=batch_sizes, lengths=lengths, reset=reset)
+    x, h_0, *params = autocast(x, h_0, *params)
+    mixed = is_mixed(x)
+    if mixed and c_0 is not None:
+        c_0 = c_0.to(torch.float32)
+    tensors = (x, h_0, c_0, *params)
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    packed_batch = None if batch_sizes is None else checks.packed_batch(batch_sizes, h_0)
+    return Inputs(x, h_0, c_0, params, batch_sizes, lengths, reset, packed_batch, mixed, gradient)
+
+
+def is_mixed(x: Tensor) -> bool:
+    """Whether x is of a 16-bit type because of autocast."""
+    if accumulate_dtype(x.dtype) is x.dtype or x.device.type == "meta":
+        return False
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def describe(inputs: Inputs, options: Options) -> tuple[Call, Options]:
+    """Check everything, and say what the refusals see."""
+    options = options.checked()
+    x, batch_sizes, lengths, reset = inputs.x, inputs.batch_sizes, inputs.lengths, inputs.reset
+    s = checks.find_structure(inputs.params, options)
+    sizes = checks.check_sequence(
+        x, inputs.h_0, inputs.c_0, inputs.params, s, options.num_layers, batch_sizes, inputs.packed_batch, lengths,
+        reset,
+    )  # fmt: skip
+    zoneout_masks = options.train and options.zoneout != (0.0, 0.0)
+    call = Call(
+        s, sizes, options.num_layers, x.dtype, x.device, False, batch_sizes is not None, lengths is not None,
+        reset is not None, options.train and options.recurrent_dropout > 0, options.zoneout, zoneout_masks,
+        options.dropout if options.train else 0.0, inputs.gradient, options.checkpoint, torch.compiler.is_compiling(),
+    )  # fmt: skip
+    return call, options
+
+
+def _decide(op: str, inputs: Inputs, options: Options, reason: str | None) -> Decided:
+    call, options = describe(inputs, options)
+    if reason is None:
+        choice = dispatch.choose(op, call, *inputs.floating)
+    else:
+        dispatch.require_reference(op, reason)
+        # an exporter knows torch's layers; the steps one by one would fix T
+        exported = reason == "the call is being exported" and not_torchs(call) is None
+        choice = dispatch.Choice("reference", "aten" if exported else "torch")
+    return Decided(backends.make_plan(choice, call), call, options)
+
+
+def _ready(inputs: Inputs, call: Call) -> Inputs:
+    """Values checked where they lie on the host; lengths on the device, c in the dtype it is kept in."""
+    x, lengths, batch_sizes, T = inputs.x, inputs.lengths, inputs.batch_sizes, call.sizes.T
+    if batch_sizes is not None and not call.compiling:
+        checks.check_batch_sizes(batch_sizes, x.shape[0], call.sizes.B)
+    if lengths is not None:
+        if lengths.device.type == "cpu" and not call.compiling and type(lengths) is Tensor:
+            checks.check_length_values(lengths, T)
+        lengths = lengths.to(x.device, torch.int64, non_blocking=True)
+        if inputs.gradient:
+            # a gradient of zero times NaN would be NaN
+            steps = torch.arange(T, device=x.device)
+            past = steps >= lengths[:, None] if call.s.batch_first else steps[:, None] >= lengths
+            x = x.masked_fill(past[..., None], 0)
+    c_0 = inputs.c_0
+    if c_0 is not None:
+        c_0 = c_0.to(accumulate_dtype(x.dtype))
+    return inputs._replace(x=x, lengths=lengths, c_0=c_0)
+
+
+def _delegate(inputs: Inputs, call: Call, options: Options) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, h_0, c_0, (_, B, _, H, R) = inputs.x, inputs.h_0, inputs.c_0, call.sizes
+    states = call.num_layers * call.s.directions
+    if h_0 is None:
+        h_0 = x.new_zeros(states, B, R)
+    if c_0 is None and options.cell == "lstm":
+        c_0 = x.new_zeros(states, B, H)
+    return backends.delegate(
+        options.cell, x, h_0, c_0, inputs.params, inputs.batch_sizes, options.has_biases, options.num_layers,
+        float(options.dropout), options.train, options.bidirectional, options.batch_first,
+    )  # fmt: skip
+
+
+def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    x, params, D = inputs.x, inputs.params, call.s.directions
+    per_layer = len(params) // call.num_layers
+    ends_h, ends_c = [], []
+    for layer in range(call.num_layers):
+        if layer and call.dropout:
+            x = F.dropout(x, call.dropout, True)
+        h_0, c_0 = (
+            t if t is None or call.num_layers == 1 else t[layer * D : (layer + 1) * D]
+            for t in (inputs.h_0, inputs.c_0)
+        )
+        if h_0 is None and call.packed:
+            h_0 = x.new_zeros(D, call.sizes.B, call.sizes.R)
+        own = params[layer * per_layer : (layer + 1) * per_layer]
+        x, h_n, c_n = run_layer(plan, x, h_0, c_0, own, _context(inputs, call, options), inputs.gradient)
+        ends_h.append(h_n)
+        ends_c.append(c_n)
+    if call.num_layers == 1:
+        return x, h_n, c_n
+    return x, torch.cat(ends_h), torch.cat(ends_c) if options.cell == "lstm" else c_n
+
+
+def _context(inputs: Inputs, call: Call, options: Options) -> Context:
+    x, D, (_, B, _, H, R) = inputs.x, call.s.directions, call.sizes
+    context = Context(inputs.batch_sizes, inputs.lengths, inputs.reset, zoneout=options.zoneout)
+    if not options.train:
+        return context
+    rows = x.shape[:-1]
+    return context._replace(
+        recurrent_mask=recurrent_mask(x, (D, B, R), options.recurrent_dropout),
+        zoneout_h=zoneout_mask(x, (*rows, D * R), options.zoneout[0]),
+        zoneout_c=zoneout_mask(x, (*rows, D * H), options.zoneout[1]),
+    )
