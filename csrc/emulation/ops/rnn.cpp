@@ -1,0 +1,22 @@
+// The CUDA kernels of rnn as host code, one entry per launcher.
+#include "emulation/control.h"
+#include "ops/rnn/rnn_steps_cuda.cu"
+
+using namespace fastdl;
+
+extern "C" {
+
+int64_t emulated_rnn_steps_forward_workspace(const RnnForward* p) {
+  return cuda::rnn_steps_forward_workspace(*p);
+}
+int emulated_rnn_steps_forward(const RnnForward* p, void* workspace) {
+  return cuda::rnn_steps_forward(*p, workspace, nullptr);
+}
+int64_t emulated_rnn_steps_backward_workspace(const RnnBackward* p) {
+  return cuda::rnn_steps_backward_workspace(*p);
+}
+int emulated_rnn_steps_backward(const RnnBackward* p, void* workspace) {
+  return cuda::rnn_steps_backward(*p, workspace, nullptr);
+}
+
+}  // extern "C"

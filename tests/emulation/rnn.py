@@ -1,0 +1,193 @@
+"""The CUDA kernels of rnn on CPU tensors, by emulation: the raw operators' arguments and results."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdl.ops.rnn.reference import Sequence, accumulate_dtype
+from fastdl.ops.rnn.reference_backward import SequenceGradients
+from fastdl.ops.rnn.steps import Context
+from fastdl.ops.rnn.structure import CELLS, Structure
+
+from . import library
+from .guard import Guarded, guarded_copy
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+FAMILY = "rnn"
+WEIGHTS = (
+    "weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr", "weight_peephole", "weight_norm_hh",
+    "weight_norm_c", "bias_norm_c",
+)  # fmt: skip
+
+_i64, _ptr, _bool = ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
+
+
+def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+# csrc/ops/rnn/rnn.h, field by field
+RnnWeights = _struct("RnnWeights", **dict.fromkeys(WEIGHTS, _ptr))
+RnnStructure = _struct(
+    "RnnStructure", cell=ctypes.c_int, directions=_i64, batch_first=_bool, has_bias=_bool, has_projection=_bool,
+    layer_norm=_bool, peephole=_bool, projected=_bool,
+)  # fmt: skip
+RnnRows = _struct(
+    "RnnRows", T=_i64, B=_i64, count=_i64, row_t=_i64, row_b=_i64, batch_sizes=_ptr, row_offset=_ptr
+)
+RnnSequence = _struct(
+    "RnnSequence", s=RnnStructure, rows=RnnRows, I=_i64, H=_i64, R=_i64, dtype=ctypes.c_int, weights=RnnWeights * 2,
+    h_0=_ptr, c_0=_ptr, lengths=_ptr, reset=_ptr, recurrent_mask=_ptr, zoneout_h=_ptr, zoneout_c=_ptr,
+    zoneout=ctypes.c_double * 2,
+)  # fmt: skip
+RnnForward = _struct(
+    "RnnForward", q=RnnSequence, x=_ptr, x_row_stride=_i64, output=_ptr, h_n=_ptr, c_n=_ptr, gates=_ptr, cells=_ptr,
+    rstd=_ptr,
+)  # fmt: skip
+RnnBackward = _struct(
+    "RnnBackward", q=RnnSequence, grad_output=_ptr, grad_h_n=_ptr, grad_c_n=_ptr, output=_ptr, gates=_ptr,
+    cells=_ptr, rstd=_ptr, grad_gates=_ptr, grad_gates_hh=_ptr, grad_h_0=_ptr, grad_c_0=_ptr, grad_projected=_ptr,
+    grad_norm_c=_ptr,
+)  # fmt: skip
+
+
+class Call(NamedTuple):
+    """What forward and backward are both given."""
+
+    h_0: Tensor | None
+    c_0: Tensor | None
+    weights: list[Tensor]
+    context: Context
+    s: Structure
+
+
+class Emulated:
+    """One schedule of the emulated machine. Tensors are copied to guarded memory; outputs start as NaN.
+
+    `launcher` names the kernels: rnn_steps or rnn_persistent.
+    """
+
+    def __init__(self, launcher: str = "rnn_steps", schedule: int = 0) -> None:
+        self.launcher, self.schedule = launcher, schedule
+        self.library = library.load(FAMILY)
+
+    def forward(self, x: Tensor, call: Call, save: bool = True) -> Sequence:
+        memory = _Memory()
+        q, sizes = _sequence(memory, x, call)
+        s, D, H, R, acc = call.s, call.s.directions, sizes.H, sizes.R, accumulate_dtype(x.dtype)
+        lstm, rows = s.cell == "lstm", x.shape[:-1]
+
+        def output(wanted: bool, *shape: int, dtype: torch.dtype = x.dtype) -> Tensor:
+            return memory.empty(shape, dtype) if wanted else x.new_empty(0, dtype=dtype)
+
+        result = Sequence(
+            output(True, *rows, D * R),
+            output(True, D, sizes.B, R),
+            output(lstm, D, sizes.B, H, dtype=acc),
+            output(save, *rows, D * s.saved_width * H),
+            output(save and lstm, *rows, D * H, dtype=acc),
+            output(save and s.layer_norm, *rows, D, dtype=acc),
+        )
+        row_stride = x.stride(-2) if x.numel() else x.shape[-1]
+        p = RnnForward(q, memory.input(x), row_stride, *map(memory.address, result))
+        self._run("forward", p, memory)
+        return result
+
+    def backward(
+        self, grads: tuple[Tensor | None, Tensor | None, Tensor | None], saved: Sequence, call: Call
+    ) -> SequenceGradients:
+        memory = _Memory()
+        q, sizes = _sequence(memory, saved.output, call)
+        s, D, H, R, dtype = call.s, call.s.directions, sizes.H, sizes.R, saved.output.dtype
+        lstm, rows = s.cell == "lstm", saved.output.shape[:-1]
+
+        def output(wanted: bool, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return memory.empty(shape, dtype) if wanted else saved.output.new_empty(0, dtype=dtype)
+
+        W = s.recurrent_grad_width
+        result = SequenceGradients(
+            output(True, *rows, D * s.num_gates * H),
+            output(W > 0, *rows, D * W * H),
+            output(True, D, sizes.B, R),
+            output(lstm, D, sizes.B, H, dtype=accumulate_dtype(dtype)),
+            output(s.has_projection, *rows, D * R),
+            output(lstm and s.layer_norm, *rows, D * H),
+        )
+        given = (*grads, saved.output, saved.gates, saved.cells, saved.rstd)
+        p = RnnBackward(q, *map(memory.input, given), *map(memory.address, result))
+        self._run("backward", p, memory)
+        return result
+
+    def _run(self, kind: str, p: ctypes.Structure, memory: _Memory) -> None:
+        size = getattr(self.library, f"emulated_{self.launcher}_{kind}_workspace")
+        size.restype = ctypes.c_int64
+        workspace = memory.empty((size(ctypes.byref(p)),), torch.uint8)
+        arguments = ctypes.byref(p), _ptr(memory.address(workspace))
+        library.run(self.library, f"emulated_{self.launcher}_{kind}", *arguments, schedule=self.schedule)
+        memory.check()
+
+
+class _Sizes(NamedTuple):
+    B: int
+    H: int
+    R: int
+
+
+def _sequence(memory: _Memory, rows: Tensor, call: Call) -> tuple[ctypes.Structure, _Sizes]:
+    s, context = call.s, call.context
+    by_direction = s.by_direction(call.weights)
+    R = by_direction[0]["weight_hh"].shape[1]
+    H = by_direction[0]["weight_hh"].shape[0] // s.num_gates
+    if context.batch_sizes is not None:
+        counts = context.batch_sizes.tolist()
+        T, B, row_t, row_b = len(counts), max(counts, default=0), 0, 0
+        offsets = torch.tensor([sum(counts[:t]) for t in range(T)], dtype=torch.int64)
+        host = memory.input(context.batch_sizes), memory.input(offsets)
+    else:
+        T, B = rows.shape[:2][:: -1 if s.batch_first else 1]
+        row_t, row_b = (1, T) if s.batch_first else (B, 1)
+        host = None, None
+    weights = (RnnWeights * 2)(
+        *(RnnWeights(*(memory.input(w.get(name)) for name in WEIGHTS)) for w in by_direction)
+    )
+    given = (call.h_0, call.c_0, *context[1:6])
+    q = RnnSequence(
+        RnnStructure(CELLS.index(s.cell), *s[1:]),
+        RnnRows(T, B, rows.shape[:-1].numel(), row_t, row_b, *host),
+        0, H, R, DTYPES[rows.dtype], weights, *map(memory.input, given), (ctypes.c_double * 2)(*context.zoneout),
+    )  # fmt: skip
+    return q, _Sizes(B, H, R)
+
+
+class _Memory:
+    """The guarded memory of one call."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Guarded] = []
+
+    def input(self, t: Tensor | None) -> int | None:
+        if t is None or t.numel() == 0:
+            return None
+        copy, block = guarded_copy(t)
+        self._blocks.append(block)
+        return copy.data_ptr()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        shape = torch.Size(shape)
+        block = Guarded(shape.numel(), dtype)
+        self._blocks.append(block)
+        result = block.tensor.view(shape)
+        # Tensors do not keep the mapping alive by themselves.
+        result.guard = block
+        return result
+
+    def address(self, t: Tensor) -> int | None:
+        return t.guard.address if t.numel() else None
+
+    def check(self) -> None:
+        if not all(block.slack_is_untouched() for block in self._blocks):
+            raise library.EmulationError("bytes behind a tensor were written")
