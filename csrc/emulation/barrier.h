@@ -32,6 +32,30 @@ EMU_UNTRACKED inline void wait_at(Barrier& barrier, int needed, Site site) {
   EMU_ACQUIRE(token);
 }
 
+// A barrier's two halves: arriving does not wait.
+EMU_UNTRACKED inline void arrive_at(Barrier& barrier, int needed, Site site) {
+  EMU_QUIET self->site = site;
+  if (self->arrived_phase >= 0) fail(std::string(barrier.name) + ": arrives twice without waiting", site);
+  if (barrier.live < barrier.all && !options.early_exit)
+    fail(std::string(barrier.name) + " after some threads have returned from the kernel", site);
+  self->arrived_phase = barrier.phase;
+  EMU_RELEASE(&barrier.token[barrier.phase & 1]);
+  if (++barrier.waiting == needed) open_barrier(barrier);
+}
+
+EMU_UNTRACKED inline void wait_for(Barrier& barrier, Site site) {
+  EMU_QUIET self->site = site;
+  const int phase = self->arrived_phase;
+  self->arrived_phase = -1;
+  if (phase < 0) fail(std::string(barrier.name) + ": waits without having arrived", site);
+  if (barrier.phase == phase) {
+    self->barrier = &barrier;
+    self->status = Status::kInBarrier;
+    to_scheduler();
+  }
+  EMU_ACQUIRE(&barrier.token[phase & 1]);
+}
+
 // The thread has returned from the kernel.
 EMU_UNTRACKED inline void leave(Barrier& barrier) {
   --barrier.live;

@@ -6,6 +6,8 @@ extern "C" {
 
 void emulation_set_schedule(int schedule) { emu::options.schedule = schedule; }
 
+void emulation_set_largest_cluster(unsigned blocks) { emu::options.largest_cluster = blocks; }
+
 // The first complaint since the last call, or null.
 const char* emulation_take_error() {
   static std::string taken;

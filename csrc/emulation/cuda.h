@@ -62,5 +62,14 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
               [=] { kernel(arguments...); });
   return emu::machine.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
+inline int current_device() { return static_cast<int>(emu::options.largest_cluster); }
+// As many as anyone asks for, of what could be launched.
+template <class... Parameters>
+int resident_clusters(void (*)(Parameters...), const LaunchShape& shape) {
+  return emu::invalid_launch(shape.grid, shape.block, shape.shared_bytes, shape.cluster) ||
+                 shape.cluster > emu::options.largest_cluster
+             ? 0
+             : 1 << 20;
+}
 
 }  // namespace fd

@@ -21,6 +21,8 @@ struct Options {
   // Allow a thread to return before others reach a block, cluster or grid barrier.
   bool early_exit = false;
   long spin_limit = 20000;
+  // What the machine has: 16 as sm_90, 1 as what came before.
+  unsigned largest_cluster = 16;
 };
 inline Options options;
 
@@ -63,6 +65,7 @@ struct Thread {
   Warp* warp;
   Block* block;
   Barrier* barrier = nullptr;
+  int arrived_phase = -1;  // of a barrier it has arrived at and not yet waited for
   Site site, copy_site;
   void* arguments;  // of the warp collective it waits in
   unsigned mask;

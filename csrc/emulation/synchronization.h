@@ -43,6 +43,11 @@ inline void cluster_sync(EMU_SITE) {
   emu::Barrier& barrier = emu::self->block->cluster->barrier;
   emu::wait_at(barrier, barrier.live, {file, line});
 }
+inline void cluster_arrive(EMU_SITE) {
+  emu::Barrier& barrier = emu::self->block->cluster->barrier;
+  emu::arrive_at(barrier, barrier.live, {file, line});
+}
+inline void cluster_wait(EMU_SITE) { emu::wait_for(emu::self->block->cluster->barrier, {file, line}); }
 template <class T>
 T* cluster_map(T* p, unsigned rank, EMU_SITE) {
   return static_cast<T*>(emu::peer_shared(p, rank, {file, line}));

@@ -68,11 +68,11 @@ class Call(NamedTuple):
 class Emulated:
     """One schedule of the emulated machine. Tensors are copied to guarded memory; outputs start as NaN.
 
-    `launcher` names the kernels: rnn_steps or rnn_persistent.
+    `launcher` names the kernels: rnn_steps or rnn_persistent. `largest_cluster`: 16 as sm_90, 1 as what came before.
     """
 
-    def __init__(self, launcher: str = "rnn_steps", schedule: int = 0) -> None:
-        self.launcher, self.schedule = launcher, schedule
+    def __init__(self, launcher: str = "rnn_steps", schedule: int = 0, largest_cluster: int = 16) -> None:
+        self.launcher, self.schedule, self.largest_cluster = launcher, schedule, largest_cluster
         self.library = library.load(FAMILY)
 
     def forward(self, x: Tensor, call: Call, save: bool = True) -> Sequence:
@@ -123,6 +123,13 @@ class Emulated:
         return result
 
     def _run(self, kind: str, p: ctypes.Structure, memory: _Memory) -> None:
+        self.library.emulation_set_largest_cluster(self.largest_cluster)
+        if self.launcher == "rnn_persistent":
+            ask = getattr(self.library, f"emulated_{self.launcher}_{kind}_refusal")
+            ask.restype = ctypes.c_char_p
+            refusal = ask(ctypes.byref(p))
+            if refusal is not None:
+                raise ValueError(refusal.decode())
         size = getattr(self.library, f"emulated_{self.launcher}_{kind}_workspace")
         size.restype = ctypes.c_int64
         workspace = memory.empty((size(ctypes.byref(p)),), torch.uint8)

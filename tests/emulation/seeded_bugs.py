@@ -34,6 +34,7 @@ class Mutation(NamedTuple):
 
 
 _OPS = "ops/conv_relu_maxpool"
+_RNN = "ops/rnn"
 MUTATIONS = (
     Mutation(
         "no barrier between a stage's arrival and its use",
@@ -129,5 +130,61 @@ MUTATIONS = (
         "common/cuda/reduce.cuh",
         "= v;\n  __syncthreads();",
         "= v;",
+    ),
+    Mutation(
+        "sums are read before all warps have written theirs",
+        f"{_RNN}/step_product.cuh",
+        "sums[warp][q][row][unit]; });\n  __syncthreads();",
+        "sums[warp][q][row][unit]; });",
+        "rnn",
+    ),
+    Mutation(
+        "the step at a sequence's length is still active",
+        f"{_RNN}/step_rows.cuh",
+        "rows.t < q.lengths[b]",
+        "rows.t <= q.lengths[b]",
+        "rnn",
+    ),
+    Mutation(
+        "a row's sum is overwritten before all have read it",
+        f"{_RNN}/norm_forward.cuh",
+        "v = total[0];\n  __syncthreads();",
+        "v = total[0];",
+        "rnn",
+    ),
+    Mutation(
+        "a persistent step uses sums that are not there yet",
+        f"{_RNN}/persistent_forward.cuh",
+        "__syncthreads();\n    thread.step(time(i), product);",
+        "thread.step(time(i), product);",
+        "rnn",
+    ),
+    Mutation(
+        "a block sends units its other warps have not written",
+        f"{_RNN}/persistent.cuh",
+        "__syncthreads();\n  if (s.blocks == 1) return;",
+        "if (s.blocks == 1) return __syncthreads();",
+        "rnn",
+    ),
+    Mutation(
+        "the next step's values overwrite those others still read",
+        f"{_RNN}/persistent_forward.cuh",
+        "T* next = memory.values + (i + 1) % 2",
+        "T* next = memory.values + i % 2",
+        "rnn",
+    ),
+    Mutation(
+        "a block writes to another that may not have zeroed its values",
+        f"{_RNN}/persistent_backward.cuh",
+        "fd::cluster_sync();",
+        "__syncthreads();",
+        "rnn",
+    ),
+    Mutation(
+        "a persistent sequence takes one step too many",
+        f"{_RNN}/persistent_forward.cuh",
+        "length_[r] = q_.lengths[b];",
+        "length_[r] = q_.lengths[b] + 1;",
+        "rnn",
     ),
 )  # fmt: skip

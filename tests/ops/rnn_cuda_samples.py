@@ -12,6 +12,8 @@ from fastdl.ops.rnn.steps import Context
 from fastdl.ops.rnn.structure import Structure
 from tests.emulation.rnn import Call
 
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Layer(NamedTuple):
     """A layer and what it is called with; `H` even to 8 takes the vector path of every type."""
@@ -66,7 +68,8 @@ class Layer(NamedTuple):
         B = self.counts[0] if self.counts else self.B
         shapes = {k: v for k, v in s.shapes(1, H, R).items() if k in s.sequence_names()}
         weights = [
-            normal(*shape, scale=0.3) + (1 if name in ("weight_norm_hh", "weight_norm_c") else 0)
+            normal(*shape, scale=1.2 / shape[-1] ** 0.5)
+            + (1 if name in ("weight_norm_hh", "weight_norm_c") else 0)
             for _ in range(D)
             for name, shape in shapes.items()
         ]
@@ -110,3 +113,49 @@ LAYERS = (
     Layer("rnn_tanh", H=24, R=8, reset=True),
     Layer("rnn_relu", H=24, layer_norm=True),
 )
+# What decides a persistent kernel's shape: 16 and 32 units a block, one and four splits, clusters, odd sizes, weights
+# beyond the registers.
+WIDE = (
+    Layer("lstm", T=3, B=9, H=50),
+    Layer("lstm", T=3, B=2, H=136, directions=2, lengths=(3, 1)),
+    Layer("gru", T=3, B=9, H=72, counts=(9, 8, 2), directions=2),
+    Layer("gru", T=2, B=3, H=129, reset=True),
+    Layer("rnn_tanh", T=3, B=3, H=260),
+)
+
+
+def doubled(value: object) -> object:
+    """Floating tensors as fp64, wherever they are."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, list):
+        return [doubled(v) for v in value]
+    if isinstance(value, Call):
+        return Call(*(doubled(v) if i < 3 else v for i, v in enumerate(value)))._replace(
+            context=value.context._replace(recurrent_mask=doubled(value.context.recurrent_mask))
+        )
+    return value
+
+
+def gradients(layer: Layer, like: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    found = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in like[:3]]
+    return (*found[:2], found[2] if layer.cell == "lstm" else None)
+
+
+def steps(layer: Layer) -> int:
+    return len(layer.counts) or layer.T
+
+
+def assert_near(ours: Tensor, truth: Tensor, tolerance: float, what: str) -> None:
+    assert ours.shape == truth.shape, what
+    assert not ours.isnan().any(), f"{what}: something was not written"
+    error = (ours.double() - truth.double()).abs().max() if ours.numel() else torch.tensor(0.0)
+    assert error <= tolerance * max(1.0, truth.abs().max() if truth.numel() else 0.0), f"{what}: {error}"
+
+
+def tolerance(dtype: torch.dtype, layer: Layer) -> float:
+    """Of values near 1 after some steps that each round a few times."""
+    return {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, torch.finfo(dtype).eps * 8) * steps(
+        layer
+    )

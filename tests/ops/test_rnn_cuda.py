@@ -4,58 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from fastdl.ops.rnn.reference import reference_sequence
 from fastdl.ops.rnn.reference_backward import reference_sequence_backward
 from tests.emulation import library
-from tests.ops.rnn_cuda_samples import LAYERS, Layer
+from tests.ops.rnn_cuda_samples import (
+    DTYPES,
+    LAYERS,
+    WIDE,
+    Layer,
+    assert_near,
+    doubled,
+    gradients,
+    tolerance,
+)  # fmt: skip
 
 if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
-from tests.emulation.rnn import Call, Emulated
+from tests.emulation.rnn import Emulated
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In order, backwards, warp by warp, warp by warp backwards, random: each shows other races.
 SCHEDULES = (0, 1, 2, 3, 7)
-
-
-def doubled(value: object) -> object:
-    """Floating tensors as fp64, wherever they are."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, list):
-        return [doubled(v) for v in value]
-    if isinstance(value, Call):
-        return Call(*(doubled(v) if i < 3 else v for i, v in enumerate(value)))._replace(
-            context=value.context._replace(recurrent_mask=doubled(value.context.recurrent_mask))
-        )
-    return value
-
-
-def gradients(layer: Layer, like: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    found = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in like[:3]]
-    return (*found[:2], found[2] if layer.cell == "lstm" else None)
-
-
-def steps(layer: Layer) -> int:
-    return len(layer.counts) or layer.T
-
-
-def assert_near(ours: Tensor, truth: Tensor, tolerance: float, what: str) -> None:
-    assert ours.shape == truth.shape, what
-    assert not ours.isnan().any(), f"{what}: something was not written"
-    error = (ours.double() - truth.double()).abs().max() if ours.numel() else torch.tensor(0.0)
-    assert error <= tolerance * max(1.0, truth.abs().max() if truth.numel() else 0.0), f"{what}: {error}"
-
-
-def tolerance(dtype: torch.dtype, layer: Layer) -> float:
-    """Of values near 1 after some steps that each round a few times."""
-    return {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, torch.finfo(dtype).eps * 8) * steps(
-        layer
-    )
 
 
 def check(layer: Layer, dtype: torch.dtype, emulated: Emulated, save: bool = True) -> None:
@@ -85,3 +55,79 @@ def check(layer: Layer, dtype: torch.dtype, emulated: Emulated, save: bool = Tru
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_steps_are_the_reference(layer: Layer, dtype: str) -> None:
     check(layer, DTYPES[dtype], Emulated("rnn_steps", SCHEDULES[LAYERS.index(layer) % len(SCHEDULES)]))
+
+
+PLAIN = tuple(layer for layer in LAYERS if not layer.layer_norm and layer.R is None)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("layer", PLAIN + WIDE, ids=str)
+def test_persistent_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
+    schedule = SCHEDULES[(PLAIN + WIDE).index(layer) % len(SCHEDULES)]
+    check(layer, DTYPES[dtype], Emulated("rnn_persistent", schedule))
+
+
+@pytest.mark.parametrize("layer", [PLAIN[0], PLAIN[3], PLAIN[4], PLAIN[9], WIDE[1]._replace(H=72)], ids=str)
+def test_persistent_kernels_without_clusters(layer: Layer) -> None:
+    """One block holds all weights: what machines before sm_90 run."""
+    check(layer, torch.bfloat16, Emulated("rnn_persistent", 7, largest_cluster=1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "reason"),
+    [
+        (Layer("lstm", layer_norm=True), "fp32", "no layer norm"),
+        (Layer("lstm", R=8), "fp32", "no projection"),
+        (Layer("gru"), "fp64", "no float64"),
+        (Layer("lstm", T=1, B=1, H=1032), "bf16", "over 1024"),
+        (Layer("lstm", T=1, B=1, H=1000), "bf16", "do not fit"),
+    ],
+    ids=str,
+)
+def test_what_persistent_kernels_refuse(layer: Layer, dtype: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Emulated("rnn_persistent").forward(*layer.inputs(DTYPES[dtype]))
+
+
+BOTH = pytest.mark.parametrize("launcher", ["rnn_steps", "rnn_persistent"])
+
+
+@BOTH
+@pytest.mark.parametrize("layer", [PLAIN[3], PLAIN[4], WIDE[0]], ids=str)
+def test_every_schedule_gives_the_same_bits(layer: Layer, launcher: str) -> None:
+    x, call = layer.inputs(torch.float16)
+    first = Emulated(launcher, 0).forward(x, call)
+    grads = gradients(layer, first, 1)
+    first_grads = Emulated(launcher, 0).backward(grads, first, call)
+    for schedule in (1, 2, 3, 4, 5):
+        again = Emulated(launcher, schedule).forward(x, call)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+        again_grads = Emulated(launcher, schedule).backward(grads, first, call)
+        assert all(torch.equal(a, b) for a, b in zip(again_grads, first_grads, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "layer",
+    [Layer("lstm", T=0), Layer("gru", B=0), Layer("gru", T=0, directions=2), Layer("lstm", T=1)],
+    ids=str,
+)
+def test_empty_and_single_steps(layer: Layer, launcher: str) -> None:
+    check(layer, torch.float32, Emulated(launcher))
+
+
+@BOTH
+def test_inference_saves_nothing(launcher: str) -> None:
+    check(PLAIN[3], torch.float32, Emulated(launcher), save=False)
+
+
+@BOTH
+def test_a_bad_value_stays_in_its_sequence_and_dies_past_the_length(launcher: str) -> None:
+    layer = Layer("lstm", T=4, B=3, lengths=(4, 2, 4), directions=2)
+    x, call = layer.inputs(torch.bfloat16)
+    clean = Emulated(launcher).forward(x, call)
+    x[3, 1] = x[2, 2] = float("nan")
+    found = Emulated(launcher).forward(x, call)
+    for ours, before in zip(found[:2], clean[:2], strict=True):
+        assert torch.equal(ours[:, :2], before[:, :2])
+        assert ours[:, 2].isnan().any()

@@ -12,17 +12,20 @@ struct LaunchShape {
   unsigned cluster = 1;
 };
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
-                   Arguments... arguments) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  // Above 48 KB a kernel has to ask.
-  if (shape.shared_bytes > 48 * 1024) {
-    cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shape.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchAttribute attributes[2];
+// What a kernel has to ask for: more than 48 KB of shared memory, clusters of more than 8 blocks.
+inline cudaError_t permit(const void* function, const LaunchShape& shape) {
+  cudaError_t error = cudaSuccess;
+  if (shape.shared_bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shape.shared_bytes));
+  if (error == cudaSuccess && shape.cluster > 8)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+// `attributes` must live as long as the result; two are enough.
+inline cudaLaunchConfig_t configuration(const LaunchShape& shape, cudaStream_t stream,
+                                        cudaLaunchAttribute* attributes) {
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
@@ -34,14 +37,51 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
     attributes[config.numAttrs++].val.cooperative = 1;
   }
   if (shape.cluster > 1) {
-    if (shape.cluster > 8) {
-      cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-      if (error != cudaSuccess) return error;
-    }
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs++].val.clusterDim = {shape.cluster, 1, 1};
   }
+  return config;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   Arguments... arguments) {
+  const cudaError_t error = permit(reinterpret_cast<const void*>(kernel), shape);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = configuration(shape, stream, attributes);
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+inline int current_device() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
+}
+
+// How many clusters (of one block: blocks) of this shape the current device runs at once; 0: it cannot.
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const int device = current_device();
+  int count = 0, major = 0;
+  cudaError_t error = permit(function, shape);
+  if (error == cudaSuccess && shape.cluster == 1) {
+    int processors = 0;
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, static_cast<int>(shape.block.x),
+                                                            shape.shared_bytes);
+    count *= processors;
+  } else if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = configuration(shape, nullptr, attributes);
+    if (error == cudaSuccess && major >= 9) error = cudaOccupancyMaxActiveClusters(&count, function, &config);
+  }
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();  // the question itself must leave no error behind
+  return 0;
 }
 
 }  // namespace fd

@@ -24,13 +24,27 @@ FD_DEVICE void st_release(T* p, T value) {
 }
 FD_DEVICE void spin() {}
 
+// Before sm_90 a block is a cluster of its own.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 FD_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 FD_DEVICE unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
 FD_DEVICE void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+// The two halves of cluster_sync: what was written before the first is seen after the second.
+FD_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+FD_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 template <class T>
 FD_DEVICE T* cluster_map(T* p, unsigned rank) {
   return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+}
+#else
+FD_DEVICE unsigned cluster_rank() { return 0; }
+FD_DEVICE unsigned cluster_size() { return 1; }
+FD_DEVICE void cluster_sync() { __syncthreads(); }
+FD_DEVICE void cluster_arrive() {}
+FD_DEVICE void cluster_wait() { __syncthreads(); }
+template <class T>
+FD_DEVICE T* cluster_map(T* p, unsigned) {
+  return p;
 }
 #endif
 

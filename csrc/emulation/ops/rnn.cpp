@@ -1,5 +1,6 @@
 // The CUDA kernels of rnn as host code, one entry per launcher.
 #include "emulation/control.h"
+#include "ops/rnn/rnn_persistent_cuda.cu"
 #include "ops/rnn/rnn_steps_cuda.cu"
 
 using namespace fastdl;
@@ -17,6 +18,24 @@ int64_t emulated_rnn_steps_backward_workspace(const RnnBackward* p) {
 }
 int emulated_rnn_steps_backward(const RnnBackward* p, void* workspace) {
   return cuda::rnn_steps_backward(*p, workspace, nullptr);
+}
+const char* emulated_rnn_persistent_forward_refusal(const RnnForward* p) {
+  return cuda::rnn_persistent_forward_refusal(*p);
+}
+int64_t emulated_rnn_persistent_forward_workspace(const RnnForward* p) {
+  return cuda::rnn_persistent_forward_workspace(*p);
+}
+int emulated_rnn_persistent_forward(const RnnForward* p, void* workspace) {
+  return cuda::rnn_persistent_forward(*p, workspace, nullptr);
+}
+const char* emulated_rnn_persistent_backward_refusal(const RnnBackward* p) {
+  return cuda::rnn_persistent_backward_refusal(*p);
+}
+int64_t emulated_rnn_persistent_backward_workspace(const RnnBackward* p) {
+  return cuda::rnn_persistent_backward_workspace(*p);
+}
+int emulated_rnn_persistent_backward(const RnnBackward* p, void* workspace) {
+  return cuda::rnn_persistent_backward(*p, workspace, nullptr);
 }
 
 }  // extern "C"

@@ -1,10 +1,6 @@
 // The CUDA operators of conv_relu_maxpool: tensors in, checked; outputs allocated; kernels enqueued on the
 // current stream; nothing computed.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include "common/torch_glue.h"
+#include "common/cuda_torch_glue.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
 
@@ -13,34 +9,6 @@ namespace {
 
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
 constexpr int64_t kImplicitGemm = 3, kImplicitGemmTf32 = 4;
-
-// The device of `t` while it lives, and torch's current stream there.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()), index_(t.get_device_index()) {}
-  cudaStream_t stream() const {
-    void* stream;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
-    return static_cast<cudaStream_t>(stream);
-  }
-  int major() const {
-    int major = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_);
-    return major;
-  }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  int index_;
-};
-
-void check_launch(cudaError_t error, const char* what) {
-  check(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
-}
-
-Tensor workspace(int64_t bytes, const Tensor& like) {
-  return empty_contiguous({bytes}, torch::headeronly::ScalarType::Byte, like);
-}
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
                                    int64_t algorithm, bool save_record) {

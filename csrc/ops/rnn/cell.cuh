@@ -6,6 +6,9 @@
 
 namespace fastdl::cuda {
 
+// num_gates() for kernels.
+FD_DEVICE int gates_of(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
+
 FD_DEVICE float exponential(float x) { return expf(x); }
 FD_DEVICE double exponential(double x) { return exp(x); }
 FD_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }

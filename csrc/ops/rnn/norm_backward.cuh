@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const RnnBackward& p = f.p;
   const RnnSequence& q = p.q;
   const int64_t b = blockIdx.x, H = q.H;
-  const int d = blockIdx.y, gates = num_gates(q.s.cell), own = own_saved_width(q.s.cell);
+  const int d = blockIdx.y, gates = gates_of(q.s.cell), own = own_saved_width(q.s.cell);
   const Step& step = f.step[d];
   if (b >= step.at.count) return;
   const bool lstm = q.s.cell == Cell::kLstm;
@@ -84,7 +84,9 @@ __global__ void __launch_bounds__(kNormThreads)
     unit.put_gates(grad);
     unit.put_states(grad);
     if (q.s.cell == Cell::kGru) grad.gates[2] = grad.u_n;
-    for (int g = 0; g < gates; ++g) u[g * H + j] = grad.gates[g] * fd::to_compute(weight[g * H + j]);
+#pragma unroll
+    for (int g = 0; g < 4; ++g)
+      if (g < gates) u[g * H + j] = grad.gates[g] * fd::to_compute(weight[g * H + j]);
   }
   // Sums over all gates from here on read elements of other threads.
   __syncthreads();

@@ -72,7 +72,8 @@ cudaError_t forward(const RnnForward& p, void* workspace, cudaStream_t stream) {
 
 template <class T>
 cudaError_t forward(const RnnForward& p, void* workspace, cudaStream_t stream) {
-  if (p.q.lengths || p.q.rows.T == 0) {
+  const RnnRows& rows = p.q.rows;
+  if (p.q.lengths || rows.T == 0 || (rows.batch_sizes && rows.batch_sizes[0] < rows.B)) {
     const cudaError_t error =
         fd::launch(initial_states_kernel<T>, {elementwise_grid(p.q), dim3(256)}, stream, p);
     if (error != cudaSuccess) return error;

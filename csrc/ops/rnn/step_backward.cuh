@@ -51,9 +51,10 @@ class BackwardUnit {
     return zoned(arrived, A(0), old);
   }
   FD_DEVICE void saved(A (&gates)[4]) const {
-    const int own = own_saved_width(q_.s.cell), all = own + (q_.s.layer_norm ? num_gates(q_.s.cell) : 0);
+    const int own = own_saved_width(q_.s.cell), all = own + (q_.s.layer_norm ? gates_of(q_.s.cell) : 0);
     const T* from = columns(static_cast<const T*>(p_.gates), q_, d_, row_, all * q_.H);
-    for (int g = 0; g < own; ++g) gates[g] = fd::to_compute(from[g * q_.H + unit_]);
+#pragma unroll
+    for (int g = 0; g < 4; ++g) gates[g] = g < own ? fd::to_compute(from[g * q_.H + unit_]) : A(0);
   }
   FD_DEVICE A c_old() const {
     const A* c = previous<A>(q_, f_.step[d_], d_, b_, p_.cells, q_.c_0, q_.H);
@@ -89,9 +90,11 @@ class BackwardUnit {
                          peephole());
   }
   FD_DEVICE void put_gates(const CellGradient<A>& grad) const {
-    const int gates = num_gates(q_.s.cell);
+    const int gates = gates_of(q_.s.cell);
     T* to = columns(static_cast<T*>(p_.grad_gates), q_, d_, row_, gates * q_.H);
-    for (int g = 0; g < gates; ++g) to[g * q_.H + unit_] = fd::from_compute<T>(grad.gates[g]);
+#pragma unroll
+    for (int g = 0; g < 4; ++g)
+      if (g < gates) to[g * q_.H + unit_] = fd::from_compute<T>(grad.gates[g]);
     if (q_.s.cell == Cell::kGru && !q_.s.layer_norm)
       columns(static_cast<T*>(p_.grad_gates_hh), q_, d_, row_, q_.H)[unit_] = fd::from_compute<T>(grad.u_n);
   }
@@ -125,7 +128,7 @@ struct ArriveJob {
   int64_t units;  // R
 
   FD_DEVICE int64_t rows(int d) const { return f.rows[d]; }
-  FD_DEVICE int64_t all_gates() const { return num_gates(f.p.q.s.cell) * f.p.q.H; }
+  FD_DEVICE int64_t all_gates() const { return gates_of(f.p.q.s.cell) * f.p.q.H; }
   FD_DEVICE int length(int s) const {
     return static_cast<int>(!kGru ? all_gates() : s == 0 ? 2 * f.p.q.H : f.p.q.H);
   }

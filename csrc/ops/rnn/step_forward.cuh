@@ -80,7 +80,9 @@ class ForwardUnit {
     const int own = own_saved_width(q_.s.cell), all = own + (q_.s.layer_norm ? kGates : 0);
     if (p_.gates) {
       T* gates = columns(static_cast<T*>(p_.gates), q_, d_, row_, all * q_.H);
-      for (int g = 0; g < own; ++g) gates[g * q_.H + unit_] = fd::from_compute<T>(saved[g]);
+#pragma unroll
+      for (int g = 0; g < 4; ++g)
+        if (g < own) gates[g * q_.H + unit_] = fd::from_compute<T>(saved[g]);
     }
     if (p_.cells) columns(static_cast<A*>(p_.cells), q_, d_, row_, q_.H)[unit_] = c;
   }
