@@ -39,7 +39,7 @@ RECIPES = {
         Recipe(
             "rnn_lm",
             "model a text character by character with an LSTM, GRU or RNN, and let it write",
-            Defaults(epochs=2, batch_size=64, lr=2e-3),
+            Defaults(epochs=2, batch_size=64, lr=8e-3),
             RnnLmOptions,
             RnnLmSampleOptions,
         ),

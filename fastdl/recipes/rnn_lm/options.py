@@ -20,7 +20,7 @@ class RnnLmOptions(Options):
     embedding_size: int = 64
     dropout: float = 0.0
     tie_weights: bool = False
-    sequence_length: int = 128
+    sequence_length: int = 64
 
     @classmethod
     def add_own(cls, parser: argparse.ArgumentParser) -> None:
