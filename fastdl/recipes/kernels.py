@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..nn import ConvReLU2d, ConvReLUMaxPool2d
+from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d
 
 
 def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
-    """Module name -> "backend (algorithm)" for each fused module that `model(*inputs)` calls."""
+    """Module name -> "backend (algorithm)" for each fused module that `model(*inputs)` calls, where it trains."""
     served = {}
 
     def observe(name: str, explain: Callable[..., dispatch.Explanation]):
         def hook(module: nn.Module, inputs: tuple) -> None:
-            explanation = explain(module, *inputs)
+            with torch.enable_grad():
+                explanation = explain(module, *inputs)
             served[name] = f"{explanation.backend} ({explanation.algorithm})"
 
         return hook
@@ -53,4 +54,11 @@ def _convolution(module: ConvReLU2d, x: Tensor) -> dispatch.Explanation:
     )
 
 
-EXPLAINED = ((ConvReLU2d, _convolution),)
+def _recurrence(module: LSTM | GRU | RNN, x: Tensor, hx: object = None) -> dispatch.Explanation:
+    names = {"lstm": ("peephole",), "gru": (), "rnn": ("nonlinearity",)}
+    op = next(kind.__name__.lower() for kind in (LSTM, GRU, RNN) if isinstance(module, kind))
+    own = {name: getattr(module, name) for name in names[op]}
+    return dispatch.explain(op, x, hx, module._parameter_list(), **module._arguments(None), **own)
+
+
+EXPLAINED = ((ConvReLU2d, _convolution), ((LSTM, GRU, RNN), _recurrence))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import fastdl
 from fastdl.models import RecurrentLanguageModel
 from fastdl.models.rnn_lm.reference import ReferenceRecurrentLanguageModel
 from fastdl.testing import judge
@@ -129,3 +130,8 @@ def test_wrong_arguments_say_what_was_expected():
 def test_twin_is_plain_torch():
     model = twins()[1]
     assert not any(type(module).__module__.startswith("fastdl.nn") for module in model.modules())
+
+
+def test_layers_are_fused_modules():
+    for cell, kind in (("lstm", fastdl.nn.LSTM), ("gru", fastdl.nn.GRU), ("rnn", fastdl.nn.RNN)):
+        assert type(RecurrentLanguageModel(5, cell=cell).rnn) is kind

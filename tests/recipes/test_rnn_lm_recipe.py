@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import fastdl
 from fastdl.models import RecurrentLanguageModel
 from fastdl.models.rnn_lm.reference import ReferenceRecurrentLanguageModel
 from fastdl.recipes import checkpoint, loop, runner
@@ -19,6 +20,7 @@ from fastdl.recipes.data.characters import Corpus, Vocabulary
 from fastdl.recipes.data.text import Text
 from fastdl.recipes.distributed import Group
 from fastdl.recipes.interrupt import Interrupted, StopRequest
+from fastdl.recipes.kernels import kernels
 from fastdl.recipes.rnn_lm import baselines, recipe
 from fastdl.recipes.rnn_lm.options import RnnLmOptions, RnnLmSampleOptions
 from fastdl.recipes.rnn_lm.sampling import draw
@@ -342,3 +344,11 @@ def test_foreign_and_damaged_checkpoints_are_refused_by_name(finished, tmp_path)
     checkpoint.save(path, {"model": {}})
     with pytest.raises(ValueError, match=r"c\.pt: is not a checkpoint of rnn_lm"):
         sampling(path)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_kernels_says_what_serves_the_recurrence(cell):
+    x = torch.zeros(2, 3, dtype=torch.int64)
+    with fastdl.backend("reference"):
+        assert kernels(RecurrentLanguageModel(5, cell=cell), x) == {"rnn": "reference (torch)"}
+    assert kernels(ReferenceRecurrentLanguageModel(5, cell=cell), x) == {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import GRU, LSTM, RNN, Linear
+from torch.nn import Linear
+
+from ...nn import GRU, LSTM, RNN
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 State = Tensor | tuple[Tensor, Tensor]
