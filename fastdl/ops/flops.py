@@ -5,5 +5,6 @@ imports triton).
 """
 
 from .conv_relu_maxpool import flops as conv_relu_maxpool_flops
+from .linear import flops as linear_flops
 
-__all__ = ["conv_relu_maxpool_flops"]
+__all__ = ["conv_relu_maxpool_flops", "linear_flops"]

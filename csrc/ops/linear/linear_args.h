@@ -1,0 +1,51 @@
+// Tensors -> the kernels' argument structs, for the CPU and the CUDA operators alike: every check memory
+// safety depends on. Included by *_torch.cpp alone.
+#pragma once
+#include <optional>
+
+#include "common/philox.h"
+#include "common/torch_glue.h"
+#include "ops/linear/linear.h"
+
+namespace fastdl {
+
+inline Activation activation_of(int64_t code) {
+  check(code >= 0 && code < kActivations, "activation must be from 0 to ", kActivations - 1, ", got ", code);
+  return static_cast<Activation>(code);
+}
+
+// Everything but the seed, which lies on the device.
+inline Dropout dropout_of(const std::optional<Tensor>& seed, double p, const Tensor& like) {
+  check(p >= 0 && p < 1, "dropout_p must be at least 0 and below 1, got ", p);
+  check(p == 0 || seed.has_value(), "dropout needs a seed");
+  if (p == 0) return {false, 0, 1, 1, 0};
+  check(seed->numel() == 1 && seed->scalar_type() == torch::headeronly::ScalarType::Long &&
+            seed->device() == like.device(),
+        "seed must be one int64 on the device of the other inputs");
+  return {true, dropout_threshold(p), 1 / (1 - p), 1 - p, 0};
+}
+
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline void check_alike(const Tensor& t, const Tensor& other, const char* what) {
+  check(t.scalar_type() == other.scalar_type() && t.device() == other.device(), what,
+        " must have the dtype and device of the other inputs");
+}
+
+inline void check_same_shape(const Tensor& t, const Tensor& other, const char* what) {
+  bool same = t.dim() == other.dim();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == other.size(d);
+  check(same, what, " must have shape ", shape_string(other), ", got ", shape_string(t));
+}
+
+inline bool by_output(Activation a) {
+  return a == Activation::kRelu || a == Activation::kTanh || a == Activation::kSigmoid;
+}
+
+inline Tensor empty_shaped_like(const Tensor& t) {
+  IntList sizes(static_cast<size_t>(t.dim()));
+  for (int64_t d = 0; d < t.dim(); ++d) sizes[static_cast<size_t>(d)] = t.size(d);
+  return empty_contiguous(sizes, t.scalar_type(), t);
+}
+
+}  // namespace fastdl

@@ -1,0 +1,91 @@
+// The CPU operators of linear: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include <tuple>
+
+#include "ops/linear/linear_args.h"
+#include "ops/linear/linear_cpu.h"
+
+namespace fastdl {
+namespace {
+
+Dropout with_seed(Dropout dropout, const std::optional<Tensor>& seed) {
+  if (dropout.present) dropout.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->data_ptr()));
+  return dropout;
+}
+
+std::tuple<Tensor, Tensor> linear(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                                  std::optional<Tensor> seed, int64_t activation, double dropout_p,
+                                  bool save) {
+  check(x.dim() >= 1 && weight.dim() == 2 && x.size(x.dim() - 1) == weight.size(1),
+        "weight must have shape [out_features, in_features] with in_features the last size of x ",
+        shape_string(x), ", got ", shape_string(weight));
+  check_alike(weight, x, "weight");
+  check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  const int64_t N = weight.size(0), K = weight.size(1);
+  IntList sizes;
+  int64_t M = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) sizes.push_back(x.size(d)), M *= x.size(d);
+  sizes.push_back(N);
+  std::optional<Tensor> dense_bias;
+  if (bias) {
+    check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [out_features] = [", N, "], got ",
+          shape_string(*bias));
+    check_alike(*bias, x, "bias");
+    dense_bias = as_contiguous(*bias);
+  }
+  const Tensor dense_x = as_contiguous(x), dense_weight = as_contiguous(weight);
+  const Activation a = activation_of(activation);
+  const bool save_pre = save && a != Activation::kNone && !by_output(a);
+  Tensor output = empty_contiguous(sizes, x.scalar_type(), x);
+  Tensor pre = empty_contiguous(save_pre ? sizes : IntList{0}, x.scalar_type(), x);
+  LinearForward args{M, N, K, dtype_of(x), a, with_seed(dropout_of(seed, dropout_p, x), seed)};
+  args.x = dense_x.data_ptr();
+  args.weight = dense_weight.data_ptr();
+  args.bias = dense_bias ? dense_bias->data_ptr() : nullptr;
+  args.output = output.data_ptr();
+  args.pre = save_pre ? pre.data_ptr() : nullptr;
+  if (M > 0 && N > 0) cpu::linear_dot_forward(args, torch_thread_pool());
+  return {output, pre};
+}
+
+Tensor linear_activation(Tensor pre, std::optional<Tensor> seed, int64_t activation, double dropout_p) {
+  const Tensor dense = as_contiguous(pre);
+  Tensor output = empty_shaped_like(dense);
+  LinearActivation args{dense.numel(), dtype_of(pre), activation_of(activation),
+                        with_seed(dropout_of(seed, dropout_p, pre), seed)};
+  args.pre = dense.data_ptr();
+  args.output = output.data_ptr();
+  cpu::linear_activation_forward(args, torch_thread_pool());
+  return output;
+}
+
+std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor saved,
+                                                      std::optional<Tensor> seed, int64_t activation,
+                                                      double dropout_p, bool need_bias) {
+  const Activation a = activation_of(activation);
+  check(grad_output.dim() >= 1, "grad_output must have shape [..., out_features], got []");
+  const Tensor dense_grad = as_contiguous(grad_output), dense_saved = as_contiguous(saved);
+  if (a != Activation::kNone) {
+    check_alike(saved, grad_output, "saved");
+    check_same_shape(saved, grad_output, "saved");
+  }
+  const int64_t N = grad_output.size(grad_output.dim() - 1), M = N == 0 ? 0 : grad_output.numel() / N;
+  Tensor grad_pre = empty_shaped_like(dense_grad);
+  Tensor grad_bias = empty_contiguous({need_bias ? N : 0}, grad_output.scalar_type(), grad_output);
+  LinearActivationBackward args{M, N, dtype_of(grad_output), a,
+                                with_seed(dropout_of(seed, dropout_p, grad_output), seed)};
+  args.grad_output = dense_grad.data_ptr();
+  args.saved = dense_saved.data_ptr();
+  args.grad_pre = grad_pre.data_ptr();
+  args.grad_bias = need_bias ? grad_bias.data_ptr() : nullptr;
+  cpu::linear_activation_backward(args, torch_thread_pool());
+  return {grad_pre, grad_bias};
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
+  m.impl("linear", TORCH_BOX(&fastdl::linear));
+  m.impl("linear_activation", TORCH_BOX(&fastdl::linear_activation));
+  m.impl("linear_activation_backward", TORCH_BOX(&fastdl::linear_activation_backward));
+}

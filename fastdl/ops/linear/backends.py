@@ -1,0 +1,99 @@
+"""How each backend and algorithm carries a plan out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...dispatch import Choice
+from . import registration  # noqa: F401, the operators below must be defined
+from .activations import ACTIVATIONS, BY_INPUT, BY_OUTPUT
+
+
+class RawOperators(NamedTuple):
+    """The family's raw operators of one backend. An overload called directly skips 1 us of overload resolution."""
+
+    forward: torch._ops.OpOverload
+    activation: torch._ops.OpOverload
+    activation_backward: torch._ops.OpOverload
+
+
+def _raw(suffix: str) -> RawOperators:
+    names = ("linear", "linear_activation", "linear_activation_backward")
+    return RawOperators(*(getattr(torch.ops.fastdl, name + suffix).default for name in names))
+
+
+RAW = {"cpu": _raw("")}
+
+
+class Plan(NamedTuple):
+    """Everything about a call that follows from metadata: decided once a signature, then remembered."""
+
+    backend: str
+    algorithm: str
+    activation: str | None
+    code: int
+    dropout_p: float
+
+    @property
+    def plain(self) -> bool:
+        """Torch's own linear, nothing after it, autograd included."""
+        return self.algorithm == "composed" and self.code == 0 and not self.dropout_p
+
+
+def make_plan(choice: Choice, activation: str | None, dropout_p: float) -> Plan:
+    return Plan(*choice, activation, ACTIVATIONS[activation], float(dropout_p))
+
+
+def forward(
+    plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(output, what backward needs of it)."""
+    raw, code = RAW[plan.backend], plan.code
+    if plan.algorithm == "composed":
+        pre = F.linear(x, weight, bias)
+        if not code and not plan.dropout_p:
+            return pre, None
+        output = raw.activation(pre, seed, code, plan.dropout_p)
+    else:
+        output, pre = raw.forward(x, weight, bias, seed, code, plan.dropout_p, save)
+    if plan.activation in BY_OUTPUT:
+        return output, output
+    return output, pre if plan.activation in BY_INPUT else None
+
+
+def backward(
+    plan: Plan,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    seed: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, None where not needed."""
+    need_input, need_weight, need_bias = needs
+    grad_bias = None
+    if plan.code or plan.dropout_p:
+        saved = grad_output.new_empty(0) if saved is None else saved
+        grad_pre, grad_bias = RAW[plan.backend].activation_backward(
+            grad_output, saved, seed, plan.code, plan.dropout_p, need_bias
+        )
+    else:
+        grad_pre = grad_output
+        if need_bias:
+            grad_bias = as_rows(grad_pre).sum(0)
+    rows = as_rows(grad_pre)
+    return (
+        rows.mm(weight).view(x.shape) if need_input else None,
+        rows.t().mm(as_rows(x)) if need_weight else None,
+        grad_bias if need_bias else None,
+    )
+
+
+def as_rows(t: Tensor) -> Tensor:
+    """[..., n] as [rows, n]; a reshape to -1 would not know how many rows of no elements there are."""
+    return t[None] if t.dim() == 1 else t.flatten(0, -2)

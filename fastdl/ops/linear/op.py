@@ -1,0 +1,163 @@
+"""linear + activation + dropout: public function, autograd."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ... import dispatch
+from ...transforms import autocast, obstacle
+from ..philox import draw_seed
+from . import backends
+from .arguments import check, check_kinds
+from .reference import reference
+from .refusals import CANDIDATES
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """dropout(activation(x weight^T + bias)) in one pass. Differentiable.
+
+    For backward relu, tanh and sigmoid save the output, gelu, gelu_tanh and silu their input, dropout its seed of
+    eight bytes: the mask is drawn again, by Philox4x32-10 of the seed and the element's index, and is the same on
+    every backend and for any number of threads. The seed comes from torch's generator of the device.
+
+    Args:
+        x: [..., in_features]; float64, float32, bfloat16 or float16.
+        weight: [out_features, in_features], dtype of x.
+        bias: [out_features] or None.
+        activation: None, "relu", "gelu", "gelu_tanh" (its tanh approximation), "silu", "tanh" or "sigmoid".
+        dropout_p: the probability that an element is dropped; the others are divided by 1 - dropout_p.
+
+    Returns:
+        [..., out_features] in the dtype of x (under autocast: its dtype).
+
+    Raises:
+        TypeError: a tensor is not floating point, or dtypes or devices differ.
+        ValueError: a shape or an argument does not fit; the message says expected and got.
+        UnsupportedError: `fastdl.strict()` or `fastdl.backend()` leaves nothing that can serve the call.
+
+    Source: torch.nn.functional.linear, the activations and dropout of torch.nn.functional.
+
+    >>> import fastdl, torch
+    >>> fastdl.ops.linear(torch.ones(1, 3), torch.tensor([[1.0, 1, 1], [-1, -1, -1]]), activation="relu")
+    tensor([[3., 0.]])
+    """
+    check_kinds(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
+    plan = _plan(x, weight, bias, activation, dropout_p)
+    reason = obstacle(x, weight, bias)
+    if reason is not None:
+        dispatch.require_reference("linear", reason)
+    elif plan.plain:
+        return F.linear(x, weight, bias)
+    seed = draw_seed(x.device) if dropout_p else None
+    if reason is not None or plan.backend == "reference":
+        return reference(x, weight, bias, activation, dropout_p, seed)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return Linear.apply(x, weight, bias, seed, plan)
+    return backends.forward(plan, x, weight, bias, seed, False)[0]
+
+
+_planned: dict[tuple, backends.Plan] = {}
+_PLANNED_MOST = 4096
+
+
+def _plan(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> backends.Plan:
+    """The plan of a call, remembered by what it follows from."""
+    if torch.compiler.is_compiling():
+        return _decide(x, weight, bias, activation, dropout_p)
+    settings = dispatch.settings
+    key = (
+        x.shape, x.dtype, x.device, weight.shape, weight.dtype, weight.device, weight.is_contiguous(),
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        activation, dropout_p, settings.backend, settings.strict, settings.precision,
+    )  # fmt: skip
+    try:
+        planned = _planned.get(key)
+    except TypeError:  # an argument of a wrong kind, a symbolic size
+        return _decide(x, weight, bias, activation, dropout_p)
+    if planned is None:
+        planned = _decide(x, weight, bias, activation, dropout_p)
+        if len(_planned) >= _PLANNED_MOST:
+            _planned.clear()
+        _planned[key] = planned
+    return planned
+
+
+def _decide(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> backends.Plan:
+    check(x, weight, bias, activation, dropout_p)
+    choice = dispatch.choose("linear", x, weight, bias, activation, dropout_p)
+    return backends.make_plan(choice, activation, dropout_p)
+
+
+class Linear(torch.autograd.Function):
+    """The fused forward; its backward is a Function of its own, so that a second derivative exists."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, seed, plan):
+        output, saved = backends.forward(plan, x, weight, bias, seed, True)
+        ctx.save_for_backward(x, weight, bias, saved, seed)
+        ctx.plan = plan
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        needs = ctx.needs_input_grad[:3]
+        gradients = LinearBackward.apply(grad_output, *ctx.saved_tensors, ctx.plan, needs)
+        return (*gradients, None, None)
+
+
+class LinearBackward(torch.autograd.Function):
+    """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
+
+    @staticmethod
+    def forward(ctx, grad_output, x, weight, bias, saved, seed, plan, needs):
+        ctx.save_for_backward(grad_output, x, weight, bias)
+        ctx.seed, ctx.plan = seed, plan
+        return backends.backward(plan, grad_output, x, weight, saved, seed, needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        plan = ctx.plan
+        with torch.enable_grad():
+            args = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            grad_output, *inputs = args
+            # (input, the gradient that arrived for its gradient) for those that have both
+            pairs = [(t, d) for t, d in zip(inputs, grads, strict=True) if t is not None and d is not None]
+            wanted = [t for t in args if t is not None]
+            first = torch.autograd.grad(
+                reference(*inputs, plan.activation, plan.dropout_p, ctx.seed),
+                [t for t, _ in pairs],
+                grad_output,
+                create_graph=True,
+            )
+            second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
+        return (*(None if t is None else next(second) for t in args), None, None, None, None)
+
+
+def _dispatch_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor | None, str | None, float]:
+    """What the refusals see of a call."""
+    x, weight, bias = autocast(x, weight, bias)
+    check(x, weight, bias, activation, dropout_p)
+    return x, weight, bias, activation, dropout_p
+
+
+dispatch.register("linear", CANDIDATES, linear, _dispatch_arguments)
