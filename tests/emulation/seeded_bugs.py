@@ -183,8 +183,8 @@ MUTATIONS = (
     Mutation(
         "a persistent sequence takes one step too many",
         f"{_RNN}/persistent_forward.cuh",
-        "length_[r] = q_.lengths[b];",
-        "length_[r] = q_.lengths[b] + 1;",
+        "max(q_.lengths[b], int64_t{0})",
+        "max(q_.lengths[b] + 1, int64_t{0})",
         "rnn",
     ),
 )  # fmt: skip

@@ -14,8 +14,9 @@
 namespace fastdl::cuda {
 
 constexpr int kPersistentThreads = 256;
-// Of 128 bytes each, in a thread's registers: 128 of its 255.
-constexpr int kRegisterPieces = 16;
+// Pairs of pieces a thread keeps in registers: 128 of its 255, fewer where it makes four rows after each
+// product.
+constexpr int register_pieces(int splits) { return splits == 4 ? 16 : 12; }
 
 // What a launch is made of. Units, blocks: of a cluster; K: of the product, as it lies in shared memory.
 struct PersistentShape {
@@ -29,8 +30,10 @@ struct PersistentShape {
 template <class T>
 constexpr bool kOnTensorCore = sizeof(T) == 2;
 // FMA reads its weights from shared memory, where four lanes share a piece.
-template <class T, int kGates>
-constexpr int kRegisterChunks = kOnTensorCore<T> ? kRegisterPieces / kGates : 0;
+template <class T>
+constexpr int register_chunks(int gates, int splits) {
+  return kOnTensorCore<T> ? register_pieces(splits) / gates : 0;
+}
 template <class T>
 constexpr int kPieceLanes = kOnTensorCore<T> ? 32 : 8;
 
@@ -50,7 +53,7 @@ PersistentShape persistent_shape(int units, int blocks, int gates, int value_gat
   // rows at one place.
   const int element = sizeof(T), line = kOnTensorCore<T> ? 64 : 16;
   s.pitch = (round_up(s.chunks * s.splits * M::kDepth * element, 128) + line) / element;
-  const int in_registers = kOnTensorCore<T> ? kRegisterPieces / gates : 0;
+  const int in_registers = register_chunks<T>(gates, s.splits);
   const int shared_chunks = s.chunks > in_registers ? s.chunks - in_registers : 0;
   const int sum = sizeof(typename M::Sum);
   s.shared_bytes = 2 * kTileRows * s.pitch * element + s.splits * gates * kTileRows * (units + 4) * sum +
@@ -74,7 +77,7 @@ struct PersistentMemory {
 };
 
 // The weights of a warp's 16 units, and their product with eight rows of values.
-template <class T, int kGates>
+template <class T, int kGates, int kSplits>
 class Resident {
  public:
   using M = Multiply<T>;
@@ -120,7 +123,7 @@ class Resident {
         M::multiply(sums[q][0], weight, value);
       }
     }
-    const int first = warp_ / s_.splits * kTileUnits + lane_ / 4, split = warp_ % s_.splits;
+    const int first = warp_ / kSplits * kTileUnits + lane_ / 4, split = warp_ % kSplits;
 #pragma unroll
     for (int q = 0; q < kGates; ++q)
 #pragma unroll
@@ -134,7 +137,6 @@ class Resident {
   }
 
   // What all splits found for one row and unit, in a fixed order.
-  template <int kSplits>
   FD_DEVICE Sum total(int q, int row, int unit) const {
     Sum sum = 0;
 #pragma unroll
@@ -144,7 +146,7 @@ class Resident {
   }
 
  private:
-  static constexpr int kInRegisters = kRegisterChunks<T, kGates>;
+  static constexpr int kInRegisters = register_chunks<T>(kGates, kSplits);
   static constexpr int kChunkPieces = kGates * 2 * kPieceLanes<T>;
   // A chain of dependent products is as long as K; several halve the wait.
   static constexpr int kChains = kOnTensorCore<T> && kGates == 1 ? 4 : 1;
@@ -152,9 +154,7 @@ class Resident {
   FD_DEVICE int shared_chunks() const { return s_.chunks > kInRegisters ? s_.chunks - kInRegisters : 0; }
   FD_DEVICE int lane() const { return kOnTensorCore<T> ? lane_ : lane_ / 4; }
   // Of K: where this lane's piece of the warp's chunk c begins.
-  FD_DEVICE int depth(int c) const {
-    return (c * s_.splits + warp_ % s_.splits) * M::kDepth + M::depth(lane_);
-  }
+  FD_DEVICE int depth(int c) const { return (c * kSplits + warp_ % kSplits) * M::kDepth + M::depth(lane_); }
   FD_DEVICE void load(const T* values, int c, Piece<T> (&value)[M::kLines]) const {
 #pragma unroll
     for (int line = 0; line < M::kLines; ++line)

@@ -38,8 +38,9 @@ class BackwardThread {
       dh_[r] = dh ? fd::to_compute(dh[own.j]) : A(0);
       dc_[r] = kGates == 4 && dc ? dc[own.j] : A(0);
       mask_[r] = mask ? fd::to_compute(mask[own.j]) : A(1);
-      limit_[r] = f.rows.rows_of(b(r)), length_[r] = limit_[r];
-      if (q_.lengths && q_.lengths[b(r)] < length_[r]) length_[r] = q_.lengths[b(r)];
+      limit_[r] = length_[r] = static_cast<int>(f.rows.rows_of(b(r)));
+      if (q_.lengths && q_.lengths[b(r)] < limit_[r])
+        length_[r] = static_cast<int>(max(q_.lengths[b(r)], int64_t{0}));
     }
   }
 
@@ -62,13 +63,13 @@ class BackwardThread {
     }
   }
 
-  // product: of the step that follows, or null before the last step.
+  // product: of the step that follows, if one does.
   template <class Product>
-  FD_DEVICE void step(int64_t i, const Product* product) {
+  FD_DEVICE void step(int64_t i, bool follows, const Product& product) {
     if (!exists_) return;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      take(r, product);
+      if (follows) take(r, product);
       follows_[r] = false;
       const int64_t t = time(i);
       if (t >= length_[r]) continue;
@@ -133,12 +134,12 @@ class BackwardThread {
   }
 
   template <class Product>
-  FD_DEVICE void finish(const Product* product) {
+  FD_DEVICE void finish(bool follows, const Product& product) {
     if (!exists_) return;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (b(r) >= q_.rows.B) continue;
-      take(r, product);
+      if (follows) take(r, product);
       const int64_t at = (own_.d * q_.rows.B + b(r)) * q_.H + own_.j;
       static_cast<T*>(f_.p.grad_h_0)[at] = fd::from_compute<T>(dh_[r]);
       if constexpr (kGates == 4) static_cast<A*>(f_.p.grad_c_0)[at] = dc_[r];
@@ -153,8 +154,8 @@ class BackwardThread {
 
   // dh becomes that of the state before the step that follows.
   template <class Product>
-  FD_DEVICE void take(int r, const Product* product) {
-    if (product && follows_[r]) dh_[r] += mask_[r] * product->template total<kSplits>(0, row(r), own_.unit);
+  FD_DEVICE void take(int r, const Product& product) {
+    if (follows_[r]) dh_[r] += mask_[r] * product.total(0, row(r), own_.unit);
   }
   // The state that step i starts from.
   template <class S>
@@ -174,19 +175,18 @@ class BackwardThread {
   A dh_[kRows], dc_[kRows], mask_[kRows], c_old_[kRows];
   T saved_[kRows][kSaved], grad_output_[kRows], h_old_[kRows], grad_[kRows][kGates], u_n_[kRows];
   bool restarts_[kRows], follows_[kRows] = {};
-  int64_t length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
+  int length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
 };
 
 template <class T, int kGates, int kSplits>
-__global__ void __launch_bounds__(kPersistentThreads)
+__global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward_kernel(const __grid_constant__ PersistentBackward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
   const PersistentShape& s = f.shape;
   const PersistentPlace own = PersistentPlace::of(s);
   const PersistentMemory<T> memory(shared, s, 1);
-  using Product = Resident<T, 1>;
-  const Product product(s, memory,
-                        f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, 1) / s.blocks));
+  const Resident<T, 1, kSplits> product(
+      s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, 1) / s.blocks));
   BackwardThread<T, kGates, kSplits> thread(f, own);
 
   for (int i = threadIdx.x; i < 2 * kTileRows * s.pitch; i += s.threads)
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kPersistentThreads)
       product.multiply(values);
       __syncthreads();
     }
-    thread.step(i, i < last ? &product : nullptr);
+    thread.step(i, i < last, product);
     values = memory.values + (last - i) % 2 * kTileRows * s.pitch;
     thread.leave(values);
     send(values, s, own.rank, kGates, s.units * s.blocks);
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kPersistentThreads)
     product.multiply(values);
     __syncthreads();
   }
-  thread.finish(last >= 0 ? &product : nullptr);
+  thread.finish(last >= 0, product);
 }
 
 }  // namespace fastdl::cuda

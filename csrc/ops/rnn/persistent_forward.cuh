@@ -43,8 +43,9 @@ class ForwardThread {
       h_[r] = h ? h[own.j] : fd::from_compute<T>(0);
       c_[r] = kGates == 4 && c ? c[own.j] : A(0);
       mask_[r] = mask ? fd::to_compute(mask[own.j]) : A(1);
-      limit_[r] = f.rows.rows_of(b), length_[r] = limit_[r];
-      if (q_.lengths && q_.lengths[b] < length_[r]) length_[r] = q_.lengths[b];
+      limit_[r] = length_[r] = static_cast<int>(f.rows.rows_of(b));
+      if (q_.lengths && q_.lengths[b] < limit_[r])
+        length_[r] = static_cast<int>(max(q_.lengths[b], int64_t{0}));
     }
   }
 
@@ -87,7 +88,7 @@ class ForwardThread {
       A u[kGates], gx[kGates];
 #pragma unroll
       for (int q = 0; q < kGates; ++q) {
-        u[q] = product.template total<kSplits>(q, row(r), own_.unit) + bias_[q];
+        u[q] = product.total(q, row(r), own_.unit) + bias_[q];
         gx[q] = fd::to_compute(gx_[r][q]);
       }
       const CellValue<A> value = cell_forward(q_.s.cell, gx, u, h_old, c_old, peephole_);
@@ -144,18 +145,18 @@ class ForwardThread {
   Peephole<A> peephole_{};
   T h_[kRows];
   A c_[kRows], mask_[kRows];
-  int64_t length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
+  int length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
   T gx_[kRows][kGates], saved_[kRows][kSaved];
 };
 
 template <class T, int kGates, int kSplits>
-__global__ void __launch_bounds__(kPersistentThreads)
+__global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_forward_kernel(const __grid_constant__ PersistentForward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
   const PersistentShape& s = f.shape;
   const PersistentPlace own = PersistentPlace::of(s);
   const PersistentMemory<T> memory(shared, s, kGates);
-  const Resident<T, kGates> product(
+  const Resident<T, kGates, kSplits> product(
       s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, kGates) / s.blocks));
   auto time = [&](int64_t i) { return own.d ? f.rows.T - 1 - i : i; };
   ForwardThread<T, kGates, kSplits> thread(f, own);

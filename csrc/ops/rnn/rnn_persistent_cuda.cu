@@ -4,6 +4,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "common/cuda/divide.cuh"
 #include "ops/rnn/persistent_backward.cuh"
 #include "ops/rnn/persistent_forward.cuh"
 #include "ops/rnn/rnn_cuda.h"
@@ -21,6 +22,7 @@ const char* structure_refusal(const RnnSequence& q) {
   if (q.s.has_projection) return "no projection";
   if (q.dtype == DType::kFloat64) return "no float64";
   if (q.H > 1024) return "hidden_size is over 1024";
+  if (q.rows.T > fd::kMaxItems) return "more than 2^30 steps";
   return nullptr;
 }
 
@@ -55,7 +57,7 @@ PersistentShape choose(const RnnSequence& q, int gates, int value_gates, Kernel 
     const int units = round_up((H + blocks - 1) / blocks, kTileUnits);
     if (units > most_units) return PersistentShape{};
     const PersistentShape s = persistent_shape<T>(units, blocks, gates, value_gates);
-    if (only_registers && s.chunks * gates > kRegisterPieces) return PersistentShape{};
+    if (only_registers && s.chunks * gates > register_pieces(s.splits)) return PersistentShape{};
     const fd::LaunchShape launch = launch_shape(q, s);
     const int64_t clusters = int64_t{tiles(q)} * q.s.directions;
     return residents(kernel(s), launch) * kMostRounds >= clusters ? s : PersistentShape{};

@@ -16,7 +16,7 @@ constexpr int kSumPitch = 20;
 // A Job has: Element; kGates; kSegments of K; rows(d) and units to make; length(s), weight(s, d) and line(s,
 // d, b) of segment s; finish(d, b, unit, sums of the gates).
 template <class Job>
-__global__ void __launch_bounds__(kStepThreads) step_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kStepThreads, 3) step_kernel(const __grid_constant__ Job job) {
   using T = typename Job::Element;
   using M = Multiply<T>;
   using Sum = typename M::Sum;
