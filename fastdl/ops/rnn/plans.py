@@ -26,7 +26,8 @@ def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
     if torch.compiler.is_compiling():
         return decide()
     settings = dispatch.settings
-    key = (key, settings.backend, settings.strict, settings.precision)
+    tf32 = torch._C._get_cudnn_allow_tf32()  # torch.backends.cudnn.allow_tf32 takes 1 us
+    key = (key, settings.backend, settings.strict, settings.precision, tf32)
     try:
         decision = _decided.get(key)
     except TypeError:  # a list among the arguments, a symbolic size
