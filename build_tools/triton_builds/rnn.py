@@ -14,14 +14,14 @@ CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # in the order of their codes
 # (cell, gates, hidden units, of which h has, precision, element type): all steps in one program, or one at a time.
 SHAPES = (
     ("lstm", 4, 64, 64, "ieee", "bf16"),
-    ("lstm", 4, 256, 256, "ieee", "bf16"),
+    ("lstm", 4, 128, 128, "ieee", "bf16"),
     ("lstm", 4, 512, 512, "ieee", "bf16"),
     ("lstm", 4, 512, 256, "ieee", "bf16"),
     ("lstm", 4, 96, 48, "ieee", "fp16"),
     ("lstm", 4, 128, 128, "tf32", "fp32"),
     ("lstm", 4, 512, 512, "tf32", "fp32"),
     ("lstm", 4, 128, 128, "ieee", "fp32"),
-    ("gru", 3, 256, 256, "ieee", "bf16"),
+    ("gru", 3, 128, 128, "ieee", "bf16"),
     ("gru", 3, 512, 512, "ieee", "bf16"),
     ("gru", 3, 512, 512, "tf32", "fp32"),
     ("gru", 3, 512, 512, "ieee", "fp32"),
