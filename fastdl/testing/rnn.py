@@ -274,10 +274,14 @@ def _values(
     parameters = [torch.cat(by_name[name]) if name in by_name else None for name in PARAMETERS]
     ends = [*results, None] if len(results) == 2 else results
     every = (*ends, *states, *parameters)
-    return tuple(None if t is None else t.detach().to(dtype if q.x.dtype == dtype else t.dtype).cpu() for t in every)
+    return tuple(
+        None if t is None else t.detach().to(dtype if q.x.dtype == dtype else t.dtype).cpu() for t in every
+    )
 
 
-def plan_of(sample: Sample, choice: Choice, dtype: torch.dtype, device: str = "cpu", gradient: bool = True) -> Plan:
+def plan_of(
+    sample: Sample, choice: Choice, dtype: torch.dtype, device: str = "cpu", gradient: bool = True
+) -> Plan:
     """The plan of a choice for the sample's layer."""
     return make_plan(choice, sample.call(dtype, device, gradient))
 
