@@ -63,6 +63,8 @@ class Case:
     goal_eager: float | None = None
     # what the process must have been started with
     environment: Mapping[str, str] = field(default_factory=dict)
+    # what a case that memory limits has to read and write
+    bytes: float = 0.0
     # saved_bytes are given per this many elements
     saved_per: int = 1
 

@@ -35,6 +35,9 @@ class Row:
     gflops: float | None = None
     limit_gflops: float | None = None
     limit_fraction: float | None = None
+    # bytes a case has to move over the time, and that over the copy bandwidth of the machine
+    gbytes: float | None = None
+    copy_fraction: float | None = None
     # relative L2 against fp64, the worst of outputs and gradients
     error: float | None = None
     # bytes kept for backward per element of an op's output, per sample of a model
@@ -77,11 +80,15 @@ def case_lines(rows: list[Row]) -> str:
             lines.append(f"{name} {row.status}")
             continue
         ratio = f"{row.over_best:5.2f}x best" if row.over_best is not None else ""
+        f" {100 * row.copy_fraction:3.0f}% of copy" if row.copy_fraction is not None else ""
+        limit = f"{row.limit_fraction or 0:.2f} of peak"
+        if row.copy_fraction is not None:
+            limit = f"{row.copy_fraction:.2f} of copy"
         saved = f"  saves {_count(row.saved_bytes)} B" if row.saved_bytes is not None else ""
         peak = f"  +{row.peak_mib:.1f} MiB" if row.peak_mib is not None else ""
         lines.append(
             f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  "
-            f"{ratio}  {row.limit_fraction or 0:.2f} of peak  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
+            f"{ratio}  {limit}  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
         )
     return "\n".join(lines)
 

@@ -179,6 +179,8 @@ def measure(
     _time(rows, calls, case.flops, effort, turn)
     if doubt is not None and (effort := doubt(rows)) is not None:
         _time(rows, calls, case.flops, effort, turn)
+    if case.bytes:
+        _add_bandwidth(rows, case.bytes, limits["copy"])
     for i, call in calls.items():
         peak = memory.peak_bytes(call, device)
         rows[i].peak_mib = None if peak is None else peak / 2**20
@@ -212,6 +214,13 @@ def _add_times(row: Row, seconds: list[float], flops: float) -> None:
     row.gflops = flops / row.ms / 1e6
     if row.limit_gflops:
         row.limit_fraction = row.gflops / row.limit_gflops
+
+
+def _add_bandwidth(rows: list[Row], count: float, copy: float) -> None:
+    for row in rows:
+        if row.ms is not None:
+            row.gbytes = count / row.ms / 1e6
+            row.copy_fraction = row.gbytes / copy
 
 
 def add_ratios(rows: list[Row]) -> None:

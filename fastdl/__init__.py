@@ -1,6 +1,6 @@
 """Fused kernels for the classic layers of deep learning: drop-in for torch.nn, on CPUs and GPUs."""
 
-from . import nn, ops
+from . import diffusion, nn, ops
 from .accelerate import Report, accelerate, report, restore
 from .dispatch import Explanation, UnsupportedError, backend, explain, precision, strict
 
@@ -12,6 +12,7 @@ __all__ = [
     "UnsupportedError",
     "accelerate",
     "backend",
+    "diffusion",
     "explain",
     "nn",
     "ops",

@@ -2,11 +2,27 @@
 
 import sys
 
+from . import diffusion as diffusion
 from .conv_relu_maxpool import conv_relu_maxpool
+from .diffusion import add_noise, diffusion_step, predict_x0, training_target, velocity
 from .linear import linear
 from .rnn import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 
 if "torch.utils.flop_counter" in sys.modules:
     from . import flops as flops
 
-__all__ = ["conv_relu_maxpool", "gru", "gru_cell", "linear", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+__all__ = [
+    "add_noise",
+    "conv_relu_maxpool",
+    "diffusion_step",
+    "gru",
+    "gru_cell",
+    "linear",
+    "lstm",
+    "lstm_cell",
+    "predict_x0",
+    "rnn",
+    "rnn_cell",
+    "training_target",
+    "velocity",
+]

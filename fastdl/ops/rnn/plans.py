@@ -18,14 +18,7 @@ _MOST = 4096
 
 def signature(*tensors: Tensor | None) -> tuple:
     """What a decision may depend on of tensors."""
-    # one flat list: a tuple for each tensor would cost as much again
-    found = []
-    for t in tensors:
-        if t is None:
-            found.append(None)
-        else:
-            found += (t.shape, t.dtype, t.device)
-    return tuple(found)
+    return tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
 
 
 def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
@@ -33,8 +26,7 @@ def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
     if torch.compiler.is_compiling():
         return decide()
     settings = dispatch.settings
-    tf32 = torch._C._get_cudnn_allow_tf32()  # torch.backends.cudnn.allow_tf32 takes 1 us
-    key = (key, settings.backend, settings.strict, settings.precision, tf32)
+    key = (key, settings.backend, settings.strict, settings.precision)
     try:
         decision = _decided.get(key)
     except TypeError:  # a list among the arguments, a symbolic size

@@ -1,0 +1,273 @@
+"""One diffusion step: public function, checks, autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ... import dispatch
+from ...transforms import obstacle
+from . import backends, schema
+from .backends import CANDIDATES, Call
+from .checks import check_tensors, random_seed, rows_of, with_index_error
+from .reference import Options, reference
+from .table import Table
+
+
+class DiffusionStep(NamedTuple):
+    """What a step gives."""
+
+    prev_sample: Tensor
+    x_0: Tensor
+    log_prob: Tensor | None
+
+
+def diffusion_step(
+    x_t: Tensor,
+    model_output: Tensor,
+    t: int | Tensor,
+    table: Table,
+    *,
+    history: Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    clip: float | None = None,
+    threshold: tuple[float, float] | None = None,
+    prev_sample: Tensor | None = None,
+    return_log_prob: bool = False,
+) -> DiffusionStep:
+    """One reverse step of any scheduler, in one kernel. Differentiable in x_t, model_output, history and noise.
+
+    m = model_output, or u + guidance_scale * (c - u) where it is [2 B, ...], unconditional half first;
+    x_0 = a_t x_t + b_t m + ..., clipped or thresholded; prev_sample = c_t x_t + d_t x_0 + e_t m + f_t history +
+    g_t noise. The table holds the coefficients, in fp32 for every dtype; arithmetic is in fp32 (fp64 for fp64).
+    Nothing waits for the device.
+
+    Args:
+        x_t: [B, ...]; float64, float32, bfloat16 or float16. channels_last is kept.
+        model_output: as x_t; with `guidance_scale` [2 B, ...].
+        t: the row of the table: an int, or an int64 or int32 tensor, one for all or one for each sample ([B], or the
+            leading sizes of x_t). Outside the table: IndexError on a CPU; on a GPU the sample is NaN.
+        table: coefficients, see `fastdl.ops.diffusion.steps`.
+        history: what the step before gave as x_0, for steps of second order.
+        noise: standard normal, broadcast to x_t. Without it, where the table has noise, the kernel makes it.
+        seed: int64 [2], (seed, offset) of the kernel's noise; one pair gives the same noise on every backend, in the
+            memory order of x_t. Default: drawn from `generator`, or torch's.
+        guidance_scale, guidance_rescale: classifier-free guidance; the rescale of Lin et al. 2023, whose ratio of
+            standard deviations is 1 where the divisor is 0.
+        clip: x_0 is clamped to [-clip, clip]. NaN stays.
+        threshold: (ratio, largest): dynamic thresholding: x_0 is clamped to [-s, s] and divided by s, the quantile
+            `ratio` of the sample's |x_0|, between 1 and `largest`.
+        prev_sample: the log-probability of this one is wanted, and it is returned; nothing is drawn.
+        return_log_prob: also log N(prev_sample; mean, std^2), summed over each sample, fp32 [B]. prev_sample counts
+            as a constant there. 0 where the step has no noise. Costs a second pass.
+
+    Returns:
+        DiffusionStep(prev_sample, x_0, log_prob); the first two in the dtype and format of x_t.
+
+    Raises:
+        TypeError: a tensor is not floating point, dtypes differ, or t is not an integer.
+        ValueError: a shape does not fit; the message says expected and got.
+        IndexError: t outside the table (CPU).
+
+    Source: Ho et al. 2020; Song et al. 2021; Ho and Salimans 2022 (guidance); Saharia et al. 2022 (thresholding).
+
+    >>> import fastdl, torch
+    >>> from fastdl.ops.diffusion import steps
+    >>> table = steps.flow_match_euler(torch.tensor([1.0, 0.5, 0.0]))
+    >>> x_t, velocity = torch.ones(1, 4), torch.full((1, 4), 2.0)
+    >>> fastdl.ops.diffusion_step(x_t, velocity, 0, table).prev_sample
+    tensor([[0., 0., 0., 0.]])
+    """
+    options = make_options(
+        schema.WANT_PREV | schema.WANT_X0, guidance_scale, guidance_rescale, clip, threshold
+    )
+    if not return_log_prob:
+        if noise is None and table.has_noise and prev_sample is None:
+            seed = random_seed(x_t, generator) if seed is None else seed
+        result, x_0, _ = apply(x_t, model_output, history, noise, seed, t, table, options)
+        return DiffusionStep(result if prev_sample is None else prev_sample, x_0, None)
+    options = options._replace(flags=options.flags | schema.WANT_VALUE)
+    mean, x_0, std = apply(x_t, model_output, history, None, None, t, table, options)
+    if prev_sample is None:
+        if noise is None and table.has_noise:
+            seed = random_seed(x_t, generator) if seed is None else seed
+        prev_sample = apply(x_t, model_output, history, noise, seed, t, table, options)[0]
+    return DiffusionStep(prev_sample, x_0, log_prob(prev_sample.detach(), mean, std))
+
+
+def make_options(
+    flags: int,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    clip: float | None = None,
+    threshold: tuple[float, float] | None = None,
+) -> Options:
+    """The keyword arguments as flags and scalars, checked."""
+    guidance, rescale, limit, quantile = 1.0, 0.0, 1.0, 0.995
+    if guidance_scale is not None:
+        flags |= schema.GUIDED
+        guidance, rescale = float(guidance_scale), float(guidance_rescale)
+    elif guidance_rescale:
+        raise ValueError("guidance_rescale needs a guidance_scale")
+    if threshold is not None:
+        quantile, limit = (float(value) for value in threshold)
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"the threshold's ratio must be in [0, 1], got {quantile}")
+        flags |= schema.THRESHOLD
+    elif clip is not None:
+        limit = float(clip)
+        if not limit >= 0:
+            raise ValueError(f"clip must not be negative, got {clip}")
+        flags |= schema.CLIP
+    return Options(flags, guidance, rescale, limit, quantile)
+
+
+def log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(value; mean, std^2) summed over each sample, fp32 [B]; 0 where std is 0."""
+    std = std.expand(value.shape[0]) if std.numel() == 1 else std.reshape(value.shape[0], -1)[:, 0]
+    has_noise = std > 0
+    safe = torch.where(has_noise, std, 1.0)
+    count = value[0].numel() if value.shape[0] else 0
+    squares = (value.float() - mean.float()).flatten(1).square().sum(1) / safe.square()
+    total = -0.5 * squares - count * (safe.log() + 0.5 * math.log(2 * math.pi))
+    return torch.where(has_noise, total, 0.0)
+
+
+def apply(
+    sample: Tensor,
+    model_output: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    t: int | Tensor,
+    table: Table,
+    options: Options,
+    op: str = "diffusion_step",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step as chosen by the settings: (result, x_0, value), each empty unless its flag is set."""
+    flags = options.flags
+    check_tensors(sample, model_output, history, noise, flags)
+    if noise is not None and noise.shape != sample.shape:
+        noise = noise.expand(sample.shape)
+    rows, row = rows_of(t, sample, table.rows, flags)
+    needs_grad = torch.is_grad_enabled() and (
+        sample.requires_grad
+        or (model_output is not None and model_output.requires_grad)
+        or (history is not None and history.requires_grad)
+        or (noise is not None and noise.requires_grad)
+    )
+    call = Call(
+        sample.device, sample.dtype, flags, options.rescale != 0.0, table.noise_in_x0, needs_grad
+    )  # fmt: skip
+    backend = backends.choose(op, call).backend
+    reason = obstacle(sample, model_output, history, noise)
+    if reason is not None:
+        dispatch.require_reference(op, reason)
+    coefficients = table.on(sample.device)
+    if reason is not None or backend == "reference":
+        found = reference(sample, model_output, history, noise, seed, rows, row, coefficients, options)
+        wanted = (schema.WANT_PREV, schema.WANT_X0, schema.WANT_VALUE)
+        return tuple(
+            f if flags & w else sample.new_empty(0) for f, w in zip(found, wanted, strict=True)
+        )  # fmt: skip
+    arguments = (sample, model_output, history, noise, seed, rows, row, coefficients, options)
+    if needs_grad:
+        return DiffusionFunction.apply(backend, *arguments)
+    return with_index_error(backends.forward, rows, backend, *arguments)
+
+
+class DiffusionFunction(torch.autograd.Function):
+    """The fused step; its backward is a Function of its own, so that a second derivative exists."""
+
+    @staticmethod
+    def forward(
+        ctx, backend, sample, model_output, history, noise, seed, rows, row, coefficients, options
+    ):  # fmt: skip
+        outputs = with_index_error(
+            backends.forward, rows, backend,
+            sample, model_output, history, noise, seed, rows, row, coefficients, options,
+        )  # fmt: skip
+        clipped = options.has(schema.CLIP)
+        # Without clipping a step is linear, and its backward needs no tensor.
+        ctx.save_for_backward(
+            sample if clipped else None, model_output if clipped else None, rows, coefficients
+        )
+        ctx.rest = (backend, row, options)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(outputs[2])
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad_prev, grad_x0, _):
+        backend, row, options = ctx.rest
+        needs = ctx.needs_input_grad[1:5]
+        if grad_prev is None and grad_x0 is None:
+            return (None,) * 10
+        wanted = (schema.NEED_SAMPLE, schema.NEED_MODEL, schema.NEED_HISTORY, schema.NEED_NOISE)
+        flags = options.flags & (schema.GUIDED | schema.CLIP)
+        flags |= sum(flag for flag, need in zip(wanted, needs, strict=True) if need)
+        gradients = DiffusionBackward.apply(
+            grad_prev, grad_x0, *ctx.saved_tensors, backend, row, options._replace(flags=flags)
+        )
+        gradients = (g if need else None for g, need in zip(gradients, needs, strict=True))
+        return (None, *gradients, *(None,) * 5)
+
+
+class DiffusionBackward(torch.autograd.Function):
+    """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
+
+    @staticmethod
+    def forward(ctx, grad_prev, grad_x0, sample, model_output, rows, coefficients, backend, row, options):
+        ctx.save_for_backward(grad_prev, grad_x0, sample, model_output, rows, coefficients)
+        ctx.rest = (row, options)
+        return backends.BACKWARD[backend](
+            grad_prev, grad_x0, sample, model_output, rows, row, coefficients,
+            options.flags, options.guidance, options.limit,
+        )  # fmt: skip
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        from .registration import diffusion_step_backward
+
+        row, options = ctx.rest
+        grad_prev, grad_x0, sample, model_output, rows, coefficients = ctx.saved_tensors
+        # Where x_0 is clipped does not move: only the incoming gradients have a derivative.
+        with torch.enable_grad():
+            incoming = [None if g is None else g.detach().requires_grad_() for g in (grad_prev, grad_x0)]
+            outputs = diffusion_step_backward(
+                *incoming, sample, model_output, rows, row, coefficients,
+                options.flags, options.guidance, options.limit,
+            )  # fmt: skip
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+            leaves = [t for t in incoming if t is not None]
+            found = iter(torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs]))
+        return (*(None if t is None else next(found) for t in incoming), *(None,) * 7)
+
+
+def _dispatch_arguments(
+    x_t: Tensor, model_output: Tensor, t: int | Tensor, table: Table, **keywords: object
+) -> tuple[Call]:
+    options = make_options(
+        schema.WANT_PREV | schema.WANT_X0,
+        keywords["guidance_scale"],
+        keywords["guidance_rescale"],
+        keywords["clip"],
+        keywords["threshold"],
+    )
+    tensors = (x_t, model_output, keywords["history"], keywords["noise"])
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return (
+        Call(x_t.device, x_t.dtype, options.flags, options.rescale != 0.0, table.noise_in_x0, needs_grad),
+    )
+
+
+dispatch.register("diffusion_step", CANDIDATES, diffusion_step, _dispatch_arguments)

@@ -1,0 +1,343 @@
+"""Schedulers against independent fp64 trajectories, and their configurations, states and refusals."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdl
+from tests.diffusion.trajectories import SHAPE, STEPS, noises, ours
+
+diffusion = fastdl.diffusion
+
+
+def denoiser(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(0.7 * x + 0.2 * torch.roll(x, 1, -1)) * (0.5 + float(t) / 2000)
+
+
+def run(scheduler: object, **keywords: object) -> Tensor:
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = x * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        output = denoiser(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(output, t, x, variance_noise=noises()[i].double(), **keywords).prev_sample
+    return x
+
+
+# The papers' formulas, written once more for one whole trajectory each, in fp64 and without tables.
+
+
+def alpha_bars() -> Tensor:
+    return (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+
+def start(sigma: float = 1.0) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * sigma
+
+
+def to_x0(x: Tensor, m: Tensor, bar: Tensor, prediction: str) -> Tensor:
+    if prediction == "epsilon":
+        return (x - (1 - bar).sqrt() * m) / bar.sqrt()
+    return m if prediction == "sample" else bar.sqrt() * x - (1 - bar).sqrt() * m
+
+
+def leading() -> list[int]:
+    return [i * (1000 // STEPS) for i in reversed(range(STEPS))]
+
+
+def ddpm(prediction: str) -> Tensor:
+    bars, x, ts = alpha_bars(), start(), leading()
+    for i, t in enumerate(ts):
+        bar, before = bars[t], bars[ts[i + 1]] if i + 1 < STEPS else torch.tensor(1.0, dtype=torch.float64)
+        x0 = to_x0(x, denoiser(x, t), bar, prediction).clamp(-1, 1)
+        beta = 1 - bar / before
+        mean = before.sqrt() * beta / (1 - bar) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - bar) * x
+        std = ((1 - before) / (1 - bar) * beta).sqrt()
+        x = mean + (std * noises()[i].double() if t > 0 else 0)
+    return x
+
+
+def ddim(prediction: str, eta: float) -> Tensor:
+    bars, x, stride = alpha_bars(), start(), 1000 // STEPS
+    for i, t in enumerate(leading()):
+        bar = bars[t]
+        before = bars[t - stride] if t >= stride else torch.tensor(1.0, dtype=torch.float64)
+        raw = to_x0(x, denoiser(x, t), bar, prediction)
+        eps = (x - bar.sqrt() * raw) / (1 - bar).sqrt()
+        std = eta * ((1 - before) / (1 - bar) * (1 - bar / before)).sqrt()
+        x = before.sqrt() * raw.clamp(-1, 1) + (1 - before - std**2).sqrt() * eps + std * noises()[i].double()
+    return x
+
+
+def sigma_at(t: float) -> Tensor:
+    sigmas = ((1 - alpha_bars()) / alpha_bars()).sqrt()
+    low = min(int(t), 998)
+    return sigmas[low] + (sigmas[low + 1] - sigmas[low]) * (t - low)
+
+
+def linspaced() -> list[float]:
+    return [999 * i / (STEPS - 1) for i in reversed(range(STEPS))]
+
+
+def euler(prediction: str, ancestral: bool = False) -> Tensor:
+    ts = [torch.tensor(t).item() for t in linspaced()]  # timesteps are float32
+    sigmas = [sigma_at(t) for t in linspaced()] + [torch.tensor(0.0, dtype=torch.float64)]
+    x = start(float(max(sigmas)))
+    for i, t in enumerate(ts):
+        s, following = sigmas[i], sigmas[i + 1]
+        m = denoiser(x / (s**2 + 1).sqrt(), t)
+        x0 = x - s * m if prediction == "epsilon" else x / (s**2 + 1) - s / (s**2 + 1).sqrt() * m
+        slope = (x - x0) / s
+        if not ancestral:
+            x = x + slope * (following - s)
+            continue
+        up = (following**2 * (s**2 - following**2) / s**2).sqrt()
+        x = x + slope * ((following**2 - up**2).sqrt() - s) + up * noises()[i].double()
+    return x
+
+
+def dpm_solver(prediction: str, sde: bool = False) -> Tensor:
+    ts = [round(999 * i / STEPS) for i in reversed(range(STEPS + 1))][:-1]
+    bars, x, before = alpha_bars(), start(), None
+    last = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    points = [torch.stack((bars[t].sqrt(), (1 - bars[t]).sqrt())) for t in ts] + [last]
+    level = [a.log() - s.log() for a, s in points]
+    for i, t in enumerate(ts):
+        x0 = to_x0(x, denoiser(x, t), bars[t], prediction)
+        (_, s), (a, s_next) = points[i], points[i + 1]
+        h = level[i + 1] - level[i]
+        data = x0
+        if before is not None and i + 1 < STEPS:
+            data = x0 + 0.5 * h / (level[i] - level[i - 1]) * (x0 - before)
+        if sde:
+            x = s_next / s * (-h).exp() * x + a * (1 - (-2 * h).exp()) * data
+            x = x + s_next * (1 - (-2 * h).exp()).sqrt() * noises()[i].double()
+        else:
+            x = s_next / s * x + a * (1 - (-h).exp()) * data
+        before = x0
+    return x
+
+
+def flow_match(shift: float) -> Tensor:
+    # diffusers shifts the ends once, and the sigmas between them again
+    ends = [shift * e / (1 + (shift - 1) * e) for e in (1.0, 0.001)]
+    even = [ends[0] + (ends[1] - ends[0]) * i / (STEPS - 1) for i in range(STEPS)]
+    sigmas = [shift * e / (1 + (shift - 1) * e) for e in even] + [0.0]
+    x = start()
+    for i in range(STEPS):
+        x = x + (sigmas[i + 1] - sigmas[i]) * denoiser(x, torch.tensor(sigmas[i] * 1000).item())
+    return x
+
+
+TRAJECTORIES = [
+    *(("DDPM", dict(prediction_type=p), {}, lambda p=p: ddpm(p)) for p in ("epsilon", "sample", "v_prediction")),
+    *(
+        ("DDIM", dict(prediction_type=p), dict(eta=eta), lambda p=p, eta=eta: ddim(p, eta))
+        for p in ("epsilon", "sample", "v_prediction")
+        for eta in (0.0, 1.0)
+    ),
+    *(
+        ("EulerDiscrete", dict(prediction_type=p), {}, lambda p=p: euler(p))
+        for p in ("epsilon", "v_prediction")
+    ),
+    *(
+        ("EulerAncestralDiscrete", dict(prediction_type=p), {}, lambda p=p: euler(p, True))
+        for p in ("epsilon", "v_prediction")
+    ),
+    *(
+        ("DPMSolverMultistep", dict(prediction_type=p, algorithm_type=a), {},
+         lambda p=p, a=a: dpm_solver(p, a[:3] == "sde"))
+        for p in ("epsilon", "sample", "v_prediction")
+        for a in ("dpmsolver++", "sde-dpmsolver++")
+    ),
+    ("FlowMatchEulerDiscrete", dict(shift=3.0), {}, lambda: flow_match(3.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", TRAJECTORIES, ids=lambda c: "-".join([c[0], *map(str, {**c[1], **c[2]}.values())])
+)
+def test_trajectories_in_fp64(case):
+    scheduler, config, keywords, expected = case
+    truth = expected()
+    found = run(ours(scheduler, config), **keywords)
+    # tables are fp32: each step may add an ulp of it, and an epsilon at t = 999 is divided by alpha = 0.006
+    assert (found - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
+def test_samples_of_a_batch_at_their_own_timesteps():
+    scheduler = ours("DDIM", {})
+    x, m = torch.randn(2, 3, 4, 4, 4)
+    t = scheduler.timesteps[[0, 5, 11]]
+    found = scheduler.step(m, t, x).prev_sample
+    for i in range(3):
+        alone = scheduler.step(m[i : i + 1], int(t[i]), x[i : i + 1]).prev_sample
+        assert torch.equal(alone[0], found[i])
+
+
+def test_learned_variance_range():
+    scheduler = ours("DDPM", dict(variance_type="learned_range", clip_sample=False))
+    x, noise = torch.randn(2, 2, 3, 4, 4)
+    mean = torch.randn(2, 3, 4, 4)
+    t = int(scheduler.timesteps[3])
+    small, large = (
+        ours("DDPM", dict(variance_type=v, clip_sample=False))
+        .step(mean, t, x, variance_noise=noise)
+        .prev_sample
+        for v in ("fixed_small", "fixed_large")
+    )
+    for v, expected in ((-1.0, small), (1.0, large)):
+        output = torch.cat((mean, torch.full_like(mean, v)), 1)
+        torch.testing.assert_close(scheduler.step(output, t, x, variance_noise=noise).prev_sample, expected)
+
+
+def test_guidance_is_combined_in_the_step():
+    scheduler = ours("DDPM", {})
+    x, u, c, noise = torch.randn(4, 2, 3, 4, 4)
+    t = scheduler.timesteps[2]
+    found = scheduler.step(torch.cat((u, c)), t, x, variance_noise=noise, guidance_scale=4.0).prev_sample
+    torch.testing.assert_close(
+        found, scheduler.step(u + 4.0 * (c - u), t, x, variance_noise=noise).prev_sample
+    )
+
+
+def test_tuples_and_generators():
+    scheduler = ours("DDPM", {})
+    x, m = torch.randn(2, 2, 3, 4, 4)
+    generator = torch.Generator().manual_seed(3)
+    first = scheduler.step(m, 900, x, generator, return_dict=False)
+    assert isinstance(first, tuple)
+    assert len(first) == 2
+    again = scheduler.step(m, 900, x, generator=generator.manual_seed(3))
+    assert torch.equal(again.prev_sample, first[0])
+    assert torch.equal(again[1], first[1])
+    each = [torch.Generator().manual_seed(i) for i in (5, 6)]
+    by_sample = scheduler.step(m, 900, x, generator=each).prev_sample
+    alone = scheduler.step(m[1:], 900, x[1:], generator=[torch.Generator().manual_seed(6)]).prev_sample
+    assert torch.equal(by_sample[1:], alone)
+    with pytest.raises(ValueError, match="not both"):
+        scheduler.step(m, 900, x, generator=generator, variance_noise=x)
+
+
+def test_different_dtypes_meet_in_the_wider_one():
+    scheduler = ours("EulerDiscrete", {})
+    x = torch.randn(1, 4)
+    found = scheduler.step(x.bfloat16(), scheduler.timesteps[0], x).prev_sample
+    assert found.dtype is torch.float32
+
+
+def test_configurations_travel(caplog):
+    theirs = dict(
+        num_train_timesteps=500,
+        beta_schedule="scaled_linear",
+        _class_name="X",
+        skip_prk_steps=True,
+        sigma_max=3.0,
+    )
+    with caplog.at_level(logging.WARNING, "fastdl"):
+        scheduler = diffusion.DDIMScheduler.from_config(theirs, steps_offset=1)
+    assert "skip_prk_steps" in caplog.text
+    assert "sigma_max" not in caplog.text  # another scheduler's
+    assert scheduler.config.skip_prk_steps is True
+    assert (scheduler.config.steps_offset, len(scheduler)) == (1, 500)
+    other = diffusion.EulerDiscreteScheduler.from_config(scheduler)  # an object with .config
+    assert other.config.sigma_max == 3.0
+    assert other.config["beta_schedule"] == "scaled_linear"
+    with pytest.raises(TypeError, match="from_config"):
+        other.config["beta_schedule"] = "linear"
+    assert diffusion.DDPMScheduler(100, 0.001).config.beta_start == 0.001
+    for copied in (pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler)):
+        assert copied.config == scheduler.config
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "message"),
+    [
+        ("DDPM", dict(rescale_betas_zero_snr=True), "contradicts rescale_betas_zero_snr"),
+        ("DDIM", dict(rescale_betas_zero_snr=True), "contradicts rescale_betas_zero_snr"),
+        ("DDPM", dict(num_train_timesteps=10**12), "num_train_timesteps must be in"),
+        ("DDPM", dict(beta_end=1.5), "every beta must be in"),
+        ("DDPM", dict(beta_start=float("nan")), "beta_start must be"),
+        ("DDPM", dict(clip_sample_range=float("inf")), "must be finite"),
+        ("DDPM", dict(beta_schedule="x"), "beta_schedule must be one of"),
+        ("DDPM", dict(prediction_type="flow_prediction"), "has no meaning"),
+        ("DDPM", dict(variance_type="x"), "variance_type must be one of"),
+        ("DDPM", dict(trained_betas=[0.1, 0.2]), "trained_betas must have"),
+        ("EulerDiscrete", dict(use_karras_sigmas=True, use_exponential_sigmas=True), "only one of"),
+        ("EulerDiscrete", dict(use_beta_sigmas=True), "not supported"),
+        ("EulerDiscrete", dict(prediction_type="flow_prediction"), "FlowMatchEuler"),
+        ("DPMSolverMultistep", dict(solver_order=3), "solver_order must be 1 or 2"),
+        ("DPMSolverMultistep", dict(algorithm_type="dpmsolver"), "algorithm_type must be one of"),
+        ("DPMSolverMultistep", dict(use_flow_sigmas=True), "contradicts use_flow_sigmas"),
+        ("FlowMatchEulerDiscrete", dict(shift=-1.0), "positive"),
+    ],
+)
+def test_refused_configurations(scheduler, config, message):
+    def use() -> None:
+        made = getattr(diffusion, f"{scheduler}Scheduler")(**config)
+        made.set_timesteps(3)
+        made.step(torch.zeros(1, 2), made.timesteps[0], torch.zeros(1, 2))
+
+    with pytest.raises(ValueError, match=message):
+        use()
+
+
+def test_refused_calls():
+    x = torch.zeros(1, 2)
+    for name in ("DDIM", "DPMSolverMultistep"):
+        with pytest.raises(ValueError, match="call set_timesteps before step"):
+            getattr(diffusion, f"{name}Scheduler")().step(x, 0, x)
+    with pytest.raises(TypeError, match="no configuration key"):
+        diffusion.DDPMScheduler(beta_begin=0.1)
+    with pytest.raises(TypeError, match="num_train_timesteps must be an int"):
+        diffusion.DDPMScheduler(num_train_timesteps=1e3)
+    with pytest.raises(TypeError, match="config must be a dict"):
+        diffusion.DDPMScheduler.from_config(3)
+    scheduler = ours("EulerDiscrete", {})
+    with pytest.raises(IndexError, match="not in timesteps"):
+        scheduler.step(x, 3, x)
+    with pytest.raises(IndexError):
+        scheduler.step(x, torch.tensor(3.0), x)
+    with pytest.raises(ValueError, match="exactly one"):
+        scheduler.set_timesteps(3, sigmas=[1.0, 0.0])
+    with pytest.raises(ValueError, match="num_inference_steps must be in"):
+        ours("DDIM", {}).set_timesteps(1001)
+    with pytest.raises(ValueError, match="descending"):
+        ours("DDPM", {}).set_timesteps(timesteps=[1, 2])
+    scheduler = ours("FlowMatchEulerDiscrete", {})
+    for t in scheduler.timesteps:
+        scheduler.step(x, t, x)
+    with pytest.raises(IndexError, match="steps are done"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
+def test_starting_in_the_middle():
+    scheduler = ours("EulerDiscrete", {})
+    x = torch.ones(1, 4)
+    expected = None
+    for start in (
+        lambda s: s.timesteps[4],
+        lambda s: s.timesteps[3:][1],
+        lambda s: s.timesteps[4].item(),
+        lambda s: (s.set_begin_index(4), s.timesteps[0])[1],
+    ):
+        scheduler.set_timesteps(STEPS)
+        found = scheduler.step(x * 0.1, start(scheduler), x).prev_sample
+        assert scheduler.step_index == 5
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected)
+
+
+def test_per_token_timesteps():
+    scheduler = ours("FlowMatchEulerDiscrete", {})
+    x, m = torch.randn(2, 1, 3, 8)
+    t = scheduler.timesteps[[0, 4, 11]][None]
+    found = scheduler.step(m, None, x, per_token_timesteps=t).prev_sample
+    for i, place in enumerate((0, 4, 11)):
+        expected = x[:, i] + (scheduler.sigmas[place + 1] - scheduler.sigmas[place]) * m[:, i]
+        torch.testing.assert_close(found[:, i], expected)
