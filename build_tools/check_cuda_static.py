@@ -27,6 +27,10 @@ COLUMNS = ("kernel", "arch", "registers", "shared_bytes")
 BUDGETS = {
     r"implicit_gemm_kernel<.*LoadChannelsLast<[^f].*MultiplyTensorCore.*, 2>": 128,  # 4 blocks of 128 threads an SM
     r"implicit_gemm_kernel<.*MultiplyTensorCore": 168,  # 3 blocks of 128 threads an SM
+    r"persistent_(forward|backward)_kernel<": 255,  # a block of 256 threads an SM
+    r"step_kernel<.*(double|float)": 168,  # 3 blocks of 128 threads an SM
+    r"step_kernel<": 128,  # 4 blocks of 128 threads an SM
+    r"norm_(forward|backward)_kernel<": 128,  # 2 blocks of 256 threads an SM
     r"(bias_relu|expand|grad_bias)_.*kernel<": 64,  # 4 blocks of 256 threads an SM
 }
 

@@ -13,6 +13,11 @@
 #include "common/cpu/parallel.h"
 #include "common/dtype.h"
 
+// torch 2.11 has it under another name.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastdl {
 
 using torch::stable::Tensor;

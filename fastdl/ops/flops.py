@@ -6,5 +6,6 @@ imports triton).
 
 from .conv_relu_maxpool import flops as conv_relu_maxpool_flops
 from .linear import flops as linear_flops
+from .rnn import flops as rnn_flops
 
-__all__ = ["conv_relu_maxpool_flops", "linear_flops"]
+__all__ = ["conv_relu_maxpool_flops", "linear_flops", "rnn_flops"]

@@ -16,7 +16,7 @@ namespace fastdl::cuda {
 constexpr int kPersistentThreads = 256;
 // Pairs of pieces a thread keeps in registers: 128 of its 255, fewer where it makes four rows after each
 // product.
-constexpr int register_pieces(int splits) { return splits == 4 ? 16 : 12; }
+constexpr int register_pieces(int splits) { return splits == 4 ? 16 : 11; }
 
 // What a launch is made of. Units, blocks: of a cluster; K: of the product, as it lies in shared memory.
 struct PersistentShape {

@@ -53,7 +53,7 @@ class ForwardUnit {
     if (peephole)
       peep = {fd::to_compute(peephole[unit_]), fd::to_compute(peephole[q_.H + unit_]),
               fd::to_compute(peephole[2 * q_.H + unit_])};
-    return cell_forward(q_.s.cell, gx, biased, h_old(q_.H), c_old(), peep);
+    return cell_forward(q_.s.cell, gx, biased, kGates == 3 ? h_old(q_.H) : A(0), c_old(), peep);
   }
 
   FD_DEVICE A h_old(int64_t width) const {

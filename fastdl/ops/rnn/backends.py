@@ -32,7 +32,12 @@ def _raw(suffix: str) -> RawOperators:
 
 # cpu and cuda are two keys of the same operators; Triton's are operators of their own.
 _compiled = _raw("")
-RAW = {"cpu": _compiled, "cuda": _compiled}
+RAW = {
+    ("cpu", "fused"): _compiled,
+    ("cuda", "fused"): _compiled,
+    ("triton", "fused"): _raw("_triton"),
+    ("triton", "fused_tf32"): _raw("_triton_tf32"),
+}
 
 DELEGATED = ("aten", "cudnn")
 
@@ -98,7 +103,7 @@ def forward(
     s, projected = plan.s, Projected(x)
     if s.projected:
         projected = project(x, by_direction(params, s), s)
-    found = RAW[plan.backend].forward(
+    found = RAW[plan[:2]].forward(
         projected.gx, h_0, c_0, _sequence_weights(params, s), *context[:6], plan.packed, plan.zoneout, save
     )
     return Saved(*found, projected.norms if save else ())
@@ -118,7 +123,7 @@ def backward(
     """Gradients of x, h_0, c_0 and every parameter, None where not needed (`needs`, in this order)."""
     s = plan.s
     found = SequenceGradients(
-        *RAW[plan.backend].backward(
+        *RAW[plan[:2]].backward(
             *grads, h_0, c_0, _sequence_weights(params, s), saved.output, saved.gates, saved.cells, saved.rstd,
             *context[:6], plan.packed, plan.zoneout,
         )

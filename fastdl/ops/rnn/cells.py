@@ -148,7 +148,7 @@ class Step(NamedTuple):
     x: Tensor
     h: Tensor | None
     c: Tensor | None
-    params: tuple[Tensor | None, ...]
+    params: tuple[Tensor | None, ...] | list[Tensor | None]
     mixed: bool
     gradient: bool
 
@@ -176,30 +176,47 @@ def _step(
     """(h', c'); c' means nothing where the cell has none."""
     step = _inputs(x, hx, params, cell)
     x, h, c, params, mixed, gradient = step
-    reason = obstacle(*step.floating)
-    key = (op, cell, zoneout, train, mixed, gradient, reason, signature(*step.floating))
+    reason = obstacle(x, h, c, *params)
+    key = (op, cell, zoneout, train, mixed, gradient, reason, signature(x, h, c, *params))
     plan, call = remembered(key, lambda: _decide(op, cell, step, zoneout, train, reason))
     given = [t for t in params if t is not None]
     if plan.delegated:
         h, c = backends.delegate_cell(cell, x, h, c, given, call)
     else:
-        context = Context(zoneout=call.zoneout)
-        if call.zoneout_masks:
-            context = context._replace(
-                zoneout_h=zoneout_mask(x, (1, *x.shape[:1], call.sizes.H), call.zoneout[0]),
-                zoneout_c=zoneout_mask(x, (1, *x.shape[:1], call.sizes.H), call.zoneout[1]),
-            )
-        h, c = (None if t is None else t.unsqueeze(0) for t in (h, c))
-        if c is not None:
-            c = c.to(accumulate_dtype(x.dtype))
-        output, _, c = run_layer(plan, x.unsqueeze(0), h, c, given, context, gradient)
-        h = output[0]
-        if cell != "lstm":
-            return h, c
-        c = c[0]
+        h, c = _by_layer(plan, call, x, h, c, given, gradient)
     if cell != "lstm":
         return h, h
-    return h, c.to(torch.float32 if mixed else x.dtype)
+    dtype = torch.float32 if mixed else x.dtype
+    return h, c if c.dtype is dtype else c.to(dtype)
+
+
+def _by_layer(
+    plan: Plan,
+    call: Call,
+    x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    params: list[Tensor],
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """(h', c') by a layer with one step; c' means nothing where the cell has none."""
+    h = None if h is None else h.unsqueeze(0)
+    c = None if c is None else c.to(accumulate_dtype(x.dtype)).unsqueeze(0)
+    x = x.unsqueeze(0)
+    context = Context(zoneout=call.zoneout)
+    if call.zoneout_masks:
+        rows = (*x.shape[:2], call.sizes.H)
+        context = context._replace(
+            zoneout_h=zoneout_mask(x, rows, call.zoneout[0]), zoneout_c=zoneout_mask(x, rows, call.zoneout[1])
+        )
+    elif not gradient and not plan.s.projected:
+        # what run_layer would do, 3 us sooner
+        output, _, c, *_ = backends.RAW[plan.backend].forward(
+            x, h, c, params, None, None, None, None, None, None, plan.packed, plan.zoneout, False
+        )
+        return output[0], c[0] if call.s.cell == "lstm" else c
+    output, _, c = run_layer(plan, x, h, c, params, context, gradient)
+    return output[0], c[0] if call.s.cell == "lstm" else c
 
 
 def _inputs(x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], cell: str) -> Step:
@@ -207,12 +224,14 @@ def _inputs(x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], cell: s
     for name, t in (("x", x), ("weight_ih", params[0]), ("weight_hh", params[1])):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
-    x, h, *params = autocast(x, h, *params)
-    mixed = is_mixed(x)
-    if mixed and c is not None:
-        c = c.to(torch.float32)
+    mixed = False
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        x, h, *params = autocast(x, h, *params)
+        mixed = is_mixed(x)
+        if mixed and c is not None:
+            c = c.to(torch.float32)
     gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, c, *params))
-    return Step(x, h, c, tuple(params), mixed, gradient)
+    return Step(x, h, c, params, mixed, gradient)
 
 
 def _describe(cell: str, step: Step, zoneout: float | tuple[float, float], train: bool) -> Call:

@@ -170,10 +170,10 @@ def packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
 def check_batch_sizes(batch_sizes: Tensor, total: int, B: int) -> None:
     """ValueError unless the values are positive, do not increase, start with B and sum to `total`."""
     counts = batch_sizes.tolist()
-    if counts[0] != B:
-        raise ValueError(f"hx must have B = batch_sizes[0] = {counts[0]}, got {B}")
     if counts != sorted(counts, reverse=True) or counts[-1] < 1:
         raise ValueError("batch_sizes must be positive and not increase")
+    if counts[0] != B:
+        raise ValueError(f"hx must have B = batch_sizes[0] = {counts[0]}, got {B}")
     if sum(counts) != total:
         raise ValueError(f"x must have sum(batch_sizes) = {sum(counts)} rows, got {total}")
 

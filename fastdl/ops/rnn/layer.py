@@ -67,6 +67,8 @@ class RnnLayer(torch.autograd.Function):
             kept = (again.output, *again[3:6], *again.norms)
         # the gradient of an empty c_n means nothing
         grads = grads if plan.s.cell == "lstm" else (*grads[:2], None)
+        if all(grad is None for grad in grads):
+            return (None,) * (1 + n)
         found = RnnLayerBackward.apply(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
         return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
 
@@ -89,6 +91,8 @@ class RnnLayerBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         given, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        if all(grad is None for grad in grads):
+            return (None,) * (3 + 3 + ctx.num_kept + len(inputs))
         with torch.enable_grad():
             (x, h_0, c_0), context, params = _split(ctx.plan, inputs)
             primals = [None if t is None else t.detach().requires_grad_() for t in (x, h_0, c_0, *params)]

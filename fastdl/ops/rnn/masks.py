@@ -10,8 +10,9 @@ def recurrent_mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor | None
     """0 with probability p, else 1 / (1 - p), in the dtype of x: one for all steps; None where p is 0."""
     if p == 0:
         return None
-    mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
-    return mask if p == 1 else mask.div_(1 - p)
+    # drawn as bool, so that every dtype sees the same mask
+    kept = torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
+    return kept.to(x.dtype) if p == 1 else kept.to(x.dtype).div_(1 - p)
 
 
 def zoneout_mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor | None:

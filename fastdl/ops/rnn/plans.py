@@ -18,7 +18,14 @@ _MOST = 4096
 
 def signature(*tensors: Tensor | None) -> tuple:
     """What a decision may depend on of tensors."""
-    return tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    # one flat list: a tuple for each tensor would cost as much again
+    found = []
+    for t in tensors:
+        if t is None:
+            found.append(None)
+        else:
+            found += (t.shape, t.dtype, t.device)
+    return tuple(found)
 
 
 def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
@@ -26,7 +33,8 @@ def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
     if torch.compiler.is_compiling():
         return decide()
     settings = dispatch.settings
-    key = (key, settings.backend, settings.strict, settings.precision)
+    tf32 = torch._C._get_cudnn_allow_tf32()  # torch.backends.cudnn.allow_tf32 takes 1 us
+    key = (key, settings.backend, settings.strict, settings.precision, tf32)
     try:
         decision = _decided.get(key)
     except TypeError:  # a list among the arguments, a symbolic size

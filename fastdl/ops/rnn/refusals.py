@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import _extension
+from ... import _extension, dispatch
 from ...dispatch import Candidate
 from . import registration, triton_ops  # noqa: F401, the operators must be defined before they are asked for
 from .checks import Sizes
@@ -103,10 +103,22 @@ def not_torchs(call: Call) -> str | None:
     return None
 
 
+def refuse_triton_tf32(call: Call, *tensors: Tensor | None) -> str | None:
+    """Why not Triton's kernels with fp32 products rounded to TF32."""
+    if call.dtype is not torch.float32:
+        return f"TF32 is for float32, x is {call.dtype}"
+    if dispatch.settings.precision == "strict":
+        return "precision 'strict' refuses TF32's error"
+    if not torch.backends.cudnn.allow_tf32:
+        return "torch.backends.cudnn.allow_tf32 is off"
+    return triton_ops.refusal(call)
+
+
 CANDIDATES = [
     Candidate("cpu", "fused", refuse_cpu_fused),
     Candidate("cpu", "aten", refuse_cpu_aten),
     Candidate("cuda", "fused", refuse_cuda_fused),
     Candidate("cuda", "cudnn", refuse_cuda_cudnn),
+    Candidate("triton", "fused_tf32", refuse_triton_tf32),
     Candidate("triton", "fused", triton_ops.refusal),
 ]

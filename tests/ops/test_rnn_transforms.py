@@ -1,0 +1,125 @@
+"""Transforms, autocast, torch.compile, export."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rnn_plans import FUSED, KERNELS_ARE_COMPILED, OPS, REFERENCE, arguments, flat, forced, leaves
+
+import fastdl
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_vmap(kind):
+    x, hx, params = arguments(kind, torch.float64)
+    many = torch.randn(3, *x.shape, dtype=torch.float64)
+    mapped = torch.vmap(lambda t: OPS[kind](t, hx, params)[0])(many)
+    with fastdl.backend("reference"):
+        expected = torch.stack([OPS[kind](t, hx, params)[0] for t in many])
+    torch.testing.assert_close(mapped, expected)
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_func_grad_and_jvp(kind):
+    x, hx, params = arguments(kind, torch.float64)
+
+    def loss(t):
+        return OPS[kind](t, hx, params)[0].square().sum()
+
+    grad = torch.func.grad(loss)(x.detach())
+    torch.testing.assert_close(grad, torch.autograd.grad(loss(x), x)[0])
+    direction = torch.randn_like(x)
+    _, slope = torch.func.jvp(loss, (x.detach(),), (direction.detach(),))
+    torch.testing.assert_close(slope, (grad * direction).sum())
+
+
+@pytest.mark.parametrize("kind", OPS)
+@pytest.mark.parametrize("plan", [REFERENCE, FUSED], ids=str)
+def test_autocast(kind, plan):
+    """Everything in the autocast dtype, c in float32 from end to end, gradients in the parameters' dtype."""
+    x, hx, params = arguments(kind, torch.float32, num_layers=2)
+    with torch.autocast("cpu", torch.bfloat16), forced(plan):
+        results = OPS[kind](x, hx, params, num_layers=2)
+    assert [t.dtype for t in results] == [torch.bfloat16, torch.bfloat16, torch.float32][: len(results)]
+    grads = torch.autograd.grad(sum(t.float().sum() for t in results), leaves(x, hx, params))
+    assert {g.dtype for g in grads} == {torch.float32}
+    with forced(REFERENCE):
+        expected = OPS[kind](x, hx, params, num_layers=2)
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
+
+
+def test_c_comes_back_in_the_dtype_of_x_without_autocast():
+    x, hx, params = arguments("lstm", torch.bfloat16)
+    for plan in (REFERENCE, FUSED):
+        with forced(plan):
+            assert {t.dtype for t in fastdl.ops.lstm(x, hx, params)} == {torch.bfloat16}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_compiles_whole_with_dynamic_sizes(kind, dynamo):
+    """One graph, forward and backward, that does not change with T and B."""
+    module = getattr(fastdl.nn, kind)(4, 6, num_layers=2, bidirectional=True)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    with forced(FUSED):
+        for T, B in ((4, 3), (7, 5), (9, 2)):
+            x = torch.randn(T, B, 4, requires_grad=True)
+            given = [x, *module.parameters()]
+            for a, b in zip(flat(compiled(x)), flat(module(x)), strict=True):
+                torch.testing.assert_close(a, b)
+            ours, eager = (torch.autograd.grad(f(x)[0].square().sum(), given) for f in (compiled, module))
+            for a, b in zip(ours, eager, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "variant", [dict(layer_norm=True), dict(zoneout=0.2), dict(checkpoint=True)], ids=str
+)
+def test_variants_compile(variant, dynamo):
+    module = fastdl.nn.LSTM(4, 6, **variant).eval()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, lengths = torch.randn(5, 3, 4), torch.tensor([5, 2, 0])
+    with forced(FUSED):
+        ours, eager = compiled(x, lengths=lengths), module(x, lengths=lengths)
+        flat(ours)[0].sum().backward()
+    for a, b in zip(flat(ours), flat(eager), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_compile(kind, dynamo):
+    cell = getattr(fastdl.nn, kind)(4, 6)
+    compiled = torch.compile(cell, fullgraph=True, dynamic=True, backend="aot_eager")
+    with forced(FUSED):
+        for B in (3, 5):
+            x = torch.randn(B, 4)
+            ours, eager = flat(compiled(x)), flat(cell(x))
+            ours[0].sum().backward()
+            for a, b in zip(ours, eager, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.long
+def test_export_sees_torchs_layer():
+    module = fastdl.nn.LSTM(4, 6).eval()
+    x = torch.randn(5, 3, 4)
+    program = torch.export.export(module, (x,))
+    assert not [n for n in program.graph.nodes if "fastdl" in str(n.target)]
+    torch.testing.assert_close(program.module()(x)[0], module(x)[0])
+
+
+@pytest.mark.skipif(not KERNELS_ARE_COMPILED, reason="CPU kernels of this family are not compiled")
+def test_flops_are_counted():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import fastdl.ops.flops  # noqa: F401
+
+    x, hx, params = arguments("lstm", torch.float32)
+    with forced(FUSED), FlopCounterMode(display=False) as counter:
+        fastdl.ops.lstm(x, hx, params)
+    assert counter.get_total_flops() == 2 * 5 * 3 * 24 * (4 + 6)
