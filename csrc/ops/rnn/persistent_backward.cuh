@@ -160,11 +160,12 @@ class BackwardThread {
   // The state that step i starts from.
   template <class S>
   FD_DEVICE S old(int64_t i, int r, const void* values, const void* initial) const {
-    if (restarts_[r]) return S(0.f);
+    const S zero = fd::from_compute<S>(0);
+    if (restarts_[r]) return zero;
     if (i > 0 && time(i - 1) < length_[r])
       return columns(static_cast<const S*>(values), q_, own_.d, f_.rows.row(time(i - 1), b(r)), q_.H)[own_.j];
     const S* first = state<S>(initial, q_, own_.d, b(r), q_.H);
-    return first ? first[own_.j] : S(0.f);
+    return first ? first[own_.j] : zero;
   }
 
   const PersistentBackward<T>& f_;
