@@ -64,20 +64,23 @@ template <class... Parameters>
 int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
   const void* function = reinterpret_cast<const void*>(kernel);
   const int device = current_device();
-  int count = 0, major = 0;
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+  };
+  if (shape.shared_bytes > static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) ||
+      (shape.cluster > 1 && attribute(cudaDevAttrComputeCapabilityMajor) < 9))
+    return 0;
+  int count = 0;
   cudaError_t error = permit(function, shape);
   if (error == cudaSuccess && shape.cluster == 1) {
-    int processors = 0;
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, static_cast<int>(shape.block.x),
-                                                            shape.shared_bytes);
-    count *= processors;
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, static_cast<int>(shape.block.x),
+                                                          shape.shared_bytes);
+    count *= attribute(cudaDevAttrMultiProcessorCount);
   } else if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t config = configuration(shape, nullptr, attributes);
-    if (error == cudaSuccess && major >= 9) error = cudaOccupancyMaxActiveClusters(&count, function, &config);
+    error = cudaOccupancyMaxActiveClusters(&count, function, &config);
   }
   if (error == cudaSuccess) return count;
   cudaGetLastError();  // the question itself must leave no error behind
