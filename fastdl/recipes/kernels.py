@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d
+from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d, Linear
 
 
 def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
@@ -61,4 +61,9 @@ def _recurrence(module: LSTM | GRU | RNN, x: Tensor, hx: object = None) -> dispa
     return dispatch.explain(op, x, hx, module._parameter_list(), **module._arguments(None), **own)
 
 
-EXPLAINED = ((ConvReLU2d, _convolution), ((LSTM, GRU, RNN), _recurrence))
+def _linear(module: Linear, x: Tensor) -> dispatch.Explanation:
+    own = dict(activation=module._activation(), dropout_p=module.dropout_p)
+    return dispatch.explain("linear", x, module.weight, module.bias, **own)
+
+
+EXPLAINED = ((ConvReLU2d, _convolution), ((LSTM, GRU, RNN), _recurrence), (Linear, _linear))

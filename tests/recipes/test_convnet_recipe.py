@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_kernels_says_what_serves_each_layer():
     x = torch.zeros(2, 3, 48, 48)
     with fastdl.backend("reference"):
         served = kernels(ConvNet(), x)
-    assert served == dict.fromkeys(("conv1", "conv2", "conv3"), "reference (torch)")
+    assert served == dict.fromkeys(("conv1", "conv2", "conv3", "fc1", "fc2"), "reference (torch)")
     assert kernels(ReferenceConvNet(), x) == {}
 
 
@@ -203,13 +204,15 @@ def test_the_twin_resumes_from_beside(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One run with its twin: (folder, metrics, what it printed)."""
+    """One run with its twin: (folder, metrics, what it printed). Without dropout, whose mask is each model's own."""
     folder = tmp_path_factory.mktemp("run")
     data = write_idx_folder(folder / "data", train=24, test=12)
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", printed)
         patch.setattr("fastdl.recipes.comparison.ROUNDS", 1)
+        for name, model in (("fastdl", ConvNet), ("reference", ReferenceConvNet)):
+            patch.setitem(recipe.ImageClassification.models, name, partial(model, dropout=0.0))
         metrics = recipe.train(options(data, folder / "out", epochs=2, compare=True))
     return folder / "out", metrics, printed.getvalue()
 
@@ -249,7 +252,7 @@ def test_metrics_schema(finished):
         assert sum(map(sum, run["test"]["confusion_matrix"])) == 12
         assert set(run["measured"]) == {"step_ms", "peak_bytes", "saved_bytes"}
         assert run["measured"]["saved_bytes"] > 1e6
-    assert set(metrics["runs"][0]["kernels"]) == {"conv1", "conv2", "conv3"}
+    assert set(metrics["runs"][0]["kernels"]) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
 
 
 def test_twin_starts_from_the_same_weights_and_sees_the_same_batches(finished):

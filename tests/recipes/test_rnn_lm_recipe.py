@@ -347,8 +347,9 @@ def test_foreign_and_damaged_checkpoints_are_refused_by_name(finished, tmp_path)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_kernels_says_what_serves_the_recurrence(cell):
+def test_kernels_says_what_serves_each_layer(cell):
     x = torch.zeros(2, 3, dtype=torch.int64)
     with fastdl.backend("reference"):
-        assert kernels(RecurrentLanguageModel(5, cell=cell), x) == {"rnn": "reference (torch)"}
+        served = kernels(RecurrentLanguageModel(5, cell=cell), x)
+    assert served == dict.fromkeys(("rnn", "output"), "reference (torch)")
     assert kernels(ReferenceRecurrentLanguageModel(5, cell=cell), x) == {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Linear
 
-from ...nn import GRU, LSTM, RNN
+from ...nn import GRU, LSTM, RNN, Linear
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 State = Tensor | tuple[Tensor, Tensor]
