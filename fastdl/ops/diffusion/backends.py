@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate, Choice
-from . import registration, schema  # noqa: F401, the operators below must be defined
+from . import registration, schema, triton_ops  # noqa: F401, the operators below must be defined
 from .reference import Options
 
 
@@ -41,7 +41,16 @@ def refuse_cpu(call: Call) -> str | None:
     return _limits(call)
 
 
-CANDIDATES = [Candidate("cpu", "fused", refuse_cpu)]
+def refuse_triton(call: Call) -> str | None:
+    """Why not the Triton kernels."""
+    if (reason := triton_ops.unavailable(call.device, call.dtype)) is not None:
+        return reason
+    if call.rescaled or call.flags & schema.THRESHOLD:
+        return "guidance rescale and dynamic thresholding need a whole sample first"
+    return _limits(call)
+
+
+CANDIDATES = [Candidate("cpu", "fused", refuse_cpu), Candidate("triton", "fused", refuse_triton)]
 
 _chosen: dict[tuple, Choice] = {}
 
@@ -58,12 +67,12 @@ def choose(op: str, call: Call) -> Choice:
     return choice
 
 
-_step, _step_backward = (
-    torch.ops.fastdl.diffusion_step.default,
-    torch.ops.fastdl.diffusion_step_backward.default,
-)
-FORWARD = {"cpu": _step, "cuda": _step}
-BACKWARD = {"cpu": _step_backward, "cuda": _step_backward}
+_FAMILY = torch.ops.fastdl
+FORWARD = {"cpu": _FAMILY.diffusion_step.default, "triton": _FAMILY.diffusion_step_triton.default}
+BACKWARD = {
+    "cpu": _FAMILY.diffusion_step_backward.default,
+    "triton": _FAMILY.diffusion_step_backward_triton.default,
+}
 
 
 def forward(

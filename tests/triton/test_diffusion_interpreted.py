@@ -1,0 +1,88 @@
+"""The Triton kernels of diffusion against the definition, run by Triton's interpreter."""
+
+import itertools
+
+import pytest
+import torch
+
+import fastdl
+from fastdl.ops.diffusion import Table, registration, schema
+from fastdl.ops.diffusion.table import COLUMNS
+from fastdl.ops.normal import normals
+from fastdl.testing.diffusion import SAMPLES, reports
+
+step = torch.ops.fastdl.diffusion_step_triton.default
+backward = torch.ops.fastdl.diffusion_step_backward_triton.default
+noise = torch.ops.fastdl.normal_noise_triton.default
+SERVED = [s for s in SAMPLES if s.threshold is None and not s.guidance_rescale]
+
+
+def table() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return Table(7, **{name: torch.randn(7, generator=generator) for name in COLUMNS}).on(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sample", SERVED, ids=str)
+def test_error_rule(sample, dtype):
+    for name, report in reports(sample, "triton", dtype).items():
+        assert report.within_rule, f"{name}: {report}"
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1500), (4, 4)])
+def test_every_part_of_a_step_is_the_definition(shape):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(batches: int = 1) -> torch.Tensor:
+        return torch.randn(batches * shape[0], *shape[1:], generator=generator)
+
+    for guided, history, made, clip, rows in itertools.product(
+        (0, 1), (0, 1), (0, 1), (0, 1), ("int", "one", "each")
+    ):
+        flags = 7 | (schema.GUIDED if guided else 0) | (schema.CLIP if clip else 0)
+        where = {"int": None, "one": torch.tensor(3), "each": torch.arange(shape[0]) * 3 % 7}[rows]
+        arguments = (
+            draw(), draw(1 + guided), draw() if history else None, None if made else draw(),
+            torch.tensor([2**40 + 5, -7]) if made else None, where, 2, table(), flags, 2.5, 0.0, 1.3, 0.9,
+        )  # fmt: skip
+        for ours, expected in zip(step(*arguments), registration.diffusion_step(*arguments), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+        flags = flags & ~7 | 64 | 128 | 256 | 512
+        arguments = (draw(), draw() if history else None, *arguments[:2], where, 2, table(), flags, 2.5, 1.3)
+        expected = registration.diffusion_step_backward(*arguments)
+        for ours, truth in zip(backward(*arguments), expected, strict=True):
+            torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [[0, 0], [-1, -1], [2**62 + 12345, 2**33 + 1]])
+def test_noise_is_the_definition(seed):
+    ours, expected = noise(torch.empty(5003), torch.tensor(seed)), normals(5003, torch.tensor(seed))
+    assert ((ours - expected).abs() <= 4 * 2**-23 * expected.abs().clamp(min=0.01)).all()
+
+
+def test_a_row_outside_the_table_is_nan():
+    x = torch.ones(3, 9)
+    found = step(x, x, None, None, None, torch.tensor([0, 7, -1]), 0, table(), 7, 1.0, 0.0, 1.0, 0.9)
+    for t in found[:2]:
+        assert torch.isfinite(t[0]).all()
+        assert t[1:].isnan().all()
+    assert found[2].isnan().tolist() == [False, True, True]
+
+
+def test_this_backend_ran():
+    x = torch.ones(2, 8).requires_grad_()
+    with fastdl.backend("triton"):
+        found = fastdl.ops.add_noise(
+            x, 1, fastdl.ops.diffusion.Schedule.flow(torch.tensor([0.1, 0.5])), noise=x
+        )
+        found.sum().backward()
+        with pytest.raises(fastdl.UnsupportedError, match="whole sample"):
+            fastdl.ops.predict_x0(
+                x,
+                x,
+                0,
+                fastdl.ops.diffusion.Schedule.flow(torch.tensor([0.1])),
+                prediction_type="sample",
+                threshold=(0.9, 1.0),
+            )
+    torch.testing.assert_close(x.grad, torch.ones(2, 8))
