@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     @property
     def plain(self) -> bool:
         """Torch's own linear, nothing after it, autograd included."""
-        return self.algorithm == "composed" and self.code == 0 and not self.dropout_p
+        return self.algorithm == "torch" and self.backend == "cpu"
 
 
 def make_plan(choice: Choice, activation: str | None, dropout_p: float) -> Plan:

@@ -13,7 +13,7 @@ from ..philox import draw_seed
 from . import backends
 from .arguments import check, check_kinds
 from .reference import reference
-from .refusals import CANDIDATES
+from .refusals import CANDIDATES, quickly_torch
 
 
 def linear(
@@ -52,6 +52,8 @@ def linear(
     tensor([[3., 0.]])
     """
     check_kinds(x, weight, bias)
+    if activation is None and dropout_p == 0 and type(dropout_p) is float and quickly_torch(x, weight, bias):
+        return F.linear(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
     plan = _plan(x, weight, bias, activation, dropout_p)
     reason = obstacle(x, weight, bias)
@@ -83,7 +85,7 @@ def _plan(
     key = (
         x.shape, x.dtype, x.device, weight.shape, weight.dtype, weight.device, weight.is_contiguous(),
         None if bias is None else (bias.shape, bias.dtype, bias.device),
-        activation, dropout_p, settings.backend, settings.strict, settings.precision,
+        activation, dropout_p, settings.backend, settings.strict,
     )  # fmt: skip
     try:
         planned = _planned.get(key)

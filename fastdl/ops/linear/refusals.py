@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from ...dispatch import Candidate
+from ...dispatch import Candidate, settings
 
 # Measured in fp32 on AVX2: up to so many rows, or products, the kernel is 1.3 to 3 times as fast as torch's product.
 _FEW_ROWS, _SMALL = 48, 2**22
@@ -34,12 +34,41 @@ def refuse_cpu_dot(
     if x.dtype is not torch.float32:
         return "AMX tiles multiply faster" if _extension.cpu_isa() == "amx" else None
     N, K = weight.shape
-    rows = x.shape[:-1].numel()
     if activation is None and not dropout_p and N * K < _LITTLE:
         return "nothing to fuse, and a small product of torch has less overhead"
-    if rows > _FEW_ROWS and rows * N * K > _SMALL:
-        return f"torch's product of {rows} rows is near the machine's limit"
+    if _large(x.numel(), N, K):
+        return f"torch's product of {x.shape[:-1].numel()} rows is near the machine's limit"
     return None
+
+
+def _large(x_numel: int, N: int, K: int) -> bool:
+    return x_numel > _FEW_ROWS * K and x_numel * N > _SMALL
+
+
+def refuse_cpu_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> str | None:
+    """Why not torch's linear as it is, autograd included."""
+    if activation is not None or dropout_p:
+        return "there is something to fuse"
+    return _cpu(x, dropout_p)
+
+
+def quickly_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call without activation and dropout is surely `torch`'s, at less cost than a plan.
+
+    True only where nothing but the plain choice is left: arguments that fit, float32, no settings, no autocast.
+    """
+    if settings.backend is not None or settings.strict or not _extension.cpu.loaded:
+        return False
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or not (x.is_cpu and weight.is_cpu):
+        return False
+    if x.dim() < 1 or weight.dim() != 2 or torch.is_autocast_enabled("cpu"):
+        return False
+    N, K = weight.shape
+    if x.shape[-1] != K or not (N * K < _LITTLE or _large(x.numel(), N, K)):
+        return False
+    return bias is None or (bias.dtype is torch.float32 and bias.is_cpu and bias.shape == (N,))
 
 
 def refuse_cpu_composed(
@@ -51,5 +80,6 @@ def refuse_cpu_composed(
 
 CANDIDATES = [
     Candidate("cpu", "dot", refuse_cpu_dot),
+    Candidate("cpu", "torch", refuse_cpu_torch),
     Candidate("cpu", "composed", refuse_cpu_composed),
 ]
