@@ -23,7 +23,7 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
     >>> scheduler = fastdl.diffusion.FlowMatchEulerDiscreteScheduler(shift=3.0)
     >>> scheduler.set_timesteps(2)
     >>> scheduler.sigmas
-    tensor([1.0000, 0.0030, 0.0000])
+    tensor([1.0000, 0.0089, 0.0000])
     """
 
     DEFAULTS = dict(
