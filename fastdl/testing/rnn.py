@@ -172,7 +172,7 @@ SAMPLES = (
     Sample("gru", 8, 6, 10, 24, layout="lengths", directions=2, states=False),
     Sample("gru", 6, 4, 8, 20, layer_norm=True, zoneout=(0.2, 0.0), directions=2),
     Sample("gru", 6, 4, 8, 20, layer_norm=True, recurrent_dropout=0.3, reset=True, layout="packed", bias=False),
-    Sample("gru", 6, 4, 8, 20, zoneout=(0.3, 0.0), train=False, layout="batch", checkpoint=True),
+    Sample("gru", 9, 8, 8, 20, zoneout=(0.3, 0.0), train=False, layout="batch", checkpoint=True),
     Sample("gru", 40, 1, 32, 96),
     Sample("rnn_tanh", 7, 5, 9, 33, directions=2),
     Sample("rnn_tanh", 9, 6, 10, 24, layout="packed", directions=2, layer_norm=True),
