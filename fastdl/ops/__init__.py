@@ -2,7 +2,7 @@
 
 import sys
 
-from . import diffusion as diffusion
+from .attention import attention
 from .conv_relu_maxpool import conv_relu_maxpool
 from .diffusion import add_noise, diffusion_step, predict_x0, training_target, velocity
 from .linear import linear
@@ -13,6 +13,7 @@ if "torch.utils.flop_counter" in sys.modules:
 
 __all__ = [
     "add_noise",
+    "attention",
     "conv_relu_maxpool",
     "diffusion_step",
     "gru",

@@ -56,11 +56,11 @@ FASTDL_INLINE void interleave_4(Vec a, Vec b, Vec c, Vec d, Vec (&out)[4]) {
   interleave(ac[1], bd[1], out[2], out[3]);
 }
 
-// words[4 g + j] = word j of counter (first + g), for `groups` counters; writes whole vectors, so `words` has
-// room for groups rounded up to kLanes.
-inline void philox_words(uint64_t first, int64_t groups, uint64_t seed, uint32_t* words) {
+// words[4 g + j] = word j of counter (first + g, third, 0), for `groups` counters; writes whole vectors, so
+// `words` has room for groups rounded up to kLanes.
+inline void philox_words(uint64_t first, int64_t groups, uint64_t seed, uint32_t* words, uint32_t third = 0) {
   for (int64_t g = 0; g < groups; g += kLanes, first += kLanes) {
-    VecBits a[1], b[1], c[1] = {}, d[1] = {};
+    VecBits a[1], b[1], c[1] = {VecBits{} + third}, d[1] = {};
     consecutive(first, a[0], b[0]);
     philox(a, b, c, d, seed);
     Vec out[4];

@@ -16,7 +16,7 @@ struct AttentionStrides {
   int64_t b, h, l, d;
 };
 
-// What forward and backward share. Accumulate dtype: float for 16-bit types, else the dtype.
+// What forward and backward share.
 struct AttentionCall {
   int64_t B, H, H_kv;    // sequences, heads of q, heads of k and v; H is a multiple of H_kv
   int64_t L_q, L_k;      // dense: of every sequence; packed: rows in all
@@ -49,16 +49,16 @@ struct AttentionCall {
 struct AttentionForward {
   AttentionCall c;
   void* output;  // [B, H, L_q, D_v] or [total_q, H, D_v], contiguous
-  void* lse;     // [B, H, L_q] or [H, total_q], accumulate dtype
+  double* lse;   // [B, H, L_q] or [H, total_q]
 };
 
 struct AttentionBackward {
   AttentionCall c;
   const void* grad_output;  // as output, d with stride 1
   AttentionStrides grad_output_strides;
-  const void* grad_lse;  // as lse, contiguous, or null: zero
-  const void* output;    // what forward gave
-  const void* lse;
+  const double* grad_lse;  // as lse, contiguous, or null: zero
+  const void* output;      // what forward gave
+  const double* lse;
   void *grad_q, *grad_k, *grad_v;  // contiguous
   float* grad_bias;                // shape of the bias, contiguous, zeroed; or null
   int64_t bias_sizes[4];           // of [B, H, L_q, L_k]: full, or 1 where it is broadcast

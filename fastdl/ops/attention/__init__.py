@@ -1,0 +1,4 @@
+from . import registration as registration
+from .op import attention
+
+__all__ = ["attention"]

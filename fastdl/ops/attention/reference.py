@@ -44,7 +44,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> 
         return dense(q, k, v, context, call, 0)
     found = [dense(*one, context, call, b) for b, one in enumerate(sequences(context, q, k, v))]
     if not found:
-        lse = q.new_empty(q.shape[1], 0, dtype=accumulate_dtype(q.dtype))
+        lse = q.new_empty(q.shape[1], 0, dtype=torch.float64)
         return q.new_empty(0, q.shape[1], v.shape[2]), lse
     return torch.cat([o[0].transpose(0, 1) for o, _ in found]), torch.cat([lse[0] for _, lse in found], 1)
 
@@ -103,8 +103,8 @@ def shown_scores(scores: Tensor, tanh: Tensor | None, context: Context, call: Ca
 def _softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     """exp(scores - lse) and lse, where nothing but -inf gives 0 and -inf, and gradients 0."""
     if scores.shape[-1] == 0:
-        lse = scores.new_full(scores.shape[:-1], -torch.inf)
-        return scores, lse if sink is None else lse.logaddexp(sink[..., 0])
+        lse = scores.new_full(scores.shape[:-1], -torch.inf, dtype=torch.float64)
+        return scores, lse if sink is None else lse.logaddexp(sink[..., 0].double())
     highest = scores.amax(-1, keepdim=True)
     highest = highest if sink is None else highest.maximum(sink)
     highest = highest.detach().masked_fill(highest == -torch.inf, 0)
@@ -113,5 +113,5 @@ def _softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     total = total if sink is None else total + (sink - highest).exp()
     closed = total == 0
     total = total.masked_fill(closed, 1)
-    lse = (highest + total.log()).masked_fill(closed, -torch.inf)
+    lse = (highest.double() + total.double().log()).masked_fill(closed, -torch.inf)
     return powers / total, lse[..., 0]

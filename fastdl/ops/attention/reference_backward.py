@@ -82,7 +82,8 @@ def _dense(
     acc, H = accumulate_dtype(q.dtype), q.shape[1]
     scores, tanh = raw_scores(q, k, call)
     lse = saved.lse[..., None]
-    p = (shown_scores(scores, tanh, context, call, first) - lse.masked_fill(lse == -torch.inf, 0)).exp()
+    shown = shown_scores(scores, tanh, context, call, first)
+    p = (shown - lse.masked_fill(lse == -torch.inf, 0)).exp().to(acc)
     keep = (
         kept(context.seed, first, p.shape, call.dropout_p) / (1 - call.dropout_p) if call.dropout_p else None
     )
@@ -92,12 +93,13 @@ def _dense(
     if keep is not None:
         grad_p, dropped = grad_p * keep, p * keep
     delta = (grad_output * saved.output.to(acc)).sum(-1, keepdim=True)
-    grad_s = p * (grad_p - delta + grad_lse[..., None])
+    grad_lse = grad_lse[..., None].to(acc)
+    grad_s = p * (grad_p - delta + grad_lse)
     grad_bias = _unbroadcast(grad_s, context.bias).to(context.bias.dtype) if need_bias else None
     grad_sink = None
     if need_sink:
         share = (context.sink.to(acc)[:, None, None] - lse).exp()
-        grad_sink = (share * (grad_lse[..., None] - delta)).sum((0, 2, 3)).to(context.sink.dtype)
+        grad_sink = (share * (grad_lse - delta)).sum((0, 2, 3)).to(context.sink.dtype)
     if tanh is not None:
         grad_s = grad_s * (1 - tanh.square())
     grad_s = grad_s * call.scale

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..raw_operators import define
 from . import schema
 from .call import Call
-from .reference import Context, accumulate_dtype, reference
+from .reference import Context, reference
 from .reference_backward import Saved, reference_backward
 
 
@@ -43,7 +43,7 @@ def fake_attention(
 ) -> tuple[Tensor, Tensor]:
     packed = Context(*rest[:7]).cu_seqlens_q is not None
     lse = (q.shape[1], q.shape[0]) if packed else q.shape[:-1]
-    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(lse, dtype=accumulate_dtype(q.dtype))
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(lse, dtype=torch.float64)
 
 
 def fake_attention_backward(

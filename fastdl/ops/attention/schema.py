@@ -6,7 +6,7 @@ output [total_q, H, D_v], lse [H, total_q]; mask and bias are absent.
 mask: bool, True sees; bias: added to the scores, dtype of q; both have 4 dimensions, of [B, H, L_q, L_k] or 1, and
 any strides. alibi_slopes: [H] or [B, H] float32. sink: [H] float32, one more score in the softmax. seed: [1] int64,
 of the dropout (dropout.py). integers: `Call.packed_integers()`; numbers: `packed_numbers()`. lse and grad_lse are
-float32, for float64 float64.
+float64: backward subtracts lse from scores, and one float32 of it would cost the powers two digits.
 
 Backward gives the gradients of q, k, v (their shapes), of bias (its shape, summed over what was broadcast; empty if
 not needed) and of sink ([H], empty if not needed), all contiguous.

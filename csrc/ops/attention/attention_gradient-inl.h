@@ -1,0 +1,160 @@
+// A tile of backward: scores and their powers are computed again from q, k and lse, then the gradient of the
+// scores. One thread. Saves nothing. Included by foreach_isa.h: no include guard.
+
+constexpr int64_t kGradientN = 64;  // keys of a tile: two tiles of 48 x 64 floats stay in 32 KB
+
+struct GradientScratch {
+  float *q, *grad_output;  // [kBlockM][padded_stride]
+  float *k, *k_rows, *v;   // packed transposed, as rows, packed transposed
+  float *grad_k, *grad_v;  // [kGradientN][padded_stride]
+  float *powers, *grad_s;  // [kBlockM][kGradientN]
+  float *slope, *kept;     // [kGradientN]
+  uint32_t* words;         // [kBlockN]
+
+  static int64_t floats(const AttentionCall& c) {
+    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
+    return kBlockM * (D + D_v) + kGradientN * (c.D + c.D_v + 2 * D + D_v) + 2 * kBlockM * kGradientN +
+           2 * kGradientN + kBlockN;
+  }
+  GradientScratch(float* at, const AttentionCall& c) {
+    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
+    q = at, grad_output = q + kBlockM * D, k_rows = grad_output + kBlockM * D_v,
+    grad_k = k_rows + kGradientN * D;
+    grad_v = grad_k + kGradientN * D, powers = grad_v + kGradientN * D_v,
+    grad_s = powers + kBlockM * kGradientN;
+    slope = grad_s + kBlockM * kGradientN, kept = slope + kGradientN, k = kept + kGradientN;
+    v = k + kGradientN * c.D;
+    words = reinterpret_cast<uint32_t*>(v + kGradientN * c.D_v);
+  }
+};
+
+template <class T>
+struct RowValues {
+  const AttentionBackward& args;
+  const Group<T>& g;
+
+  int64_t at(const QueryRow& row) const {
+    const AttentionCall& c = args.c;
+    const int64_t query = g.span.q_first + row.i;
+    return c.cu_seqlens_q != nullptr ? row.h * c.L_q + query : (g.span.number * c.H + row.h) * c.L_q + query;
+  }
+  double lse(const QueryRow& row) const { return args.lse[at(row)]; }
+  float grad_lse(const QueryRow& row) const {
+    return args.grad_lse == nullptr ? 0.0f : static_cast<float>(args.grad_lse[at(row)]);
+  }
+  // sum_d grad_output output - grad_lse
+  float delta(const QueryRow& row) const {
+    const AttentionCall& c = args.c;
+    const int64_t query = g.span.q_first + row.i;
+    const int64_t o =
+        c.cu_seqlens_q != nullptr ? query * c.H + row.h : (g.span.number * c.H + row.h) * c.L_q + query;
+    const T* output = static_cast<const T*>(args.output) + o * c.D_v;
+    const T* grad = g.at(args.grad_output, args.grad_output_strides, row.h, query);
+    Vec sum = zero();
+    int64_t d = 0;
+    for (; d + kLanes <= c.D_v; d += kLanes) sum = fma(load(output + d), load(grad + d), sum);
+    if (d < c.D_v) {
+      const int left = static_cast<int>(c.D_v - d);
+      sum = fma(load_first(output + d, left), load_first(grad + d, left), sum);
+    }
+    return sum_of(sum) - grad_lse(row);
+  }
+};
+
+// A row's scores and gradients of its powers -> dropped powers, and the gradient of the shown scores.
+template <class T>
+static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_t first, int64_t count,
+                         float delta, float* powers, float* grad_s, const GradientScratch& scratch) {
+  const Group<T>& g = values.g;
+  const int64_t padded = round_up(count, kLanes);
+  const KeyRange seen = within(row.keys, first, count);
+  const double lse = values.lse(row);
+  if (seen.first == seen.end || lse == kHidden) {
+    for (int64_t j = 0; j < padded; j += kLanes) store(powers + j, zero()), store(grad_s + j, zero());
+    return;
+  }
+  scale_scores(g.c, count, powers);
+  if (g.c.softcap != 0) cap_scores(g.c, count, powers, scratch.slope);
+  if (!g.plain()) show_scores(g, row, first, count, powers);
+  for (int64_t j = 0; j < seen.first; ++j) powers[j] = kHidden;
+  for (int64_t j = seen.end; j < padded; ++j) powers[j] = kHidden;
+  const bool dropout = g.c.dropout_p > 0;
+  if (dropout) {
+    for (int64_t j = 0; j < padded; j += kLanes) store(scratch.kept + j, set1(1.0f));
+    drop(g.c, g.span.number, row, first, padded, scratch.words, scratch.kept);
+  }
+  // In two parts: one float of lse would be wrong by more than the powers may be.
+  const float near = static_cast<float>(lse);
+  const Vec shift = set1(near), rest = set1(static_cast<float>(lse - near));
+  Vec total = zero(), along = zero();
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vec p = exp(load(powers + j) - shift - rest), kept = dropout ? load(scratch.kept + j) : set1(1.0f);
+    const Vec grad_p = load(grad_s + j) * kept;
+    total += p;
+    along = fma(p, grad_p, along);
+    store(powers + j, p);
+    store(grad_s + j, grad_p);
+  }
+  Vec scale = set1(1.0f), common = set1(delta);
+  // All keys of the row are here: their sums are more exact than lse and output, which were rounded.
+  if (g.c.sink == nullptr && seen.end - seen.first == row.keys.end - row.keys.first) {
+    const float sum = sum_of(total);
+    scale = set1(1.0f / sum);
+    common = set1(sum_of(along) / sum - values.grad_lse(row));
+  }
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vec p = load(powers + j) * scale;
+    store(grad_s + j, p * (load(grad_s + j) - common));
+    store(powers + j, dropout ? p * load(scratch.kept + j) : p);
+  }
+}
+
+// Through the softcap: the gradient of what came before it.
+FASTDL_INLINE void uncap_gradient(int64_t count, const float* slope, float* grad_s) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vec t = load(slope + j);
+    store(grad_s + j, load(grad_s + j) * (set1(1.0f) - t * t));
+  }
+}
+
+// grad_bias of one row, in the row's own place or where it is broadcast.
+template <class T>
+static void add_grad_bias(const AttentionBackward& args, const Group<T>& g, const QueryRow& row,
+                          int64_t first, int64_t count, const float* grad_s) {
+  const int64_t* size = args.bias_sizes;
+  const int64_t b = size[0] == 1 ? 0 : g.span.number, h = size[1] == 1 ? 0 : row.h,
+                i = size[2] == 1 ? 0 : row.i;
+  float* to = args.grad_bias + ((b * size[1] + h) * size[2] + i) * size[3];
+  if (size[3] == 1) {
+    for (int64_t j = 0; j < count; ++j) *to += grad_s[j];
+  } else {
+    for (int64_t j = 0; j < count; ++j) to[first + j] += grad_s[j];
+  }
+}
+
+// The tile of query rows first .. first + m and keys k0 .. k0 + n, whose k and v are packed: q, grad_output,
+// powers and grad_s are filled. `bias`: grad_bias is added to.
+template <class T>
+static void gradient_tile(const RowValues<T>& values, int64_t first, int64_t m, int64_t k0, int64_t n,
+                          const float* delta, bool bias, const GradientScratch& scratch) {
+  const AttentionBackward& args = values.args;
+  const AttentionCall& c = args.c;
+  const Group<T>& g = values.g;
+  g.widen(c.q, c.q_strides, first, m, c.D, scratch.q);
+  g.widen(args.grad_output, args.grad_output_strides, first, m, c.D_v, scratch.grad_output);
+  multiply_transposed(scratch.q, m, scratch.k, n, c.D, scratch.powers, kGradientN);
+  multiply_transposed(scratch.grad_output, m, scratch.v, n, c.D_v, scratch.grad_s, kGradientN);
+  for (int64_t r = 0; r < m; ++r) {
+    const QueryRow row = g.row(first + r);
+    float* grad_s = scratch.grad_s + r * kGradientN;
+    row_gradient(values, row, k0, n, delta[r], scratch.powers + r * kGradientN, grad_s, scratch);
+    if (bias) add_grad_bias(args, g, row, k0, n, grad_s);
+    if (c.softcap != 0) uncap_gradient(n, scratch.slope, grad_s);
+  }
+}
+
+template <class T>
+static void pack_keys(const Group<T>& g, int64_t k0, int64_t n, const GradientScratch& scratch) {
+  pack_transposed(g.k(k0), g.c.k_strides.l, n, g.c.D, scratch.k);
+  pack_transposed(g.v(k0), g.c.v_strides.l, n, g.c.D_v, scratch.v);
+}

@@ -1,0 +1,85 @@
+// Operands of the small products: rows of q, k, v widened to fp32 in scratch, padded with zeros to whole
+// vectors. One thread. Saves nothing. Included by foreach_isa.h: no include guard.
+
+constexpr int64_t kBlockM = 48;   // rows of a score tile: whole register blocks of gemm
+constexpr int64_t kBlockN = 128;  // keys of a score tile: 48 x 128 floats and a panel of k stay in 32 KB
+constexpr int64_t kChunk = 384;   // query rows that share one packing of a block of keys
+
+FASTDL_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Row stride of n columns: whole vectors, an odd number of cache lines, so that a column of rows spreads over
+// all sets of the cache.
+FASTDL_INLINE int64_t padded_stride(int64_t n) {
+  return round_up(n > 0 ? n : 1, 16) + (round_up(n, 16) % 32 == 0 ? 16 : 0);
+}
+
+// rows x width elements -> to[row * padded_stride(width) + column], columns beyond width 0.
+template <class T>
+static void widen_rows(const T* from, int64_t row_stride, int64_t rows, int64_t width, float* to) {
+  const int64_t stride = padded_stride(width);
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* source = from + row * row_stride;
+    float* target = to + row * stride;
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store(target + i, load(source + i));
+    if (i < width) {
+      store(target + i, load_first(source + i, static_cast<int>(width - i)));
+      i += kLanes;
+    }
+    for (; i < stride; i += kLanes) store(target + i, zero());
+  }
+}
+
+// rows x depth elements -> panels of kGemmWidth rows, [panel][depth][kGemmWidth]: the right side of a product
+// with the transpose. Rows beyond the last are 0.
+template <class T>
+static void pack_transposed(const T* from, int64_t row_stride, int64_t rows, int64_t depth, float* to) {
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    float* panel = to + first / kGemmWidth * depth * kGemmWidth + first % kGemmWidth;
+    const int64_t count = rows - first < kLanes ? rows - first : kLanes;
+    for (int64_t d = 0; d < depth; d += kLanes) {
+      const int width = static_cast<int>(depth - d < kLanes ? depth - d : kLanes);
+      Vec block[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const T* source = from + (first + i) * row_stride + d;
+        block[i] = i >= count ? zero() : width == kLanes ? load(source) : load_first(source, width);
+      }
+      transpose(block);
+      for (int i = 0; i < width; ++i) store(panel + (d + i) * kGemmWidth, block[i]);
+    }
+  }
+  for (int64_t first = round_up(rows, kLanes); first < round_up(rows, kGemmWidth); first += kLanes)
+    for (int64_t d = 0; d < depth; ++d)
+      store(to + first / kGemmWidth * depth * kGemmWidth + d * kGemmWidth + first % kGemmWidth, zero());
+}
+
+// c[rows, keys] = a[rows, depth] * packed^T, keys rounded up to whole panels. a: rows of
+// padded_stride(depth).
+FASTDL_INLINE void multiply_transposed(const float* a, int64_t rows, const float* packed, int64_t keys,
+                                       int64_t depth, float* c, int64_t c_stride) {
+  const GemmStrides s = {padded_stride(depth), 1, kGemmWidth, c_stride, kLanes};
+  for (int64_t first = 0; first < keys; first += kGemmWidth)
+    gemm<false>(rows, kGemmVecs, a, packed + first * depth, c + first, depth, s);
+}
+
+// c[rows, width] += a[rows, depth] b[depth, width]; b, c: rows of padded_stride(width).
+FASTDL_INLINE void multiply_add(const float* a, int64_t a_row, int64_t a_depth, int64_t rows, const float* b,
+                                int64_t depth, int64_t width, float* c) {
+  const int64_t stride = padded_stride(width);
+  const GemmStrides s = {a_row, a_depth, stride, stride, kLanes};
+  for (int64_t first = 0; first < width; first += kGemmWidth) {
+    const int64_t left = (width - first + kLanes - 1) / kLanes;
+    gemm<true>(rows, left < kGemmVecs ? left : kGemmVecs, a, b + first, c + first, depth, s);
+  }
+}
+
+FASTDL_INLINE float sum_of(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+FASTDL_INLINE float max_of(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}

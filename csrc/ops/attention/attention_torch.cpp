@@ -1,0 +1,49 @@
+// The CPU operators of attention: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include "common/torch_glue.h"
+#include "ops/attention/attention_args.h"
+#include "ops/attention/attention_cpu.h"
+
+namespace fastdl {
+namespace {
+
+std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<Tensor> mask,
+                                   std::optional<Tensor> bias, std::optional<Tensor> alibi_slopes,
+                                   std::optional<Tensor> sink, std::optional<Tensor> seed,
+                                   std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k,
+                                   IntList integers, std::vector<double> numbers) {
+  const AttentionInputs inputs{q, k, v, mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k};
+  AttentionForward args;
+  const AttentionTensors kept = attention_call(inputs, integers, numbers, args.c);
+  check(args.c.dtype != DType::kFloat64, "no CPU kernel for float64");
+  const AttentionOutput result = attention_output(args.c, kept.q);
+  args.output = result.output.mutable_data_ptr(),
+  args.lse = static_cast<double*>(result.lse.mutable_data_ptr());
+  if (result.lse.numel() > 0) cpu::attention_forward(args, torch_thread_pool());
+  return {result.output, result.lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    Tensor grad_output, std::optional<Tensor> grad_lse, Tensor q, Tensor k, Tensor v, Tensor output,
+    Tensor lse, std::optional<Tensor> mask, std::optional<Tensor> bias, std::optional<Tensor> alibi_slopes,
+    std::optional<Tensor> sink, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
+    std::optional<Tensor> cu_seqlens_k, IntList integers, std::vector<double> numbers, bool need_bias,
+    bool need_sink) {
+  const AttentionInputs inputs{q, k, v, mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k};
+  AttentionBackward args = {};
+  const AttentionTensors kept = attention_call(inputs, integers, numbers, args.c);
+  check(args.c.dtype != DType::kFloat64, "no CPU kernel for float64");
+  const AttentionSaved saved = attention_saved({grad_output, output, lse, grad_lse}, kept.q, args);
+  const AttentionGradients result = attention_gradients(inputs, need_bias, need_sink, args);
+  if (q.numel() + k.numel() + v.numel() > 0) cpu::attention_backward(args, torch_thread_pool());
+  const Tensor grad_bias =
+      need_bias ? torch::stable::to(result.grad_bias, q.scalar_type()) : result.grad_bias;
+  return {result.grad_q, result.grad_k, result.grad_v, grad_bias, result.grad_sink};
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
+  m.impl("attention", TORCH_BOX(&fastdl::forward));
+  m.impl("attention_backward", TORCH_BOX(&fastdl::backward));
+}

@@ -1,0 +1,262 @@
+"""Scaled-dot-product attention: public function, plan, autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ... import dispatch
+from ...transforms import autocast, obstacle
+from ..philox import draw_seed
+from . import backends
+from .call import Call
+from .checks import check_call, check_kinds, check_tensors
+from .reference import Context, accumulate_dtype, reference
+from .refusals import CANDIDATES
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool | str = False,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    seed: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T + bias) v, keys hidden by mask, causality and window. Differentiable in q, k, v, bias, sink.
+
+    A query that sees no key gives output 0, gradient 0 and lse = sink, or -inf without one. Memory is O(L), not
+    O(L_q L_k), and backward computes the scores again from lse.
+
+    Args:
+        q: [B, H, L_q, D]; float64, float32, bfloat16 or float16, any strides.
+        k: [B, H_kv, L_k, D], dtype of q.
+        v: [B, H_kv, L_k, D_v], dtype of q.
+        mask: bool, True sees, or added to the scores if it has the dtype of q; broadcasts to [B, H, L_q, L_k].
+        bias: added to the scores, dtype of q; broadcasts to [B, H, L_q, L_k]; its gradient is summed over what
+            was broadcast.
+        causal: False; "top_left": query i sees keys up to i; "bottom_right": up to i + L_k - L_q.
+        window: (left, right): keys at most so far before and after the one a query is aligned with (key i with
+            "top_left", else i + L_k - L_q); -1 is open.
+        alibi_slopes: [H] or [B, H]; slope times the distance from the aligned key is subtracted.
+        softcap: scores become softcap * tanh(scores / softcap), before bias and ALiBi.
+        sink: [H], one more score in each softmax, without a value.
+        dropout_p: probability that a weight is zeroed; the others are divided by 1 - dropout_p.
+        scale: default 1 / sqrt(D).
+        enable_gqa: H may be a multiple of H_kv; head h of q sees head h // (H / H_kv).
+        cu_seqlens_q, cu_seqlens_k: [B + 1] int32 or int64, from 0 to the number of rows; then q is [total_q, H, D],
+            k [total_k, H_kv, D], v [total_k, H_kv, D_v], and sequence b has the rows from cu_seqlens[b] on.
+        max_seqlen_q, max_seqlen_k: the longest sequence, if known; default the number of rows.
+        seed: [1] int64, of the dropout; default drawn from torch's generator.
+        return_lse: also return the logarithm of each softmax's sum, differentiable.
+
+    Returns:
+        [B, H, L_q, D_v], packed [total_q, H, D_v], in the dtype of q (under autocast: its dtype); with return_lse
+        also lse [B, H, L_q], packed [H, total_q], float32 (float64 for float64).
+
+    Raises:
+        TypeError: a tensor is of the wrong kind, or dtypes or devices differ.
+        ValueError: a shape or an argument does not fit; the message says expected and got.
+        UnsupportedError: `fastdl.strict()` or `fastdl.backend()` leaves nothing that can serve the call.
+
+    Source: torch.nn.functional.scaled_dot_product_attention; see reference.py for the variants.
+
+    >>> import fastdl, torch
+    >>> q = k = v = torch.ones(1, 1, 2, 4)
+    >>> fastdl.ops.attention(q, k, v, causal="top_left")[0, 0]
+    tensor([[1., 1., 1., 1.],
+            [1., 1., 1., 1.]])
+    """
+    check_kinds(
+        q=q, k=k, v=v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sink=sink, seed=seed,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+    q, k, v, mask, bias = autocast(q, k, v, mask, bias)
+    tensors = _context(mask, bias, alibi_slopes, sink, None, cu_seqlens_q, cu_seqlens_k)
+    numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
+    plan = _plan(q, k, v, tensors, numbers, enable_gqa, return_lse)
+    context = tensors._replace(
+        mask=_four(tensors.mask),
+        bias=_four(tensors.bias),
+        seed=(draw_seed(q.device) if seed is None else seed) if dropout_p else None,
+    )
+    reason = obstacle(q, k, v, *context)
+    if reason is not None:
+        dispatch.require_reference("attention", reason)
+    if reason is not None or plan.backend == "reference":
+        output, lse = reference(q, k, v, context, plan.call)
+    elif plan.algorithm == "sdpa":
+        output, lse = backends.sdpa(q, k, v, context, plan.call), None
+    elif torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (q, k, v, context.bias, context.sink)
+    ):
+        output, lse = Attention.apply(q, k, v, *context, plan)
+    else:
+        output, lse = backends.forward(plan, q, k, v, context)
+    return (output, lse.to(accumulate_dtype(q.dtype))) if return_lse else output
+
+
+def _context(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:
+    """A float mask is a bias."""
+    if mask is not None and mask.is_floating_point():
+        mask, bias = None, mask if bias is None else mask + bias
+    return Context(mask, bias, *rest)
+
+
+def _four(t: Tensor | None) -> Tensor | None:
+    return t if t is None or t.dim() == 4 else t[(None,) * (4 - t.dim())]
+
+
+_planned: dict[tuple, backends.Plan] = {}
+_PLANNED_MOST = 4096
+
+
+def _plan(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool, return_lse: bool
+) -> backends.Plan:
+    """The plan of a call. Checking and choosing take tens of microseconds, remembering a few."""
+    packed = context.cu_seqlens_q is not None or context.cu_seqlens_k is not None
+    # the content of cu_seqlens is checked in every call
+    if packed or torch.compiler.is_compiling():
+        return _decide(q, k, v, context, numbers, enable_gqa, return_lse)
+    settings = dispatch.settings
+    key = (
+        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype,
+        q.device, k.device, v.device,
+        *(None if t is None else (t.shape, t.dtype, t.device, t.requires_grad) for t in context),
+        numbers, enable_gqa, return_lse, torch.is_grad_enabled(),
+        settings.backend, settings.strict, settings.precision,
+    )  # fmt: skip
+    try:
+        planned = _planned.get(key)
+    except TypeError:  # a list among the arguments, a symbolic size
+        return _decide(q, k, v, context, numbers, enable_gqa, return_lse)
+    if planned is None:
+        planned = _decide(q, k, v, context, numbers, enable_gqa, return_lse)
+        if len(_planned) >= _PLANNED_MOST:
+            _planned.clear()
+        _planned[key] = planned
+    return planned
+
+
+def _decide(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool, return_lse: bool
+) -> backends.Plan:
+    call = _normalise(q, k, v, context, numbers, enable_gqa)
+    choice = dispatch.choose("attention", q, k, v, context, call, return_lse)
+    return backends.make_plan(choice, call)
+
+
+def _normalise(q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool) -> Call:
+    causal, window, softcap, dropout_p, scale, max_q, max_k = numbers
+    check_tensors(q, k, v, context, enable_gqa)
+    packed = context.cu_seqlens_q is not None
+    max_q = (q.shape[0] if max_q is None else max_q) if packed else 0
+    max_k = (k.shape[0] if max_k is None else max_k) if packed else 0
+    return check_call(q.shape[-1], causal, window, softcap, dropout_p, scale, max_q, max_k)
+
+
+class Attention(torch.autograd.Function):
+    """The fused forward; its backward is a Function of its own, so that a second derivative exists."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k, plan):
+        context = Context(mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k)
+        output, lse = backends.forward(plan, q, k, v, context)
+        ctx.save_for_backward(q, k, v, output, lse, *context)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_lse):
+        q, k, v, output, lse, *context = ctx.saved_tensors
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        needs = (ctx.needs_input_grad[4], ctx.needs_input_grad[6])
+        grad_q, grad_k, grad_v, grad_bias, grad_sink = AttentionBackward.apply(
+            grad_output, grad_lse, q, k, v, output, lse, *context, ctx.plan, needs
+        )
+        return grad_q, grad_k, grad_v, None, grad_bias, None, grad_sink, None, None, None, None
+
+
+class AttentionBackward(torch.autograd.Function):
+    """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
+
+    @staticmethod
+    def forward(
+        ctx, grad_output, grad_lse, q, k, v, output, lse,
+        mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k, plan, needs,
+    ):  # fmt: skip
+        context = Context(mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k)
+        ctx.save_for_backward(grad_output, grad_lse, q, k, v, *context)
+        ctx.call = plan.call
+        return tuple(backends.backward(plan, grad_output, grad_lse, q, k, v, output, lse, context, *needs))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        grad_output, grad_lse, q, k, v, *rest = ctx.saved_tensors
+        context = Context(*rest)
+        with torch.enable_grad():
+            inputs = [_leaf(t) for t in (q, k, v, context.bias, context.sink)]
+            arrived = [_leaf(t) for t in (grad_output, grad_lse)]
+            context = context._replace(bias=inputs[3], sink=inputs[4])
+            outputs = reference(*inputs[:3], context, ctx.call)[: 1 if grad_lse is None else 2]
+            # (input, the gradient that arrived for its gradient) for those that have both
+            pairs = [(t, d) for t, d in zip(inputs, grads, strict=True) if t is not None and d is not None]
+            first = torch.autograd.grad(
+                outputs, [t for t, _ in pairs], arrived[: len(outputs)], create_graph=True
+            )
+            wanted = [t for t in (*arrived, *inputs) if t is not None]
+            second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
+        by_arrived = [None if t is None else next(second) for t in arrived]
+        grad_q, grad_k, grad_v, grad_bias, grad_sink = (None if t is None else next(second) for t in inputs)
+        saved = (None, None)
+        context = (None, grad_bias, None, grad_sink, None, None, None)
+        return (*by_arrived, grad_q, grad_k, grad_v, *saved, *context, None, None)
+
+
+def _leaf(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().requires_grad_()
+
+
+def _dispatch_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    sink: Tensor | None,
+    enable_gqa: bool,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    seed: Tensor | None,
+    return_lse: bool,
+    **numbers: object,
+) -> tuple[Tensor, Tensor, Tensor, Context, Call, bool]:
+    """What the refusals see of a call."""
+    q, k, v, mask, bias = autocast(q, k, v, mask, bias)
+    context = _context(mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k)
+    names = ("causal", "window", "softcap", "dropout_p", "scale", "max_seqlen_q", "max_seqlen_k")
+    call = _normalise(q, k, v, context, tuple(numbers[name] for name in names), enable_gqa)
+    return q, k, v, context, call, return_lse
+
+
+dispatch.register("attention", CANDIDATES, attention, _dispatch_arguments)

@@ -1,0 +1,83 @@
+"""Which backend and algorithm may serve a call: the candidates in order of preference, each with its refusal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _extension, dispatch
+from ...dispatch import Candidate
+from .call import Call
+from .reference import Context
+
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+# A block of keys is packed for all rows that see it: few rows do not pay for it.
+FEWEST_ROWS = 16
+
+
+def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
+    """Why torch's scaled_dot_product_attention does not compute this call."""
+    if return_lse:
+        return "torch's attention does not return lse"
+    if context.cu_seqlens_q is not None:
+        return "torch's attention takes no cu_seqlens"
+    if call.softcap or context.sink is not None or context.alibi_slopes is not None:
+        return "torch's attention has no softcap, sink or ALiBi"
+    if call.window != (-1, -1):
+        return "torch's attention has no window"
+    if call.dropout_p:
+        return "torch's attention draws its dropout otherwise"
+    if call.causal and (context.mask is not None or context.bias is not None):
+        return "torch's attention takes a mask or causality, not both"
+    if call.causal == "bottom_right" and q.shape[2] != k.shape[2]:
+        return "torch's attention aligns causality at the top left"
+    if context.mask is not None and context.bias is not None:
+        return "torch's attention takes a mask or a bias, not both"
+    return None
+
+
+def refuse_cpu_flash(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the kernels that compute block by block of keys."""
+    if q.device.type != "cpu":
+        return f"q is on {q.device}"
+    if not _extension.cpu.loaded:
+        return f"CPU kernels are not loaded: {_extension.cpu.error}"
+    if q.dtype not in _SINGLE:
+        return f"no kernel for {q.dtype}"
+    differentiated = (q, k, v, context.bias, context.sink)
+    if (
+        dispatch.settings.precision == "strict"
+        and q.dtype is torch.float32
+        and _needs_gradient(*differentiated)
+    ):
+        return "precision 'strict' refuses the error of gradients by recomputed scores"
+    if _sdpa(q, k, context, call, return_lse) is None and q.shape[1] // k.shape[1] * q.shape[2] < FEWEST_ROWS:
+        return f"fewer than {FEWEST_ROWS} query rows a head of k are faster by torch"
+    return None
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def refuse_cpu_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not torch's scaled_dot_product_attention."""
+    return f"q is on {q.device}" if q.device.type != "cpu" else _sdpa(q, k, context, call, return_lse)
+
+
+def refuse_cuda_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not torch's scaled_dot_product_attention and its own choice of cuDNN, flash or memory-efficient kernels."""
+    return f"q is on {q.device}" if q.device.type != "cuda" else _sdpa(q, k, context, call, return_lse)
+
+
+CANDIDATES = [
+    Candidate("cpu", "flash", refuse_cpu_flash),
+    Candidate("cpu", "sdpa", refuse_cpu_sdpa),
+    Candidate("cuda", "sdpa", refuse_cuda_sdpa),
+]
