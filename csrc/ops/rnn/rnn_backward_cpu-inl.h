@@ -1,0 +1,67 @@
+// The recurrence backward, called: parameters packed, work split, a table by cell and dtype.
+// Work is split as rnn_split says. Saves nothing.
+
+#include "common/cpu/gemm-inl.h"
+#include "common/cpu/math-inl.h"
+#include "ops/rnn/rnn_units-inl.h"
+//
+#include "ops/rnn/rnn_product-inl.h"
+//
+#include "ops/rnn/rnn_cell-inl.h"
+#include "ops/rnn/rnn_norm-inl.h"
+#include "ops/rnn/rnn_parameters-inl.h"
+#include "ops/rnn/rnn_tasks-inl.h"
+//
+#include "ops/rnn/rnn_backward_state-inl.h"
+//
+#include "ops/rnn/rnn_backward-inl.h"
+
+template <Cell kCell, class S>
+void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& pool) {
+  using Task = Backward<kCell, S>;
+  const RnnSequence& q = args.q;
+  const int64_t D = q.s.directions, G = num_gates(kCell);
+  Parameters parameters[2];
+  for (int64_t d = 0; d < D; ++d) {
+    const RnnWeights& w = q.weights[d];
+    parameters[d].recurrent = {w.weight_hh, 1, q.R, G * q.H, false, nullptr};
+    parameters[d].projection = {w.weight_hr, 1, q.H, q.R, false, nullptr};
+  }
+  const RnnSplit split =
+      rnn_split(q, parameters[0].recurrent.floats(), panel_pairs(parameters[0].recurrent), pool);
+  Task* tasks = nullptr;
+  const auto lay_out = [&](Arena arena) {
+    for (int64_t d = 0; d < D; ++d) {
+      take_panels(parameters[d].recurrent, arena);
+      take_panels(parameters[d].projection, arena);
+      take_small_parameters<S>(parameters[d], q, q.weights[d], arena);
+    }
+    tasks = arena.take<Task>(D * split.shares);
+    for (int64_t k = 0; k < D * split.shares; ++k) {
+      Task counted, &task = arena.base == nullptr ? counted : tasks[k];
+      task.f = &args, task.share = {&plan, k % split.shares, split.shares};
+      task.d = k / split.shares, task.blocks = split.blocks, task.w = &parameters[task.d];
+      task.take(arena);
+    }
+    return arena.used;
+  };
+  const size_t bytes = lay_out({nullptr, 0});
+  lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
+  Weight* weights[4];
+  for (int64_t d = 0; d < D; ++d)
+    weights[2 * d] = &parameters[d].recurrent, weights[2 * d + 1] = &parameters[d].projection;
+  pack_weights<S>(weights, 2 * D, pool);
+  run_tasks(tasks, split, D, q.rows.T + 1, pool);
+}
+
+using RnnFunction = void (*)(const RnnBackward&, const RnnPlan&, const ThreadPool&);
+
+// By cell and dtype; fp64 has none, and both plain cells are one.
+template <Cell kCell>
+struct RnnTable {
+  static constexpr RnnFunction kByDtype[] = {nullptr, backward<kCell, float>, backward<kCell, Float16>,
+                                             backward<kCell, BFloat16>};
+};
+const RnnFunction* const kRnnBackward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
+                                           RnnTable<Cell::kRnnTanh>::kByDtype,
+                                           RnnTable<Cell::kRnnTanh>::kByDtype};

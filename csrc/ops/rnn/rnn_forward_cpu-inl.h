@@ -1,0 +1,82 @@
+// The recurrence forward, called: parameters packed, work split, a table by cell and dtype.
+// Work is split as rnn_split says. Saves what rnn_forward-inl.h says.
+
+#include "common/cpu/gemm-inl.h"
+#include "common/cpu/math-inl.h"
+#include "ops/rnn/rnn_units-inl.h"
+//
+#include "ops/rnn/rnn_product-inl.h"
+//
+#include "ops/rnn/rnn_cell-inl.h"
+#include "ops/rnn/rnn_norm-inl.h"
+#include "ops/rnn/rnn_parameters-inl.h"
+#include "ops/rnn/rnn_tasks-inl.h"
+//
+#include "ops/rnn/rnn_forward_state-inl.h"
+//
+#include "ops/rnn/rnn_forward-inl.h"
+
+// Products with few rows read the plain weight: packing would cost more than it saves.
+FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && q.rows.count > 128; }
+
+// Steps projected at once: enough rows for every worker's product to reach its speed.
+FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
+  const int64_t rows = 64 * (split.blocks > 1 ? split.workers : 1),
+                each = (q.rows.B + split.shares - 1) / split.shares;
+  const int64_t steps = (rows + each - 1) / each;
+  return steps < q.rows.T ? steps : q.rows.T;
+}
+
+template <Cell kCell, class S>
+void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool) {
+  using Task = Forward<kCell, S>;
+  const RnnSequence& q = args.q;
+  const int64_t D = q.s.directions, G = num_gates(kCell);
+  Parameters parameters[2];
+  for (int64_t d = 0; d < D; ++d) {
+    const RnnWeights& w = q.weights[d];
+    parameters[d].input = {w.weight_ih, G, q.H, q.I, true, nullptr};
+    parameters[d].recurrent = {w.weight_hh, G, q.H, q.R, true, nullptr};
+    parameters[d].projection = {w.weight_hr, 1, q.R, q.H, true, nullptr};
+  }
+  const RnnSplit split = rnn_split(q, parameters[0].recurrent.floats(),
+                                   (vectors_of(q.H) + Task::kGroup - 1) / Task::kGroup, pool);
+  Task* tasks = nullptr;
+  const auto lay_out = [&](Arena arena) {
+    for (int64_t d = 0; d < D; ++d) {
+      Parameters& p = parameters[d];
+      if (packs(q))
+        for (Weight* weight : {&p.input, &p.recurrent, &p.projection}) take_panels(*weight, arena);
+      take_small_parameters<S>(p, q, q.weights[d], arena);
+    }
+    tasks = arena.take<Task>(D * split.shares);
+    for (int64_t k = 0; k < D * split.shares; ++k) {
+      Task counted, &task = arena.base == nullptr ? counted : tasks[k];
+      task.f = &args, task.share = {&plan, k % split.shares, split.shares};
+      task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of(q, split);
+      task.w = &parameters[task.d];
+      task.take(arena);
+    }
+    return arena.used;
+  };
+  const size_t bytes = lay_out({nullptr, 0});
+  lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
+  Weight* weights[6];
+  for (int64_t d = 0; d < D; ++d)
+    weights[3 * d] = &parameters[d].input, weights[3 * d + 1] = &parameters[d].recurrent,
+                weights[3 * d + 2] = &parameters[d].projection;
+  pack_weights<S>(weights, 3 * D, pool);
+  run_tasks(tasks, split, D, q.rows.T, pool);
+}
+
+using RnnFunction = void (*)(const RnnForward&, const RnnPlan&, const ThreadPool&);
+
+// By cell and dtype; fp64 has none, and both plain cells are one.
+template <Cell kCell>
+struct RnnTable {
+  static constexpr RnnFunction kByDtype[] = {nullptr, forward<kCell, float>, forward<kCell, Float16>,
+                                             forward<kCell, BFloat16>};
+};
+const RnnFunction* const kRnnForward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
+                                          RnnTable<Cell::kRnnTanh>::kByDtype,
+                                          RnnTable<Cell::kRnnTanh>::kByDtype};

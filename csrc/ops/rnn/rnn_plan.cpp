@@ -1,0 +1,44 @@
+#include "ops/rnn/rnn_plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "common/cpu/rounds.h"
+
+namespace fastdl::cpu {
+
+RnnPlan::RnnPlan(const RnnSequence& q)
+    : rows(q.rows), counts(static_cast<size_t>(q.rows.T), q.rows.B), order(static_cast<size_t>(q.rows.B)) {
+  std::iota(order.begin(), order.end(), int64_t{0});
+  if (rows.batch_sizes != nullptr) counts.assign(rows.batch_sizes, rows.batch_sizes + rows.T);
+  if (q.lengths == nullptr) return;
+  // A copy: the tensor may change while the kernel runs.
+  std::vector<int64_t> lengths(order.size());
+  for (size_t b = 0; b < lengths.size(); ++b)
+    lengths[b] = std::min(std::max(q.lengths[b], int64_t{0}), rows.T);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return lengths[static_cast<size_t>(a)] > lengths[static_cast<size_t>(b)];
+  });
+  int64_t active = rows.B;
+  for (int64_t t = 0; t < rows.T; ++t) {
+    while (active > 0 && lengths[static_cast<size_t>(order[static_cast<size_t>(active - 1)])] <= t) --active;
+    counts[static_cast<size_t>(t)] = std::min(active, counts[static_cast<size_t>(t)]);
+  }
+}
+
+RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_groups, const ThreadPool& pool) {
+  const int64_t threads = std::max<int64_t>(pool.size(), 1), D = q.s.directions;
+  // 12 rows of products hide the reading of weights that do not stay in a core's cache.
+  const int64_t rows = weight_floats < 64 * 1024 ? 4 : 12;
+  const int64_t each = D == 2 && threads % 2 == 0 ? threads / 2 : threads;
+  const int64_t shares = std::min(each, std::max<int64_t>(q.rows.B / rows, 1));
+  // A single step reads its weights once: shared units spare every core the other half.
+  const bool one_step = q.rows.T == 1 && weight_floats >= 64 * 1024;
+  if (threads == 1 || (shares * D >= threads && !one_step)) return {shares, 1, threads};
+  // A step shorter than a few microseconds is not worth the meeting.
+  if (q.rows.B * weight_floats < 64 * 1024) return {shares, 1, std::min(threads, shares * D)};
+  const int64_t blocks = std::min({unit_groups, 4 * threads, kMostBlocks / D});
+  return {1, std::max<int64_t>(blocks, 1), threads};
+}
+
+}  // namespace fastdl::cpu

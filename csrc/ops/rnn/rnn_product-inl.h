@@ -1,0 +1,153 @@
+// Products of a step's rows with a weight, units in vectors: out[row, v * kLanes ..] of unit block v / G,
+// gate v % G. The weight is packed into panels once a call, or, for few rows, read as it is, vectors along
+// its depth. One thread each. Saves nothing.
+
+// y = a W^T for W [G * units, depth], or y = a W for W [depth, units].
+struct Weight {
+  const void* plain;
+  int64_t gates, units, depth;
+  bool transposed;
+  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes]; null: `plain` is read
+
+  int64_t vectors() const { return vectors_of(units) * gates; }
+  int64_t num_panels() const { return (vectors() + kGemmVecs - 1) / kGemmVecs; }
+  int64_t floats() const { return num_panels() * kGemmWidth * depth; }
+};
+
+// Rows of a product at once: their tile stays in L1.
+constexpr int64_t kTileRows = 24;
+
+// Unit blocks whose vectors fill whole panels.
+FASTDL_INLINE constexpr int64_t group_blocks(int64_t gates) {
+  int64_t blocks = 1;
+  while (gates * blocks % kGemmVecs != 0) ++blocks;
+  return blocks;
+}
+
+FASTDL_INLINE int64_t panel_pairs(const Weight& w) { return (w.num_panels() + 1) / 2; }
+
+// Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kGemmWidth].
+template <class S>
+FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float* out) {
+  const int64_t unit = v / w.gates * kLanes;
+  const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth + k;
+  const int units = units_at(unit, w.units), depths = units_at(k, w.depth);
+  Vec rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = i < units ? load_units(plain + i * w.depth, depths) : zero();
+  transpose(rows);
+  for (int i = 0; i < depths; ++i) store(out + i * kGemmWidth, rows[i]);
+}
+
+template <class S>
+void pack_panel(const Weight& w, int64_t panel) {
+  float* out = w.panels + panel * kGemmWidth * w.depth;
+  for (int64_t i = 0; i < kGemmVecs; ++i, out += kLanes) {
+    const int64_t v = panel * kGemmVecs + i;
+    if (v >= w.vectors()) return;
+    if (w.transposed) {
+      for (int64_t k = 0; k < w.depth; k += kLanes) pack_transposed<S>(w, v, k, out + k * kGemmWidth);
+      continue;
+    }
+    const S* plain = static_cast<const S*>(w.plain) + v * kLanes;
+    const int n = units_at(v * kLanes, w.units);
+    for (int64_t k = 0; k < w.depth; ++k) store(out + k * kGemmWidth, load_units(plain + k * w.units, n));
+  }
+}
+
+// kRows rows of a with kLanes rows of W, kCols of them at once; sums along the depth in `partial`.
+template <class S, int kRows, int kCols>
+FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_t depth, int64_t columns,
+                               Vec (*partial)[kLanes]) {
+  Vec sum[kRows][kCols];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; ++j) sum[i][j] = zero();
+  const int64_t whole = depth / kLanes * kLanes;
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    Vec left[kRows];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) left[i] = load(a + i * a_row + k);
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; ++j) {
+      const Vec right = load(w + (j < columns ? j : 0) * depth + k);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) sum[i][j] = fma(left[i], right, sum[i][j]);
+    }
+  }
+  if (whole < depth) {
+    const int n = static_cast<int>(depth - whole);
+    for (int j = 0; j < kCols; ++j) {
+      const Vec right = load_first(w + (j < columns ? j : 0) * depth + whole, n);
+      for (int i = 0; i < kRows; ++i) sum[i][j] = fma(load_first(a + i * a_row + whole, n), right, sum[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; ++j) partial[i][j] = j < columns ? sum[i][j] : zero();
+}
+
+template <class S, int kRows>
+FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int64_t first, int64_t count,
+                            float* out, int64_t out_row) {
+  constexpr int kCols = FASTDL_ISA >= FASTDL_ISA_AVX512 || kRows == 1 ? (kLanes < 8 ? kLanes : 8) : 4;
+  for (int64_t v = first; v < first + count; ++v, out += kLanes) {
+    const int64_t unit = v / w.gates * kLanes;
+    const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth;
+    const int64_t units = units_at(unit, w.units);
+    Vec partial[kRows][kLanes];
+#pragma GCC unroll 1
+    for (int64_t j = 0; j < kLanes; j += kCols) {
+      if (j < units) {
+        dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, w.depth, units - j,
+                                     reinterpret_cast<Vec(*)[kLanes]>(&partial[0][j]));
+        continue;
+      }
+      for (int i = 0; i < kRows; ++i)
+        for (int k = 0; k < kCols; ++k) partial[i][j + k] = zero();
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      transpose(partial[i]);
+      Vec sum = partial[i][0];
+#pragma GCC unroll 16
+      for (int k = 1; k < kLanes; ++k) sum = sum + partial[i][k];
+      store(out + i * out_row, sum);
+    }
+  }
+}
+
+template <class S>
+__attribute__((noinline)) void multiply_plain(const Weight& w, int64_t rows, const float* a, int64_t a_row,
+                                              int64_t first, int64_t count, float* out, int64_t out_row) {
+  for (; rows >= 3; rows -= 3, a += 3 * a_row, out += 3 * out_row)
+    dot_rows<S, 3>(w, a, a_row, first, count, out, out_row);
+  if (rows == 2) dot_rows<S, 2>(w, a, a_row, first, count, out, out_row);
+  if (rows == 1) dot_rows<S, 1>(w, a, a_row, first, count, out, out_row);
+}
+
+// Vectors [first, first + count) of the product; packed, `first` begins a panel. out rows: count * kLanes.
+template <class S>
+FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64_t a_row, int64_t first,
+                            int64_t count, float* out, int64_t out_row) {
+  if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, a_row, first, count, out, out_row);
+  const GemmStrides strides = {a_row, 1, kGemmWidth, out_row, kLanes};
+  for (int64_t v = 0; v < count; v += kGemmVecs)
+    gemm<false>(rows, count - v < kGemmVecs ? count - v : kGemmVecs, a,
+                w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth, out + v * kLanes, w.depth,
+                strides);
+}
+
+// f(first row, rows) for pieces of at most kTileRows, as even as can be.
+template <class F>
+FASTDL_INLINE void for_tiles(int64_t rows, const F& f, int64_t from = 0) {
+  for (int64_t pieces = (rows + kTileRows - 1) / kTileRows; pieces > 0; --pieces) {
+    const int64_t some = (rows + pieces - 1) / pieces;
+    f(from, some);
+    from += some;
+    rows -= some;
+  }
+}

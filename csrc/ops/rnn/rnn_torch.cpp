@@ -1,0 +1,40 @@
+// The CPU operators of rnn: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include "ops/rnn/rnn_args.h"
+#include "ops/rnn/rnn_cpu.h"
+
+namespace fastdl {
+namespace {
+
+SixTensors rnn_sequence(Tensor x, MaybeTensor h_0, MaybeTensor c_0, std::vector<Tensor> weights,
+                        MaybeTensor batch_sizes, MaybeTensor lengths, MaybeTensor reset,
+                        MaybeTensor recurrent_mask, MaybeTensor zoneout_h, MaybeTensor zoneout_c,
+                        IntList structure, std::vector<double> zoneout, bool save) {
+  check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  RnnCall<RnnForward> call;
+  fill(call, x, h_0, c_0, weights,
+       {batch_sizes, lengths, reset, recurrent_mask, zoneout_h, zoneout_c, structure, zoneout}, save);
+  cpu::rnn_forward(call.args, torch_thread_pool());
+  return call.results();
+}
+
+SixTensors rnn_sequence_backward(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
+                                 MaybeTensor h_0, MaybeTensor c_0, std::vector<Tensor> weights, Tensor output,
+                                 Tensor gates, Tensor cells, Tensor rstd, MaybeTensor batch_sizes,
+                                 MaybeTensor lengths, MaybeTensor reset, MaybeTensor recurrent_mask,
+                                 MaybeTensor zoneout_h, MaybeTensor zoneout_c, IntList structure,
+                                 std::vector<double> zoneout) {
+  check(dtype_of(output) != DType::kFloat64, "no CPU kernel for float64");
+  RnnCall<RnnBackward> call;
+  fill(call, grad_output, grad_h_n, grad_c_n, h_0, c_0, weights, output, gates, cells, rstd,
+       {batch_sizes, lengths, reset, recurrent_mask, zoneout_h, zoneout_c, structure, zoneout});
+  cpu::rnn_backward(call.args, torch_thread_pool());
+  return call.results();
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
+  m.impl("rnn_sequence", TORCH_BOX(&fastdl::rnn_sequence));
+  m.impl("rnn_sequence_backward", TORCH_BOX(&fastdl::rnn_sequence_backward));
+}
