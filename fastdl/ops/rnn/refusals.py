@@ -57,6 +57,8 @@ def refuse_cpu_fused(call: Call, *tensors: Tensor | None) -> str | None:
         return f"x is on {call.device}"
     if not _CPU_KERNELS:
         return f"CPU kernels are not loaded: {_extension.cpu.error or 'built without this family'}"
+    if call.dtype == torch.float64:
+        return "the CPU kernels compute in float32"
     return None
 
 
