@@ -1,6 +1,6 @@
 """Shapes outside the goal table: fastdl must never be slower than a rival by more than 5% or 3 us.
 
-    python -m benchmarks.ops.grid_<family> [--mode inference|training|both] [--cases TEXT] [--out DIR]
+    python -m benchmarks.ops.grid_<family> [--mode inference|training|both] [--cases TEXT] [--part I/N] [--merge]
 
 A grid's case has the providers eager, fastdl, other rivals if it has any, and last eager again under another name:
 how often that would break the rule is the noise of the machine. A row above the limit, or near it, is timed again for
@@ -52,15 +52,22 @@ def run_grid(
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mode", choices=("inference", "training", "both"), default="both")
     parser.add_argument("--cases", default="", metavar="TEXT", help="part of a name")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
+    parser.add_argument("--merge", action="store_true", help="keep other cases' rows of the last results")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="default benchmarks/results, for part of a run runs/bench")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no GPU")
     modes = ("inference", "training") if arguments.mode == "both" else (arguments.mode,)
-    chosen = [case for case in cases(modes) if arguments.cases in f"{case.group}/{case.name}"]
+    part, parts = map(int, arguments.part.split("/"))
+    every = cases(("inference", "training"))
+    chosen = [case for case in cases(modes) if arguments.cases in f"{case.group}/{case.name}"][
+        part - 1 :: parts
+    ]
     facts, limits = machine.facts(arguments.device), machine.limits(arguments.device)
-    out = arguments.out or ROOT / ("benchmarks/results" if len(chosen) == len(cases(modes)) else "runs/bench")
+    whole = arguments.merge or len(chosen) == len(every)
+    out = arguments.out or ROOT / ("benchmarks/results" if whole else "runs/bench")
     stem = out / f"grid-{family}-{facts['machine']}"
     print(report.describe(facts, limits), flush=True)
     begin, rows = time.perf_counter(), []
@@ -68,6 +75,8 @@ def run_grid(
         measured = measure(family, case, arguments.device, facts, limits, SCREEN, doubt=doubt)
         rows += measured
         print(f"[{i + 1}/{len(chosen)}, {time.perf_counter() - begin:.0f} s] {_line(measured)}", flush=True)
+    if arguments.merge:
+        rows = report.merged(stem, rows, [f"{case.group}/{case.name}" for case in every])
     report.write(rows, limits, stem, plot=False)
     print(f"\n{summary(rows)}\n{time.perf_counter() - begin:.0f} s, written to {stem}.*")
     return 1 if violations(rows) or any(row.status.startswith("refused") for row in rows) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -170,3 +170,14 @@ def read(path: Path) -> tuple[list[Row], dict[str, float]]:
     """What `write` wrote as JSON."""
     content = json.loads(path.read_text())
     return [Row(**row) for row in content["rows"]], content["limits"]
+
+
+def merged(stem: Path, rows: list[Row], order: Sequence[str]) -> list[Row]:
+    """`rows`, and what <stem>.json has of other cases: a table measured in pieces. `order` names group/case."""
+    path = Path(f"{stem}.json")
+    measured = {(row.group, row.case) for row in rows}
+    kept = read(path)[0] if path.exists() else []
+    kept = [row for row in kept if (row.group, row.case) not in measured]
+    places = {name: i for i, name in enumerate(order)}
+    found = [row for row in [*kept, *rows] if f"{row.group}/{row.case}" in places]
+    return sorted(found, key=lambda row: places[f"{row.group}/{row.case}"])

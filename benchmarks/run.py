@@ -1,6 +1,6 @@
 """Times the cases of a family; the only loop that does. Wrong outputs are not timed.
 
-    python benchmarks/run.py [family ...] [--cases TEXT ...] [--providers TEXT ...] [--quick] [--out DIR]
+    python benchmarks/run.py [family ...] [--cases TEXT ...] [--providers TEXT ...] [--quick] [--merge] [--out DIR]
 
 Every provider's outputs are first compared with fp64. A case whose fastdl outputs disagree is refused (exit
 status 1); another provider that disagrees is shown and left out. What remains takes turns in one process, and
@@ -260,8 +260,8 @@ def in_environment(family: str, cases: list[Case], arguments: argparse.Namespace
 
 def run_family(family: str, arguments: argparse.Namespace) -> list[Row]:
     """All chosen cases of one family, printed and written."""
-    cases = importlib.import_module(FAMILIES[family]).cases(arguments.device)
-    cases = [case for case in cases if _chosen(case, arguments)]
+    every = importlib.import_module(FAMILIES[family]).cases(arguments.device)
+    cases = [case for case in every if _chosen(case, arguments)]
     if not cases:
         return []
     dtypes = {str(case.dtype)[6:] for case in cases if case.environment_set}
@@ -271,6 +271,12 @@ def run_family(family: str, arguments: argparse.Namespace) -> list[Row]:
         effort = Effort(seconds=arguments.seconds)
     print(f"{family}: {report.describe(facts, limits)}", flush=True)
     stem = arguments.out / f"{family}-{facts['machine']}"
+    order = [f"{case.group}/{case.name}" for case in every]
+
+    def write(rows: list[Row], plot: bool) -> None:
+        together = report.merged(stem, rows, order) if arguments.merge else rows
+        report.write(together, limits, stem, plot=plot)
+
     rows: list[Row] = []
     elsewhere: dict[tuple, list[Case]] = {}
     begin = time.perf_counter()
@@ -286,12 +292,12 @@ def run_family(family: str, arguments: argparse.Namespace) -> list[Row]:
         print(report.case_lines(measured), flush=True)
         rows += measured
         # a run that is stopped leaves what it has
-        report.write(rows, limits, stem, plot=False)
+        write(rows, plot=False)
     for apart in elsewhere.values():
         words = " ".join(f"{name}={value}" for name, value in apart[0].environment.items())
         print(f"[{len(apart)} cases, {time.perf_counter() - begin:.0f} s] with {words}", flush=True)
         rows += in_environment(family, apart, arguments)
-    report.write(rows, limits, stem, plot=arguments.plot)
+    write(rows, plot=arguments.plot)
     print(
         f"\n{report.table(rows)}\n\n{family}: {time.perf_counter() - begin:.0f} s, written to {stem}.*",
         flush=True,
@@ -318,6 +324,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="timing of one case, default 8")
     parser.add_argument("--quick", action="store_true", help="few rounds, no torch.compile: does it work?")
     parser.add_argument("--out", type=Path, help="default benchmarks/results, for part of a run runs/bench")
+    parser.add_argument("--merge", action="store_true", help="keep other cases' rows of the last results")
     parser.add_argument("--exact", action="store_true", help="--cases are whole names")
     parser.add_argument("--no-plot", dest="plot", action="store_false")
     arguments = parser.parse_args(argv)
@@ -327,7 +334,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no GPU")
     partial = arguments.quick or arguments.cases or arguments.providers
-    arguments.out = arguments.out or ROOT / ("runs/bench" if partial else "benchmarks/results")
+    whole = arguments.merge or not partial
+    arguments.out = arguments.out or ROOT / ("benchmarks/results" if whole else "runs/bench")
     if arguments.quick and not arguments.providers:
         arguments.providers = ["fastdl", "eager", "ONNX Runtime", "OpenVINO"]
     return arguments

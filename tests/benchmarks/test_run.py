@@ -141,6 +141,16 @@ def test_csv_and_json(tmp_path):
     assert report.read(tmp_path / "made.json") == (rows, {"float32": 100.0})
 
 
+def test_a_table_measured_in_pieces(tmp_path):
+    def rows(*names: str, ms: float) -> list[Row]:
+        return [Row("f", name, "g", "float32", "fastdl", "NCHW", "", "timed", ms=ms) for name in names]
+
+    stem, order = tmp_path / "f-here", ["g/a", "g/b", "g/c"]
+    assert report.merged(stem, rows("c", ms=1.0), order) == rows("c", ms=1.0)
+    report.write(rows("c", "b", "gone", ms=1.0), {}, stem, plot=False)
+    assert report.merged(stem, rows("a", "b", ms=2.0), order) == rows("a", "b", ms=2.0) + rows("c", ms=1.0)
+
+
 def test_performance_page_shows_losses(tmp_path):
     slow = Row(
         "f", "c", "g", "float32", "fastdl", "NCHW", "cpu direct", "timed", ms=2.0, goal=2.0, error=1e-7
