@@ -119,7 +119,9 @@ def draw(
     if kind == "lengths" or (everything and batch_sizes is None):
         lengths = torch.randint(-1, T + 2, (B,), generator=generator)
     shapes = s.shapes(I, H, R)
-    weights = [values(*shapes[name], scale=0.4) for _ in range(D) for name in s.sequence_names()]
+    weights = [
+        values(*shapes[name], scale=min(0.4, R**-0.5)) for _ in range(D) for name in s.sequence_names()
+    ]
     masks = kind == "masks" or everything
     context = Context(
         batch_sizes,

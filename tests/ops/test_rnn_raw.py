@@ -88,7 +88,7 @@ def test_error_rule(s, kind, dtype):
 def test_panels_and_units_shared_by_workers(cell, H, kind, threads):
     """Sizes that pack the weights, and enough work a step for workers to share its units."""
     threads(2)
-    sizes = dict(T=40, B=5, I=11, H=H) if H < 40 else dict(T=33, B=5, I=70, H=150)
+    sizes = dict(T=9, B=39, I=11, H=H) if H < 40 else dict(T=33, B=5, I=70, H=150)
     for s in (Structure(cell), Structure(cell, directions=2, projected=False)):
         forward, backward = runs_of(s, kind, torch.float32, sizes)
         assert_rule(forward, FORWARD, torch.float32, "forward")

@@ -217,8 +217,7 @@ struct Backward : BackwardState<kCell, S> {
       sum = sum + grad * scale;
       along = fma(grad * scale, normed, along);
     }
-    const Vec mean_grad = set1(sum_lanes(sum) / static_cast<float>(H));
-    const Vec mean_along = set1(sum_lanes(along) / static_cast<float>(H));
+    const Vec mean_grad = mean_of(sum, H), mean_along = mean_of(along, H);
     for (int64_t unit = 0; unit < H; unit += kLanes) {
       const int n = units_at(unit, H);
       const LstmGates s = saved_gates(r, unit, n);
@@ -240,8 +239,7 @@ struct Backward : BackwardState<kCell, S> {
         sum = sum + grad;
         along = fma(grad, load_units(normalised + g * H + unit, n), along);
       }
-    const float size = static_cast<float>(kGates * H);
-    const Vec mean = set1(sum_lanes(sum) / size), mean_along = set1(sum_lanes(along) / size);
+    const Vec mean = mean_of(sum, kGates * H), mean_along = mean_of(along, kGates * H);
     const Vec rstd = set1(static_cast<const float*>(f->rstd)[r.row * D + d]);
     for (int64_t g = 0; g < kGates; ++g)
       for (int64_t unit = 0; unit < H; unit += kLanes) {

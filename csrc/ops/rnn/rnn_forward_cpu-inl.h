@@ -21,8 +21,7 @@ FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && q.rows.c
 
 // Steps projected at once: enough rows for every worker's product to reach its speed.
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
-  const int64_t rows = 64 * (split.blocks > 1 ? split.workers : 1),
-                each = (q.rows.B + split.shares - 1) / split.shares;
+  const int64_t rows = 64 * (split.blocks > 1 ? split.workers : 1), each = q.rows.B / split.shares + 1;
   const int64_t steps = (rows + each - 1) / each;
   return steps < q.rows.T ? steps : q.rows.T;
 }

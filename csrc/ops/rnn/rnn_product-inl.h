@@ -14,6 +14,9 @@ struct Weight {
   int64_t floats() const { return num_panels() * kGemmWidth * depth; }
 };
 
+// Sums along the depth are made of sums this long: the error of one long chain is larger than torch's.
+constexpr int64_t kMostDepth = 80;
+
 // Rows of a product at once: their tile stays in L1.
 constexpr int64_t kTileRows = 24;
 
@@ -64,6 +67,10 @@ FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < kCols; ++j) sum[i][j] = zero();
+  // Chosen before the loop: a branch inside would keep products and sums from becoming one fma everywhere.
+  const S* rows[kCols];
+#pragma GCC unroll 8
+  for (int j = 0; j < kCols; ++j) rows[j] = w + (j < columns ? j : 0) * depth;
   const int64_t whole = depth / kLanes * kLanes;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < whole; k += kLanes) {
@@ -72,15 +79,17 @@ FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_
     for (int i = 0; i < kRows; ++i) left[i] = load(a + i * a_row + k);
 #pragma GCC unroll 8
     for (int j = 0; j < kCols; ++j) {
-      const Vec right = load(w + (j < columns ? j : 0) * depth + k);
+      const Vec right = load(rows[j] + k);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) sum[i][j] = fma(left[i], right, sum[i][j]);
     }
   }
   if (whole < depth) {
     const int n = static_cast<int>(depth - whole);
+#pragma GCC unroll 8
     for (int j = 0; j < kCols; ++j) {
-      const Vec right = load_first(w + (j < columns ? j : 0) * depth + whole, n);
+      const Vec right = load_first(rows[j] + whole, n);
+#pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) sum[i][j] = fma(load_first(a + i * a_row + whole, n), right, sum[i][j]);
     }
   }
@@ -112,10 +121,11 @@ FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int6
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       transpose(partial[i]);
-      Vec sum = partial[i][0];
-#pragma GCC unroll 16
-      for (int k = 1; k < kLanes; ++k) sum = sum + partial[i][k];
-      store(out + i * out_row, sum);
+#pragma GCC unroll 4
+      for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int k = 0; k < half; ++k) partial[i][k] = partial[i][k] + partial[i][k + half];
+      store(out + i * out_row, partial[i][0]);
     }
   }
 }
@@ -135,10 +145,19 @@ FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64
                             int64_t count, float* out, int64_t out_row) {
   if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, a_row, first, count, out, out_row);
   const GemmStrides strides = {a_row, 1, kGemmWidth, out_row, kLanes};
-  for (int64_t v = 0; v < count; v += kGemmVecs)
-    gemm<false>(rows, count - v < kGemmVecs ? count - v : kGemmVecs, a,
-                w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth, out + v * kLanes, w.depth,
-                strides);
+  const int64_t pieces = (w.depth + kMostDepth - 1) / kMostDepth;
+  for (int64_t v = 0; v < count; v += kGemmVecs) {
+    const int64_t vecs = count - v < kGemmVecs ? count - v : kGemmVecs;
+    const float* panel = w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t k = piece * w.depth / pieces, depth = (piece + 1) * w.depth / pieces - k;
+      const float* const b = panel + k * kGemmWidth;
+      if (piece == 0)
+        gemm<false>(rows, vecs, a, b, out + v * kLanes, depth, strides);
+      else
+        gemm<true>(rows, vecs, a + k, b, out + v * kLanes, depth, strides);
+    }
+  }
 }
 
 // f(first row, rows) for pieces of at most kTileRows, as even as can be.

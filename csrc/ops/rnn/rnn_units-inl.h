@@ -35,8 +35,8 @@ FASTDL_INLINE VecInt load_keep(const uint8_t* p, int n) {
   return (n == kLanes ? load_bytes(p, VecInt{}) : load_bytes_first(p, n, VecInt{})) != 0;
 }
 
-FASTDL_INLINE float sum_lanes(Vec v) {
-  float sum = 0;
+FASTDL_INLINE double sum_lanes(Vec v) {
+  double sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += v[i];
   return sum;
 }
