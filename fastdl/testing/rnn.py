@@ -71,6 +71,11 @@ class Sample:
     checkpoint: bool = False
     one_step: bool = False
 
+    def decided(self, dtype: torch.dtype) -> bool:
+        """Whether gradients can be compared: in 16 bits rounding decides which units of a ReLU near zero are open,
+        and each of them sends a whole gradient back."""
+        return self.cell != "rnn_relu" or dtype in (torch.float32, torch.float64)
+
     def __str__(self) -> str:
         words = [self.cell, f"{self.T}x{self.B}x{self.I}x{self.H}", self.layout]
         words += ["reverse"] if self.directions == 2 else []
@@ -152,7 +157,7 @@ class Sample:
 
 # fmt: off
 SAMPLES = (
-    Sample("lstm", 5, 3, 4, 8),
+    Sample("lstm", 5, 29, 4, 8),
     Sample("lstm", 7, 5, 9, 33, directions=2),  # odd sizes
     Sample("lstm", 4, 17, 16, 64, layout="batch"),
     Sample("lstm", 9, 6, 10, 24, layout="packed", directions=2),
@@ -296,6 +301,8 @@ def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu")
 
 
 def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> Plan | None:
+    if not sample.decided(dtype):
+        return None
     q = sample.inputs(dtype).to(device)
     call = sample.call(dtype, device)
     if candidate.refusal(call, *q[:3], *q.params) is not None:

@@ -23,7 +23,7 @@ def cases(dtypes: tuple[torch.dtype, ...]) -> list:
         pytest.param(sample, dtype, id=f"{sample}-{str(dtype)[6:]}")
         for sample in (*SAMPLES, *CELL_SAMPLES)
         for dtype in dtypes
-        if fused_serves(sample, dtype)
+        if fused_serves(sample, dtype) and sample.decided(dtype)
     ]
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .previous_states import previous_states
-from .projection import flat
 from .reference import Sequence, accumulate_dtype, normalise
 from .reference_backward import SequenceGradients
+from .rows import flat, outer_sum
 from .steps import Context
 from .structure import Structure
 
@@ -98,10 +98,10 @@ class _Direction:
         else:
             later, earlier, first = piece[: T - 1], self.output[1:], piece[T - 1]
         if self.h_0 is None:
-            return _product(later, earlier)
+            return outer_sum(later, earlier)
         if T == 1:
-            return _product(first, self.h_0)
-        return torch.addmm(_product(later, earlier), first.t(), self.h_0)
+            return outer_sum(first, self.h_0)
+        return torch.addmm(outer_sum(later, earlier), first.t(), self.h_0)
 
     def _by_rows(self, piece: Tensor) -> Tensor:
         if not hasattr(self, "_h_old"):
@@ -109,7 +109,7 @@ class _Direction:
             mask = self.context.recurrent_mask
             if mask is not None:
                 self._h_old = self._h_old * self._per_row(mask[self.d])
-        return _product(piece, self._h_old)
+        return outer_sum(piece, self._h_old)
 
     def _per_row(self, per_sequence: Tensor) -> Tensor:
         """[B, width] -> something that broadcasts over the rows."""
@@ -140,7 +140,7 @@ class _Direction:
         shown = self._new_c()
         if self.s.layer_norm:
             shown = normalise(shown)[0] * self.w["weight_norm_c"] + self.w["bias_norm_c"]
-        return _product(self.grad_projected, (gates[..., 3 * H : 4 * H] * shown.tanh()).to(gates.dtype))
+        return outer_sum(self.grad_projected, (gates[..., 3 * H : 4 * H] * shown.tanh()).to(gates.dtype))
 
     def _weight_peephole(self) -> Tensor:
         H, c_old = self.H, self._c_old()
@@ -167,11 +167,6 @@ class _Direction:
         H = self.H
         i, f, g = (self.gates[..., k * H : (k + 1) * H] for k in range(3))
         return f * self._c_old() + i * g
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over rows of left x right: [*rows, M], [*rows, N] -> [M, N]."""
-    return flat(left).t() @ flat(right)
 
 
 def _row_sum(left: Tensor, right: Tensor, acc: torch.dtype) -> Tensor:

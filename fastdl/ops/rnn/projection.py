@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference import EPSILON
+from .rows import flat, outer_sum
 from .structure import Structure
 
 
@@ -52,15 +53,10 @@ def project_backward(
             found[d]["bias_ih"] = part
     rows = flat(grad_gx)
     if need_weight:
-        for d, part in enumerate((rows.t() @ flat(x)).chunk(s.directions)):
+        for d, part in enumerate(outer_sum(rows, x).chunk(s.directions)):
             found[d]["weight_ih"] = part
     grad_x = (rows @ joined(by_direction, "weight_ih")).view(x.shape) if need_x else None
     return grad_x, found
-
-
-def flat(rows: Tensor) -> Tensor:
-    """[*rows, width] -> [number of rows, width]."""
-    return rows.reshape(-1, rows.shape[-1]) if rows.dim() != 2 else rows
 
 
 def joined(by_direction: list[dict[str, Tensor]], name: str) -> Tensor | None:
