@@ -68,7 +68,7 @@ class ForwardThread {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first_b(r) >= q_.rows.B) continue;
-      const bool restarts = t < length_[r] && t >= 0 && q_.reset && q_.reset[f_.rows.row(t, first_b(r))];
+      const bool restarts = t < length_[r] && q_.reset && q_.reset[f_.rows.row(t, first_b(r))];
       values[row(r) * f_.shape.pitch + own_.j] = restarts ? fd::from_compute<T>(0)
                                                  : q_.recurrent_mask
                                                      ? fd::from_compute<T>(fd::to_compute(h_[r]) * mask_[r])
@@ -165,10 +165,12 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     memory.values[i] = fd::from_compute<T>(0);
   // Every block has started, and zeroed what the others write to.
   fd::cluster_sync();
-  thread.enter(time(0), memory.values);
-  send(memory.values, s, own.rank, 1, 0);
-  thread.fetch(time(0));
-  await(s);
+  if (f.rows.T > 0) {
+    thread.enter(time(0), memory.values);
+    send(memory.values, s, own.rank, 1, 0);
+    thread.fetch(time(0));
+    await(s);
+  }
   for (int64_t i = 0; i < f.rows.T; ++i) {
     product.multiply(memory.values + i % 2 * kTileRows * s.pitch);
     __syncthreads();
