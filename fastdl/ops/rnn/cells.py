@@ -211,7 +211,7 @@ def _by_layer(
         )
     elif not gradient and not plan.s.projected:
         # what run_layer would do, 3 us sooner
-        output, _, c, *_ = backends.RAW[plan.backend].forward(
+        output, _, c, *_ = backends.RAW[plan[:2]].forward(
             x, h, c, params, None, None, None, None, None, None, plan.packed, plan.zoneout, False
         )
         return output[0], c[0] if call.s.cell == "lstm" else c
