@@ -53,7 +53,7 @@ def triton_interpreted() -> bool:
 
 def cpu_isa() -> str | None:
     """The instruction set the CPU kernels use in this process; None without CPU kernels."""
-    return CPU_ISAS[torch.ops.fastdl._cpu_isa()] if cpu.loaded else None
+    return _cpu_isa
 
 
 def _load(name: str) -> Library:
@@ -112,4 +112,6 @@ cpu = _load("_C")
 cuda = (
     _load("_cuda") if torch.version.cuda else Library("_cuda", None, f"torch {torch.__version__} has no CUDA")
 )
+# Asked once: torch.compile traces through whoever reads it, not through the operator.
+_cpu_isa = CPU_ISAS[torch.ops.fastdl._cpu_isa()] if cpu.loaded else None
 _check_cpu_isa()
