@@ -126,7 +126,7 @@ def test_every_backend_sees_the_same_masks(kind):
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_zoneout_in_eval_is_the_expectation_of_one_step(plan):
     """h' is linear in the masks of a single step, so the mean over many draws is what eval computes."""
-    x, (h, c), params = (t for t in arguments("lstm", torch.float64, T=1, B=1))
+    x, (h, c), params = (t for t in arguments("lstm", torch.float32, T=1, B=1))
     many = 20_000
     with forced(plan), torch.no_grad():
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_zoneout_in_eval_is_the_expectation_of_one_step(plan):
             train=True,
         )[0]
     spread = drawn.std(1, keepdim=True) / many**0.5
-    assert ((drawn.mean(1, keepdim=True) - expected).abs() <= 5 * spread + 1e-12).all()
+    assert ((drawn.mean(1, keepdim=True) - expected).abs() <= 5 * spread + 1e-6).all()
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
