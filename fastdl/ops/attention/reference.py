@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..accumulation import accumulate_dtype
 from .call import Call
 from .dropout import kept
 
@@ -31,11 +32,6 @@ class Context(NamedTuple):
     seed: Tensor | None = None
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for 16-bit types, else the dtype itself."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> tuple[Tensor, Tensor]:

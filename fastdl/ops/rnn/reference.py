@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..accumulation import accumulate_dtype
 from .steps import Context, Steps
 from .structure import Structure
 
@@ -37,11 +38,6 @@ class Sequence(NamedTuple):
     gates: Tensor
     cells: Tensor
     rstd: Tensor
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for 16-bit types, else the dtype itself."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def reference_sequence(
