@@ -29,7 +29,7 @@ def takes_all_steps(num_gates: int, H: int, R: int, itemsize: int) -> bool:
 def forward_tiles(num_gates: int, H: int, all_steps: bool, precision: str, itemsize: int) -> Tiles:
     """The sums of all gates together take at most half of a thread's registers."""
     if itemsize == 4 and precision == "ieee":
-        return Tiles(16, 16, 16, 2)
+        return Tiles(16, 16, 32, 2)
     if all_steps:
         return Tiles(16, _side(H, 32 if num_gates > 1 else 64), 64 if itemsize == 2 else 32, 2)
     return Tiles(32, 16 if num_gates > 1 else 32, 64 if itemsize == 2 else 32, 3)
