@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, fx, nn
 
-from ..nn import ConvReLU2d
+from ..nn import ConvReLU2d, ConvReLUMaxPool2d
 from ..nn.conv_relu_maxpool import pool_attributes
 from . import calls
+from .assignment import Replacement
 from .guards import Guards
+from .patterns import Chain, module_refusal, parameter_refusal
 
 MAX_WINDOW = 255  # one byte per pooled element names the position of the maximum; 255 is the closed ReLU
 
@@ -35,31 +37,22 @@ _WATCHED = {
     nn.ReLU: (),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
+_METHODS = ("__call__", "__getattr__", "forward", "_conv_forward")
 
 
 @dataclass
-class ConvPattern:
+class ConvPattern(Chain):
     """A convolution call and the calls after it that one fused call can replace, unless `refusal` says no."""
 
-    path: str  # of the convolution, from the owner of the forward
-    nodes: list[fx.Node]  # the convolution first
-    kinds: tuple[str, ...]  # of the nodes after it
-    modules: dict[str, nn.Module]  # the owner's, by path
-    refusal: str | None = None
     pool: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def conv(self) -> nn.Conv2d:
-        return self.modules[self.path]
 
     @property
     def norm(self) -> nn.BatchNorm2d | None:
         return self.modules[self.nodes[1].target] if "norm" in self.kinds else None
 
     @property
-    def members(self) -> dict[str, nn.Module]:
-        """The modules whose calls are replaced."""
-        return {node.target: self.modules[node.target] for node in self.nodes if node.op == "call_module"}
+    def measured(self) -> dict[str, nn.Module]:
+        return {"": self.head} | ({} if self.norm is None else {"BatchNorm2d ": self.norm})
 
     @property
     def description(self) -> str:
@@ -68,34 +61,64 @@ class ConvPattern:
 
     def fuse(self, graph: fx.Graph, guards: Guards) -> None:
         """Replace the calls in `graph`; `guards` get what the fused call takes for granted."""
-        # At the place of the convolution: its input may be changed in place further on.
-        with graph.inserting_before(self.nodes[0]):
-            modules = [graph.get_attr(self.path)]
-            if self.norm is not None:
-                modules.append(graph.get_attr(self.nodes[1].target))
-            call = calls.conv_relu if self.norm is None else calls.conv_batch_norm_relu
-            fused = graph.call_function(call, (*modules, _input(self.nodes[0])), self.pool)
-        self.nodes[-1].replace_all_uses_with(fused)
-        for node in reversed(self.nodes):
-            graph.erase_node(node)
-        for path, module in self.members.items():
-            watched = next(names for kind, names in _WATCHED.items() if isinstance(module, kind))
-            guards.member(path, module, watched)
+        norm = () if self.norm is None else (self.nodes[1].target,)
+        call = calls.conv_batch_norm_relu if norm else calls.conv_relu
+        self.put(graph, call, (self.path, *norm), self.pool, guards, _WATCHED)
+
+    def replacement(self) -> Replacement | None:
+        """None with a BatchNorm or where the convolution is of a class of its own."""
+        if self.norm is not None or type(self.head) is not nn.Conv2d:
+            return None
+        if self.pool:
+            return Replacement(ConvReLUMaxPool2d, {**self.pool, "return_indices": False})
+        return Replacement(ConvReLU2d)
+
+    def compute(
+        self,
+        modules: dict[str, nn.Module],
+        args: tuple,
+        kwargs: Mapping[str, object],
+        fused: bool,
+        exact: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not exact:
+            return self._call(modules, args[0], fused), None
+        if not self.pool:
+            y = self._call(modules, args[0], fused)
+            return y, torch.where(y > 0, 0, -1)
+        y, indices = self._call(modules, args[0], fused, return_indices=True)
+        return y, torch.where(y > 0, indices, -1)
+
+    def _call(
+        self, modules: dict[str, nn.Module], x: Tensor, fused: bool, **pool: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        conv, norm = modules[""], modules.get("BatchNorm2d ")
+        if not fused:
+            y = conv(x)
+            return calls.relu_max_pool(y if norm is None else norm(y), **self.pool, **pool)
+        if norm is None:
+            return calls.conv_relu(conv, x, **self.pool, **pool)
+        return calls.conv_batch_norm_relu(conv, norm, x, **self.pool, **pool)
 
 
-def find(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[ConvPattern]:
+def is_head(module: nn.Module) -> bool:
+    """Whether a pattern can begin with a call of `module`."""
+    return isinstance(module, nn.Conv2d) and not isinstance(module, ConvReLU2d)
+
+
+def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[ConvPattern]:
     """Every Conv2d call that a ReLU follows, fusable or not."""
     patterns = []
     for node in graph.nodes:
         conv = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d) and not isinstance(conv, ConvReLU2d):
+        if conv is not None and is_head(conv):
             pattern = _follow(node, modules)
             if pattern is not None:
                 patterns.append(pattern)
     return patterns
 
 
-def _follow(conv: fx.Node, modules: dict[str, nn.Module]) -> ConvPattern | None:
+def _follow(conv: fx.Node, modules: Mapping[str, nn.Module]) -> ConvPattern | None:
     nodes, kinds, refusal = [conv], (), None
     while kinds in _FOLLOWS:
         users = list(nodes[-1].users)
@@ -114,7 +137,7 @@ def _follow(conv: fx.Node, modules: dict[str, nn.Module]) -> ConvPattern | None:
     return pattern
 
 
-def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     if node.op == "call_module":
         module = modules.get(node.target)
         kinds = ((nn.BatchNorm2d, "norm"), (nn.ReLU, "relu"), (nn.MaxPool2d, "pool"))
@@ -128,34 +151,12 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 
 def _refuse_or_configure(pattern: ConvPattern) -> None:
     for module in pattern.members.values():
-        pattern.refusal = pattern.refusal or _module_refusal(module)
+        pattern.refusal = pattern.refusal or module_refusal(module, _WATCHED, _METHODS)
     if pattern.refusal is None:
-        pattern.refusal = _conv_refusal(pattern.conv, pattern.norm, len(pattern.nodes[0].args))
+        pattern.refusal = _conv_refusal(pattern.head, pattern.norm, len(pattern.nodes[0].args))
     if pattern.refusal is None and "pool" in pattern.kinds:
         node = pattern.nodes[1 + pattern.kinds.index("pool")]
         pattern.pool, pattern.refusal = _pool(node, pattern.modules)
-
-
-def _module_refusal(module: nn.Module) -> str | None:
-    """Why the call of a module is not what its torch.nn class computes."""
-    base = next(kind for kind in _WATCHED if isinstance(module, kind))
-    kind = type(module)
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return f"{kind.__name__} is not initialised yet: run the model once first"
-    if parametrize.is_parametrized(module):
-        return f"{base.__name__} is parametrized"
-    if (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
-    ):
-        return f"{base.__name__} has hooks"
-    methods = ("__call__", "__getattr__", "forward", "_conv_forward")
-    same = all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
-    if not same or "forward" in module.__dict__:
-        return f"{kind.__name__} has a forward of its own"
-    return None
 
 
 def _conv_refusal(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, num_inputs: int) -> str | None:
@@ -163,9 +164,9 @@ def _conv_refusal(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, num_inputs: int)
         return f"padding_mode is {conv.padding_mode!r}"
     if "weight" not in conv._parameters:
         return "the weight is not a Parameter of the convolution"
-    for tensor in (*conv._parameters.values(), *(norm._parameters.values() if norm else ())):
-        if tensor is not None and not _is_ordinary(tensor):
-            return f"a parameter is a {type(tensor.data).__name__} of {tensor.dtype}"
+    reason = parameter_refusal(*(module for module in (conv, norm) if module is not None))
+    if reason is not None:
+        return reason
     if num_inputs != 1:
         return "it is called with keyword arguments"
     if norm is not None and norm.num_features != conv.out_channels:
@@ -173,12 +174,7 @@ def _conv_refusal(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, num_inputs: int)
     return None
 
 
-def _is_ordinary(tensor: torch.Tensor) -> bool:
-    # DTensor: what FSDP2 shards; in the forward it is an ordinary tensor.
-    return tensor.is_floating_point() and type(tensor.data).__name__ in ("Tensor", "DTensor", "FakeTensor")
-
-
-def _pool(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[dict[str, object], str | None]:
+def _pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[dict[str, object], str | None]:
     """The pool's arguments under conv_relu_maxpool's names, or why it is refused."""
     if node.op == "call_module":
         pool = pool_attributes(modules[node.target])
@@ -206,7 +202,3 @@ def _max_pool2d(
     input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
 ):
     """The signature that torch.max_pool2d and F.max_pool2d share."""
-
-
-def _input(conv: fx.Node) -> fx.Node:
-    return conv.args[0]

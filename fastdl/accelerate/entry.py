@@ -27,12 +27,14 @@ def accelerate(
 ) -> nn.Module:
     """Replace what fastdl computes faster, in place, and return `model`.
 
-    Conv2d → ReLU → MaxPool2d, Conv2d → ReLU, both with a BatchNorm2d after the convolution, in an nn.Sequential
-    or in the code of a forward, become one fused call. Parameters stay the same objects, the state_dict keeps its
-    keys, and copies, pickles and optimizers go on working. In an nn.Sequential the convolution's place holds the
-    fused module and the ReLU's and pool's an Identity, so `model[:1]` includes the pool. What has to stay as it
-    is (hooks, parametrizations, an output used twice, a forward that cannot be traced …) stays, and
-    `fastdl.report(model)` says why. Calling it again changes nothing more.
+    Conv2d → ReLU → MaxPool2d, Conv2d → ReLU, both with a BatchNorm2d after the convolution, and Linear →
+    activation → Dropout, in an nn.Sequential or in the code of a forward, become one fused call. A Linear without an
+    activation, LSTM, GRU, RNN and their cells become instances of fastdl.nn's classes wherever they are called. Of
+    these, LSTM, GRU and RNN are no instances of torch's classes (torch.compile breaks the graph at those).
+    Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
+    In an nn.Sequential the place of the first layer holds the fused module and those of the others an Identity, so
+    `model[:1]` includes what follows. What has to stay as it is (hooks, parametrizations, an output used twice, a
+    forward that cannot be traced …) stays, and `fastdl.report(model)` says why. Calling it again changes nothing more.
 
     Args:
         model: any module; it may be the root of a pattern itself.
@@ -74,7 +76,7 @@ def accelerate(
         )
     if strict and kept:
         raise UnsupportedError("accelerate(strict=True) would keep " + "; ".join(kept))
-    rows += [Row(name, "kept", "no ReLU follows it") for name in survey.unmatched()]
+    rows += [Row(name, "kept", reason) for name, reason in survey.unmatched()]
     with ExitStack() as undo:
         for candidate in chosen:
             undo.callback(_undo(candidate))
@@ -127,7 +129,7 @@ def _verdicts(candidates: list[Candidate], filter_fn: Filter | None) -> list[str
 
 def _undo(candidate: Candidate) -> Callable[[], None]:
     """Takes back one application, as far as it came."""
-    if candidate.swaps:
-        return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]
-    kind = type(candidate.owner)
-    return lambda: setattr(candidate.owner, "__class__", kind)
+    if candidate.way == "fuse":
+        kind = type(candidate.owner)
+        return lambda: setattr(candidate.owner, "__class__", kind)
+    return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]

@@ -1,19 +1,33 @@
-"""The op families and where each finds something to replace in a traced forward."""
+"""The op families and what each finds to replace."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from torch import fx, nn
 
-from . import conv_patterns
+from . import conv_patterns, linear_patterns, recurrent_modules
+from .patterns import Chain, Whole
 
 FAMILIES = ("conv", "linear", "rnn", "attention")
 
-# A finder takes a graph and the owner's modules by path and returns patterns like conv_patterns.ConvPattern.
-# A family without one finds nothing.
-FINDERS: dict[str, Callable[[fx.Graph, Mapping[str, nn.Module]], list[conv_patterns.ConvPattern]]] = {
-    "conv": conv_patterns.find,
+
+class Family(NamedTuple):
+    """How a family is found; a family without an entry below finds nothing."""
+
+    # chains in a graph, given the owner's modules by path, and whether one can begin with a module
+    find: Callable[[fx.Graph, Mapping[str, nn.Module]], list[Chain]] | None
+    is_head: Callable[[nn.Module], bool]
+    # a module replaced as it is, with or without a refusal; None: it is not of this family
+    whole: Callable[[nn.Module], Whole | None] | None
+    unmatched: str = ""  # why a head of no chain is kept, where it is not replaced as it is
+
+
+FOUND = {
+    "conv": Family(conv_patterns.find, conv_patterns.is_head, None, "no ReLU follows it"),
+    "linear": Family(linear_patterns.find, linear_patterns.is_head, linear_patterns.whole),
+    "rnn": Family(None, recurrent_modules.is_head, recurrent_modules.whole),
 }
 
 
@@ -26,8 +40,13 @@ def check(families: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def find(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], families: Iterable[str] = FAMILIES
-) -> list[conv_patterns.ConvPattern]:
-    """Every pattern of the given families in one graph."""
-    return [pattern for name in families if name in FINDERS for pattern in FINDERS[name](graph, modules)]
+def of(names: Iterable[str]) -> list[Family]:
+    """Those of the named families that find something."""
+    return [FOUND[name] for name in names if name in FOUND]
+
+
+def find(graph: fx.Graph, modules: Mapping[str, nn.Module], names: Iterable[str] = FAMILIES) -> list[Chain]:
+    """Every chain of the given families in one graph."""
+    return [
+        pattern for family in of(names) if family.find is not None for pattern in family.find(graph, modules)
+    ]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..testing.error_rule import ErrorReport, judge
 from ..testing.timer import interleaved
-from . import calls
-from .conv_patterns import ConvPattern
+from .patterns import Pattern
 from .preserved import preserved
 from .survey import Candidate
-
-Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,37 +39,42 @@ def measure(
         for candidate in candidates:
             pattern = candidate.patterns.get(candidate.owner.training)
             if pattern is not None:
-                candidate.module.register_forward_pre_hook(
-                    _once(candidate, pattern, found, given, model.training)
-                )
+                hook = _once(candidate, pattern, found, given, model.training)
+                candidate.module.register_forward_pre_hook(hook, with_kwargs=True)
         model(*args, **kwargs)
     return found
 
 
 def _once(
-    candidate: Candidate, pattern: ConvPattern, found: dict[int, Measurement], given: set[int], training: bool
+    candidate: Candidate, pattern: Pattern, found: dict[int, Measurement], given: set[int], training: bool
 ) -> Callable:
     """A hook that measures the first call."""
     seen = []
 
-    def hook(_: nn.Module, args: tuple) -> None:
+    def hook(_: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
         if not seen:
             seen.append(True)
-            found[id(candidate)] = _compare(pattern, args[0], training, args[0].data_ptr() not in given)
+            found[id(candidate)] = _compare(pattern, args, kwargs, training, given)
 
     return hook
 
 
-def _compare(pattern: ConvPattern, x: Tensor, training: bool, x_requires_grad: bool) -> Measurement:
-    x = x.detach().requires_grad_(training and x_requires_grad)
+def _compare(
+    pattern: Pattern, args: tuple, kwargs: dict[str, object], training: bool, given: set[int]
+) -> Measurement:
+    def detached(tensor: Tensor) -> Tensor:
+        wanted = training and tensor.is_floating_point() and tensor.data_ptr() not in given
+        return tensor.detach().requires_grad_(wanted)
+
+    args, kwargs = _map(args, detached), _map(kwargs, detached)
     with torch.set_grad_enabled(training):
-        before, after = _Chain(pattern, x, fused=False), _Chain(pattern, x, fused=True)
-        reports = _errors(pattern, x, before, after)
+        before, after = (Computation(pattern, args, kwargs, fused) for fused in (False, True))
+        reports = _errors(pattern, args, kwargs, before, after)
         error = reports["output"].relative_l2
         for name, report in reports.items():
             if not (report.within_rule or report.within_winograd):
                 return Measurement(f"the error of its {name} is too large here: {report}", error)
-        sync = torch.cuda.synchronize if x.is_cuda else _nothing
+        sync = torch.cuda.synchronize if before.device.type == "cuda" else _nothing
         calls = {"before": before.step, "after": after.step}
         seconds = interleaved(calls, rounds=5, least_seconds=0.005, sync=sync)
     speedup = seconds["before"] / seconds["after"]
@@ -79,68 +82,94 @@ def _compare(pattern: ConvPattern, x: Tensor, training: bool, x_requires_grad: b
     return Measurement(None if speedup > 1 else slower, error, speedup)
 
 
-class _Chain:
+class Computation:
     """One of the two computations, on twins of the modules: nothing it does reaches the model."""
 
     def __init__(
-        self, pattern: ConvPattern, x: Tensor, fused: bool, dtype: torch.dtype | None = None
-    ) -> None:
-        self.pool = pattern.pool
-        self.conv = _twin(pattern.conv, dtype)
-        self.norm = None if pattern.norm is None else _twin(pattern.norm, dtype)
-        self.x = x if dtype is None else x.detach().to(dtype).requires_grad_(x.requires_grad)
-        self.fused = fused
-        norm = {} if self.norm is None else self.norm._parameters
-        tensors = {
-            "input": self.x,
-            **self.conv._parameters,
-            **{f"BatchNorm2d {n}": p for n, p in norm.items()},
-        }
+        self, pattern: Pattern, args: tuple, kwargs: dict[str, object], fused: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        def converted(tensor: Tensor) -> Tensor:
+            if dtype is None or not tensor.is_floating_point():
+                return tensor
+            return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+
+        self.pattern, self.fused = pattern, fused
+        self.args, self.kwargs = _map(args, converted), _map(kwargs, converted)
+        self.modules = {prefix: _twin(module, dtype) for prefix, module in pattern.measured.items()}
+        given = list(_tensors((self.args, self.kwargs)))
+        self.device = given[0].device
+        names = ("input", *(f"input {i}" for i in range(1, len(given))))
+        tensors = dict(zip(names, given, strict=True))
+        for prefix, module in self.modules.items():
+            tensors.update({f"{prefix}{name}": p for name, p in module._parameters.items()})
         wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
         self.inputs = wanted if torch.is_grad_enabled() else {}
         self.grad_output: Tensor | None = None
 
-    def __call__(self, **pool: bool) -> Tensor | tuple[Tensor, Tensor]:
-        if not self.fused:
-            y = self.conv(self.x)
-            return calls.relu_max_pool(y if self.norm is None else self.norm(y), **self.pool, **pool)
-        if self.norm is None:
-            return calls.conv_relu(self.conv, self.x, **self.pool, **pool)
-        return calls.conv_batch_norm_relu(self.conv, self.norm, self.x, **self.pool, **pool)
+    def outputs(self) -> tuple[Tensor, Tensor | None]:
+        """The output, as one tensor, and where its elements come from, -1 where from nowhere."""
+        return self._run(exact=True)
 
-    def outputs(self) -> tuple[Tensor, Tensor]:
-        """The output, and where in the convolution each element comes from, -1 where the ReLU is closed."""
-        if not self.pool:
-            y = self()
-            return y, torch.where(y > 0, 0, -1)
-        y, indices = self(return_indices=True)
-        return y, torch.where(y > 0, indices, -1)
-
-    def step(self) -> tuple[Tensor, ...]:
+    def step(self, exact: bool = False) -> tuple[Tensor, ...]:
         """What is timed: the output, or the gradients."""
-        y = self()
+        y, _ = self._run(exact)
         if not self.inputs:
             return (y,)
         return torch.autograd.grad(y, list(self.inputs.values()), self.grad_output.to(y.dtype))
 
+    def _run(self, exact: bool) -> tuple[Tensor, Tensor | None]:
+        compute = self.pattern.compute
+        result, origin = compute(self.modules, self.args, self.kwargs, self.fused, exact)
+        found = [tensor for tensor in _tensors(result) if tensor.is_floating_point()]
+        return (found[0] if len(found) == 1 else torch.cat([t.flatten() for t in found])), origin
 
-def _errors(pattern: ConvPattern, x: Tensor, before: _Chain, after: _Chain) -> dict[str, ErrorReport]:
+
+def _errors(
+    pattern: Pattern, args: tuple, kwargs: dict[str, object], before: Computation, after: Computation
+) -> dict[str, ErrorReport]:
     """The error rule for the output and, where there are any, the gradients."""
-    with torch.autocast(x.device.type, enabled=False):
-        truth = _Chain(pattern, x, fused=False, dtype=torch.float64)
+    with torch.autocast(before.device.type, enabled=False):
+        truth = Computation(pattern, args, kwargs, fused=False, dtype=torch.float64)
         expected, origin = truth.outputs()
     (ours, ours_origin), (eager, eager_origin) = after.outputs(), before.outputs()
     compared = {"output": (ours, expected, eager, expected)}
     if after.inputs:
-        # A window whose two largest values are nearly equal sends its gradient to either: left out.
-        clear = (ours_origin == origin) & (eager_origin == origin)
-        for chain in (before, after, truth):
-            chain.grad_output = torch.randn_like(eager) * clear if chain is before else before.grad_output
-        with torch.autocast(x.device.type, enabled=False):
-            expected_gradients = truth.step()
-        gradients = zip(after.step(), expected_gradients, before.step(), expected_gradients, strict=True)
+        before.grad_output = torch.randn_like(eager)
+        if origin is not None:
+            # A window whose two largest values are nearly equal sends its gradient to either: left out.
+            before.grad_output *= (ours_origin == origin) & (eager_origin == origin)
+        after.grad_output = truth.grad_output = before.grad_output
+        with torch.autocast(before.device.type, enabled=False):
+            expected_gradients = truth.step(exact=True)
+        ours_gradients, eager_gradients = after.step(exact=True), before.step(exact=True)
+        gradients = zip(ours_gradients, expected_gradients, eager_gradients, expected_gradients, strict=True)
         compared.update(zip((f"gradient for {name}" for name in after.inputs), gradients, strict=True))
     return {name: judge([[t.detach() for t in four]], ours.dtype) for name, four in compared.items()}
+
+
+def _map(value: object, change: Callable[[Tensor], Tensor]) -> object:
+    """`value` with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=change(value.data))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(each, change) for each in value)
+    if isinstance(value, dict):
+        return {name: _map(each, change) for name, each in value.items()}
+    return value
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Every tensor in `value`; of a PackedSequence its data."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, (tuple, list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
 
 
 def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -159,6 +188,8 @@ def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         if buffer is not None:
             floating = dtype is not None and buffer.is_floating_point()
             twin._buffers[name] = buffer.to(dtype) if floating else buffer.clone()
+    if "_flat_weights_names" in twin.__dict__:  # of recurrent layers, which read their parameters there
+        twin.__dict__["_flat_weights"] = [twin._parameters[name] for name in twin._flat_weights_names]
     return twin
 
 

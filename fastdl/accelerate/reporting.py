@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from . import owner, sequential
+from . import owner
+from .assignment import is_assigned
 
 _ROWS = "_fastdl_rows"
 _COLUMNS = ("name", "action", "reason", "error", "speedup")
@@ -107,6 +108,6 @@ def forget(module: nn.Module) -> None:
 
 def _fused_names(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
-        if sequential.is_swapped(module):
+        if is_assigned(module):
             yield name
         yield from (".".join(filter(None, (name, path))) for path in owner.fused_paths(module))

@@ -1,18 +1,16 @@
-"""Patterns inside an nn.Sequential: the convolution becomes the fused module, what it absorbed an Identity.
+"""Patterns inside an nn.Sequential: the head becomes the fused module, what it absorbed an Identity.
 
-The class of the convolution is assigned, so it stays the same object with the same Parameters, and indices
-and state_dict keys hold. What it was is kept in its `__dict__`.
+So indices and state_dict keys hold.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from ..nn import ConvReLU2d, ConvReLUMaxPool2d
-from .classes import take_back
-from .conv_patterns import ConvPattern
+from .assignment import assign, take_assigned_back
+from .patterns import Chain
 
-_CLASS, _MODULE = "_fastdl_class", "_fastdl_module"
+_MODULE = "_fastdl_module"
 
 
 def runs_in_order(kind: type) -> bool:
@@ -26,14 +24,15 @@ def runs_in_order(kind: type) -> bool:
     )
 
 
-def can_swap(pattern: ConvPattern) -> bool:
-    """Whether the fused module can take the places: layers of the Sequential itself, no BatchNorm."""
+def can_swap(pattern: Chain) -> bool:
+    """Whether a fused module can take the places: layers of the Sequential itself, and a class for them."""
     layers = all(node.op == "call_module" and "." not in node.target for node in pattern.nodes)
-    return layers and pattern.norm is None and type(pattern.conv) is nn.Conv2d
+    return layers and pattern.replacement() is not None
 
 
-def swap(sequential: nn.Sequential, pattern: ConvPattern) -> None:
+def swap(sequential: nn.Sequential, pattern: Chain) -> None:
     """Put the fused module and the Identities in place."""
+    replacement = pattern.replacement()  # asked before the places change
     # By position: a layer that is there twice has one name in the trace.
     names = list(sequential._modules)
     at = names.index(pattern.path) + 1
@@ -43,15 +42,7 @@ def swap(sequential: nn.Sequential, pattern: ConvPattern) -> None:
         identity.training = absorbed.training
         identity.__dict__[_MODULE] = absorbed  # not a submodule: it has no state
         sequential._modules[name] = identity
-    conv = pattern.conv
-    conv.__dict__[_CLASS] = type(conv)
-    if pattern.pool:
-        conv.__dict__.update(pattern.pool, return_indices=False)
-    conv.__class__ = ConvReLUMaxPool2d if pattern.pool else ConvReLU2d
-
-
-def is_swapped(module: nn.Module) -> bool:
-    return _CLASS in module.__dict__
+    assign(pattern.head, replacement)
 
 
 def restore(module: nn.Module) -> None:
@@ -61,18 +52,4 @@ def restore(module: nn.Module) -> None:
         if absorbed is not None:
             absorbed.training = child.training
             module._modules[name] = absorbed
-    if is_swapped(module):
-        assigned = ConvReLUMaxPool2d if isinstance(module, ConvReLUMaxPool2d) else ConvReLU2d
-        take_back(module, assigned, module.__dict__.pop(_CLASS))
-        for name in _POOL_ATTRIBUTES:
-            module.__dict__.pop(name, None)
-
-
-_POOL_ATTRIBUTES = (
-    "pool_size",
-    "pool_stride",
-    "pool_padding",
-    "pool_dilation",
-    "ceil_mode",
-    "return_indices",
-)
+    take_assigned_back(module)

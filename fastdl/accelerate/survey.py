@@ -8,28 +8,30 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..nn import ConvReLU2d
 from . import families, owner, sequential
-from .conv_patterns import ConvPattern
+from .assignment import assign, is_assigned
+from .patterns import Chain, Pattern, Whole
 from .purity import Untraceable
 from .tracing import Trace
 
 
 @dataclass
 class Candidate:
-    """A module whose calls in one forward could be fused, unless `refusal` says no."""
+    """A module whose calls could be fused, unless `refusal` says no."""
 
     name: str  # of the module that holds the parameters, from the model
     module: nn.Module
-    owner: nn.Module  # whose forward calls it
+    owner: nn.Module  # whose forward calls it; a module replaced as it is: itself
     path: str  # of the module, from the owner
-    patterns: dict[bool, ConvPattern]  # by training value
+    patterns: dict[bool, Pattern]  # by training value
     refusal: str | None
-    swaps: bool  # by sequential.swap, else by owner.fuse
+    way: str  # "swap" in a Sequential, "fuse" in the owner's forward, "assign" a class
     description: str
 
     def apply(self) -> None:
-        if self.swaps:
+        if self.way == "assign":
+            assign(self.module, self.patterns[True].replacement())
+        elif self.way == "swap":
             sequential.swap(self.owner, self.patterns[True])
         else:
             owner.fuse(self.owner, owner.fused_paths(self.owner) | {self.path})
@@ -40,27 +42,56 @@ class Survey:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self.model, self.names = model, tuple(names)
+        self.families = families.of(self.names)
         self.module_names = {id(module): name for name, module in model.named_modules()}
-        self.owners = [module for module in model.modules() if _is_owner(module)]
+        self.owners = [module for module in model.modules() if self._is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         self.callers = self._callers()
         # What is below a forward that cannot be read.
         unread = (module for module in self.owners if len(self._readable(module)) < 2)
         self.unwatched = {id(inner) for module in unread for inner in module.modules() if inner is not module}
         self.places = Counter(id(child) for module in model.modules() for child in module._modules.values())
-        self.candidates = [candidate for module in self.owners for candidate in self._of(module)]
+        chains = [candidate for module in self.owners for candidate in self._of(module)]
+        wholes = list(self._wholes(chains))
+        replaced = {id(candidate.module) for candidate in wholes}
+        chains = [candidate for candidate in chains if id(candidate.module) not in replaced]
+        order = {name: i for i, name in enumerate(self.module_names.values())}
+        self.candidates = sorted([*chains, *wholes], key=lambda candidate: order[candidate.name])
 
-    def unmatched(self) -> Iterator[str]:
-        """Names of convolutions that are no candidates and not fused."""
-        if "conv" not in self.names:
-            return
-        known = {id(candidate.module) for candidate in self.candidates}
-        for module in self.owners:
-            paths = owner.fused_paths(module)
-            known |= {id(inner) for path, inner in module.named_modules() if path in paths}
+    def unmatched(self) -> Iterator[tuple[str, str]]:
+        """Names of modules that begin no chain, are not replaced and not fused, and why they are kept."""
+        known = {id(candidate.module) for candidate in self.candidates} | self._fused()
+        for family in self.families:
+            if family.whole is None:
+                for name, module in self.model.named_modules():
+                    if family.is_head(module) and id(module) not in known:
+                        yield name, family.unmatched
+
+    def _fused(self) -> set[int]:
+        """The modules that owners call fused already."""
+        return {
+            id(inner)
+            for module in self.owners
+            for path, inner in module.named_modules()
+            if path in owner.fused_paths(module)
+        }
+
+    def _wholes(self, chains: list[Candidate]) -> Iterator[Candidate]:
+        """The modules to replace as they are: those that no chain takes."""
+        taken = {id(c.module) for c in chains if c.refusal is None} | self._fused()
+        refused = {id(c.module): c for c in chains if c.refusal is not None}
         for name, module in self.model.named_modules():
-            if _is_convolution(module) and id(module) not in known:
-                yield name
+            found = [family.whole(module) for family in self.families if family.whole is not None]
+            pattern = next((whole for whole in found if whole is not None), None)
+            if pattern is not None and id(module) not in taken and not is_assigned(module):
+                yield self._whole(name, pattern, refused.get(id(module)))
+
+    def _whole(self, name: str, pattern: Whole, chain: Candidate | None) -> Candidate:
+        description = pattern.description
+        if chain is not None:
+            description += f"; kept {chain.description}: {chain.refusal}"
+        module, patterns = pattern.module, {True: pattern, False: pattern}
+        return Candidate(name, module, module, "", patterns, pattern.refusal, "assign", description)
 
     def _callers(self) -> dict[int, set[int]]:
         """For each module, the owners whose forward calls it."""
@@ -77,9 +108,9 @@ class Survey:
 
     def _of(self, module: nn.Module) -> Iterator[Candidate]:
         traces = self._readable(module)
-        if not traces and "conv" in self.names:
+        if not traces:
             yield from self._unreadable(module)
-        by_path: dict[str, dict[bool, list[ConvPattern]]] = defaultdict(dict)
+        by_path: dict[str, dict[bool, list[Chain]]] = defaultdict(dict)
         for mode, trace in traces.items():
             for pattern in families.find(trace.graph, trace.modules, self.names):
                 by_path[pattern.path].setdefault(mode, []).append(pattern)
@@ -89,77 +120,77 @@ class Survey:
 
     def _unreadable(self, module: nn.Module) -> Iterator[Candidate]:
         reason = f"{_forward(module)} cannot be traced: {self.traces[id(module)][True]}"
-        for path, child in _own_convolutions(module):
-            yield Candidate(self.module_names[id(child)], child, module, path, {}, reason, False, "Conv2d")
+        for family in self.families:
+            if family.whole is None:
+                for path, child in _own_heads(module, family):
+                    kind = type(child).__name__
+                    yield Candidate(
+                        self.module_names[id(child)], child, module, path, {}, reason, "fuse", kind
+                    )
 
-    def _candidate(self, module: nn.Module, path: str, patterns: dict[bool, list[ConvPattern]]) -> Candidate:
+    def _candidate(self, module: nn.Module, path: str, patterns: dict[bool, list[Chain]]) -> Candidate:
         usable = {mode: [call for call in calls if call.refusal is None] for mode, calls in patterns.items()}
         usable = {mode: calls for mode, calls in usable.items() if calls}
         first = next(calls[0] for calls in (usable or patterns).values())
-        refusal, swaps = first.refusal, False
+        refusal, way = first.refusal, "fuse"
         if refusal is None:
-            swaps = self._can_swap(module, patterns, first)
-            refusal = None if swaps else owner.refusal(owner.base_class(module))
+            way = "swap" if self._can_swap(module, patterns, first) else "fuse"
+            refusal = None if way == "swap" else owner.refusal(owner.base_class(module))
         return Candidate(
-            name=self.module_names[id(first.conv)],
-            module=first.conv,
+            name=self.module_names[id(first.head)],
+            module=first.head,
             owner=module,
             path=path,
             patterns={mode: calls[0] for mode, calls in usable.items()},
             refusal=refusal,
-            swaps=swaps,
+            way=way,
             description=f"{first.description} in {_forward(module)}" + self._restriction(module, usable),
         )
 
-    def _can_swap(
-        self, module: nn.Module, patterns: dict[bool, list[ConvPattern]], first: ConvPattern
-    ) -> bool:
+    def _can_swap(self, module: nn.Module, patterns: dict[bool, list[Chain]], first: Chain) -> bool:
         # Layers that are, or may be, called one by one from elsewhere stay what they are.
         alone = not any(self.callers[id(member)] - {id(module)} for member in first.members.values())
         return (
             sequential.runs_in_order(owner.base_class(module))
             and sequential.can_swap(first)
             and len(patterns[True]) == 1
-            and self.places[id(first.conv)] == 1
+            and self.places[id(first.head)] == 1
             and alone
             and id(module) not in self.unwatched
         )
 
-    def _restriction(self, module: nn.Module, usable: dict[bool, list[ConvPattern]]) -> str:
+    def _restriction(self, module: nn.Module, usable: dict[bool, list[Chain]]) -> str:
         if len(usable) != 1:
             return ""
         mode, other = ("training", False) if True in usable else ("eval", True)
         reason = self.traces[id(module)][other]
         return f"; in {mode} only" + (f": {reason}" if isinstance(reason, Untraceable) else "")
 
-
-def _is_owner(module: nn.Module) -> bool:
-    """Whether a module's forward may call convolutions: a Sequential, or code outside of torch."""
-    kind = owner.base_class(module)
-    assigned = "_fastdl_base" in type(module).__dict__ or kind is type(module)
-    return (
-        assigned  # not below a class that another library made of ours
-        and hasattr(kind.forward, "__code__")
-        and (sequential.runs_in_order(kind) or _is_written_outside_torch(kind))
-        and any(_is_convolution(inner) for inner in module.modules())
-    )
+    def _is_owner(self, module: nn.Module) -> bool:
+        """Whether a module's forward may call a chain's head: a Sequential, or code outside of torch."""
+        kind = owner.base_class(module)
+        assigned = "_fastdl_base" in type(module).__dict__ or kind is type(module)
+        return (
+            assigned  # not below a class that another library made of ours
+            and hasattr(kind.forward, "__code__")
+            and (sequential.runs_in_order(kind) or _is_written_outside_torch(kind))
+            and any(family.is_head(inner) for inner in module.modules() for family in self.families)
+        )
 
 
 def _is_written_outside_torch(kind: type) -> bool:
     return kind.forward.__module__.partition(".")[0] not in ("torch", "fastdl")
 
 
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and not isinstance(module, ConvReLU2d)
-
-
-def _own_convolutions(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Conv2d]]:
-    """Convolutions of a module, also in its containers, but not those of its submodules with a forward."""
+def _own_heads(
+    module: nn.Module, family: families.Family, prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """A family's heads in a module, also in its containers, but not in its submodules with a forward."""
     for name, child in module.named_children():
-        if _is_convolution(child):
+        if family.is_head(child):
             yield prefix + name, child
         elif isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from _own_convolutions(child, f"{prefix}{name}.")
+            yield from _own_heads(child, family, f"{prefix}{name}.")
 
 
 def _forward(module: nn.Module) -> str:

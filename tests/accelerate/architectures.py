@@ -1,4 +1,4 @@
-"""Networks as people write them, small: each with an input and the convolutions that are fused in it."""
+"""Networks as people write them, small: each with an input and the layers that are fused in it."""
 
 from __future__ import annotations
 
@@ -170,6 +170,7 @@ class Architecture:
     size: int  # of the square RGB input
     fused: tuple[str, ...]
     has_norm: bool = False
+    absorbs_dropout: bool = False  # classifier.2, into the Linear before it
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -188,13 +189,18 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "vgg": Architecture(vgg, 16, ("features.0", "features.3", "features.5")),
-    "attributes": Architecture(AttributeNet, 16, ("conv1", "conv2", "conv3")),
-    "functional": Architecture(FunctionalNet, 16, ("conv1", "conv2", "conv3")),
-    "resnet": Architecture(
-        ResNet, 32, ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"), has_norm=True
+    "vgg": Architecture(
+        vgg,
+        16,
+        ("features.0", "features.3", "features.5", "classifier.0", "classifier.3"),
+        absorbs_dropout=True,
     ),
-    "norms in sequential": Architecture(norms_in_sequential, 20, ("0", "4", "7"), has_norm=True),
+    "attributes": Architecture(AttributeNet, 16, ("conv1", "conv2", "conv3", "fc1", "fc2")),
+    "functional": Architecture(FunctionalNet, 16, ("conv1", "conv2", "conv3", "fc")),
+    "resnet": Architecture(
+        ResNet, 32, ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "fc"), has_norm=True
+    ),
+    "norms in sequential": Architecture(norms_in_sequential, 20, ("0", "4", "7", "12"), has_norm=True),
     "pool before relu": Architecture(pool_before_relu, 12, ("0", "4")),
     "containers": Architecture(Listed, 16, ("convs.0", "convs.1", "convs.2")),
 }

@@ -41,6 +41,8 @@ def assert_same(ours: Tensor, theirs: Tensor, exact: bool, limit: float) -> None
 def test_equals_the_untouched_copy(architecture, training):
     """With the reference in the fused calls they are the same calls, so the same bits; folding a norm rounds."""
     model = architecture.model().train(training)
+    if architecture.absorbs_dropout:  # the fused call draws a mask of its own
+        model.classifier[2].p = 0.0
     plain = copy.deepcopy(model)
     fastdl.accelerate(model)
     exact = training or not architecture.has_norm
