@@ -1,9 +1,12 @@
 """Drop-in modules: torch.nn's signatures and state_dicts, fastdl's kernels."""
 
+from . import functional as functional
 from .conv_relu_maxpool import ConvReLU2d, ConvReLUMaxPool2d
 from .linear import Linear, LinearGELU, LinearReLU, LinearSigmoid, LinearSiLU, LinearTanh
+from .multihead_attention import MultiheadAttention
 from .rnn import GRU, LSTM, RNN
 from .rnn_cells import GRUCell, LSTMCell, RNNCell
+from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "GRU",
@@ -19,5 +22,8 @@ __all__ = [
     "LinearSiLU",
     "LinearSigmoid",
     "LinearTanh",
+    "MultiheadAttention",
     "RNNCell",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
 ]

@@ -59,12 +59,17 @@ def sequences(context: Context, *tensors: Tensor) -> list[list[Tensor]]:
 
 def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, first: int) -> tuple[Tensor, Tensor]:
     """`first`: the number of the first sequence, for dropout and ALiBi."""
-    acc = accumulate_dtype(q.dtype)
-    scores = shown_scores(*raw_scores(q, k, call), context, call, first)
-    p, lse = _softmax(scores, None if context.sink is None else context.sink.to(acc)[:, None, None])
+    p, lse = probabilities(q, k, context, call, first)
     if call.dropout_p:
         p = p * kept(context.seed, first, p.shape, call.dropout_p) / (1 - call.dropout_p)
-    return (p @ repeated(v, q.shape[1]).to(acc)).to(q.dtype), lse
+    return (p @ repeated(v, q.shape[1]).to(p.dtype)).to(q.dtype), lse
+
+
+def probabilities(q: Tensor, k: Tensor, context: Context, call: Call, first: int) -> tuple[Tensor, Tensor]:
+    """(p [B, H, L_q, L_k] before dropout, lse), not in 16 bits."""
+    scores = shown_scores(*raw_scores(q, k, call), context, call, first)
+    sink = None if context.sink is None else context.sink.to(scores.dtype)[:, None, None]
+    return _softmax(scores, sink)
 
 
 def repeated(t: Tensor, H: int) -> Tensor:
