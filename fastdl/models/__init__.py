@@ -1,6 +1,8 @@
 """Small whole networks made of fastdl.nn, each beside its plain torch.nn twin in `reference.py`."""
 
+from . import text_to_image
 from .convnet import ConvNet
 from .rnn_lm import RecurrentLanguageModel
+from .text_to_image import TextToImage
 
-__all__ = ["ConvNet", "RecurrentLanguageModel"]
+__all__ = ["ConvNet", "RecurrentLanguageModel", "TextToImage", "text_to_image"]
