@@ -69,6 +69,9 @@ def run(capsys, *arguments):
         (["sample", "rnn_lm", "--top-k", "0"], "--top-k: must be a whole number from 1"),
         (["sample", "rnn_lm", "one", "two"], "unknown arguments: two"),
         (["sample", "nothing"], "invalid choice: 'nothing'"),
+        (["train", "text_to_image", "--prediction", "flow"], "--prediction: invalid choice: 'flow'"),
+        (["sample", "text_to_image", "--scheduler", "heun"], "--scheduler: invalid choice: 'heun'"),
+        (["sample", "text_to_image", "--guidance", "-1"], "--guidance: must be a finite number from 0"),
     ],
 )
 def test_bad_options_exit_with_2_and_one_line(capsys, arguments, message):

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from .options import Defaults, Options, SampleOptions
 from .rnn_lm.options import RnnLmOptions, RnnLmSampleOptions
+from .text_to_image.options import TextToImageOptions, TextToImageSampleOptions
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ RECIPES = {
             Defaults(epochs=2, batch_size=64, lr=8e-3),
             RnnLmOptions,
             RnnLmSampleOptions,
+        ),
+        Recipe(
+            "text_to_image",
+            "draw images of classes by their names, with a diffusion model trained on captioned digits",
+            Defaults(epochs=30, batch_size=64, lr=2e-3),
+            TextToImageOptions,
+            TextToImageSampleOptions,
         ),
     )
 }

@@ -49,7 +49,8 @@ def train(kind: type[Experiment], options: Options) -> dict[str, object] | None:
         metrics = _start(experiment)
         trainings = {}
         for name in ("fastdl", "reference") if options.compare else ("fastdl",):
-            trainings[name] = _train_one(experiment, name, metrics, stop)
+            trainings[name], run = train_one(experiment, name, stop)
+            metrics["runs"].append(run)
             _write(experiment, metrics)
         if options.compare:
             measured = comparison.measure(trainings)
@@ -73,8 +74,8 @@ def resumed_from(options: Options, name: str) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _train_one(experiment: Experiment, name: str, metrics: dict, stop: StopRequest) -> Training:
-    """Train and evaluate one model, and add it to `metrics["runs"]`."""
+def train_one(experiment: Experiment, name: str, stop: StopRequest) -> tuple[Training, dict[str, object]]:
+    """Train and evaluate one model; also what the metrics' "runs" hold of it."""
     options, console = experiment.options, experiment.console
     training = _prepare(experiment, name)
     console.line(f"\ntraining {name}")
@@ -86,16 +87,14 @@ def _train_one(experiment: Experiment, name: str, metrics: dict, stop: StopReque
         console.line(f"  resumed after {training.epoch} epochs and {training.step} steps")
     loop.run(training, options.epochs, stop, console)
     test = experiment.test(training.model, name)
-    metrics["runs"].append(
-        {
-            "model": name,
-            "kernels": served,
-            "epochs": training.history,
-            "step_losses": training.losses,
-            "test": test,
-        }
-    )
-    return training
+    run = {
+        "model": name,
+        "kernels": served,
+        "epochs": training.history,
+        "step_losses": training.losses,
+        "test": test,
+    }
+    return training, run
 
 
 def _prepare(experiment: Experiment, name: str) -> Training:

@@ -1,0 +1,1 @@
+"""TextToImage on captioned digits."""
