@@ -68,16 +68,33 @@ class MultiheadAttention(nn.MultiheadAttention):
         if need_weights:
             output, weights = attention_and_weights(q, k, v, mask=mask, bias=bias, dropout_p=dropout_p)
             weights = weights.mean(1) if average_attn_weights else weights
+            output = self._joined(output)
         else:
             options = {"causal": "top_left" if causal else False, "dropout_p": dropout_p}
-            output = attention(q, k, v, mask=mask, bias=bias, **options)
-        # the heads of a token side by side, in the layout of query
-        output = output.permute(0, 2, 1, 3) if self.batch_first else output.permute(2, 0, 1, 3)
-        output = linear(output.flatten(2), self.out_proj.weight, self.out_proj.bias)
+            output = self.attend(q, k, v, mask=mask, bias=bias, **options)
         if not batched:
             output = output.squeeze(self._batch_axis)
             weights = None if weights is None else weights.squeeze(0)
         return output, weights
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        """The output for projected heads [B, H, L, D], in the layout of `query`; options of `fastdl.ops.attention`."""
+        return self._joined(attention(q, k, v, **options))
+
+    def project_query(self, query: Tensor) -> Tensor:
+        """The heads of `query`, [B, H, L, D]; query, key and value of one width."""
+        bias, E = self.in_proj_bias, self.embed_dim
+        return self._split(linear(query, self.in_proj_weight[:E], None if bias is None else bias[:E]), 1)[0]
+
+    def project_memory(self, key: Tensor) -> list[Tensor]:
+        """The heads of keys and of values that are one tensor, each [B, H, S, D]; all of one width."""
+        bias, E = self.in_proj_bias, self.embed_dim
+        return self._split(linear(key, self.in_proj_weight[E:], None if bias is None else bias[E:]), 2)
+
+    def _joined(self, output: Tensor) -> Tensor:
+        """The output projection of [B, H, L, D]: the heads of a token side by side."""
+        output = output.permute(0, 2, 1, 3) if self.batch_first else output.permute(2, 0, 1, 3)
+        return linear(output.flatten(2), self.out_proj.weight, self.out_proj.bias)
 
     @property
     def _batch_axis(self) -> int:
@@ -85,30 +102,19 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """The projections, each [B, H, L, D]; those of one tensor in one product."""
-        weight, bias, E = self.in_proj_weight, self.in_proj_bias, self.embed_dim
-        if weight is None:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-            biases = (None,) * 3 if bias is None else bias.chunk(3)
-            projected = [
-                self._split(linear(*one), 1)[0]
-                for one in zip((query, key, value), weights, biases, strict=True)
-            ]
-        elif query is key is value:
-            projected = self._split(linear(query, weight, bias), 3)
-        elif key is value:
-            biases = (None, None) if bias is None else bias.split((E, 2 * E))
-            of_query, of_key = weight.split((E, 2 * E))
-            projected = [
-                *self._split(linear(query, of_query, biases[0]), 1),
-                *self._split(linear(key, of_key, biases[1]), 2),
-            ]
-        else:
-            biases = (None,) * 3 if bias is None else bias.chunk(3)
-            projected = [
-                self._split(linear(*one), 1)[0]
-                for one in zip((query, key, value), weight.chunk(3), biases, strict=True)
-            ]
-        return tuple(projected)
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if weight is not None and query is key is value:
+            return tuple(self._split(linear(query, weight, bias), 3))
+        if weight is not None and key is value:
+            return self.project_query(query), *self.project_memory(key)
+        weights = (
+            (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            if weight is None
+            else weight.chunk(3)
+        )
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        each = zip((query, key, value), weights, biases, strict=True)
+        return tuple(self._split(linear(*one), 1)[0] for one in each)
 
     def _split(self, projected: Tensor, count: int) -> list[Tensor]:
         """`count` projections side by side, each as [B, H, L, D]. The gradient is one stack."""
