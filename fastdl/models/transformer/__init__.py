@@ -1,4 +1,4 @@
-"""An encoder-decoder Transformer, and its decoding: greedy(model, source, length), beam(model, source, length, width)."""
+"""An encoder-decoder Transformer; greedy(model, source, length) and beam(model, source, length, width) decode."""
 
 from .decoding import beam, greedy
 from .model import Transformer
