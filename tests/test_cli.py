@@ -72,6 +72,8 @@ def run(capsys, *arguments):
         (["train", "text_to_image", "--prediction", "flow"], "--prediction: invalid choice: 'flow'"),
         (["sample", "text_to_image", "--scheduler", "heun"], "--scheduler: invalid choice: 'heun'"),
         (["sample", "text_to_image", "--guidance", "-1"], "--guidance: must be a finite number from 0"),
+        (["train", "transformer", "--heads", "0"], "--heads: must be a whole number from 1"),
+        (["sample", "transformer"], "the following arguments are required: WORD"),
     ],
 )
 def test_bad_options_exit_with_2_and_one_line(capsys, arguments, message):

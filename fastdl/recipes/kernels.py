@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d, Linear
+from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d, Linear, MultiheadAttention
 
 
 def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
@@ -16,15 +16,15 @@ def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
     served = {}
 
     def observe(name: str, explain: Callable[..., dispatch.Explanation]):
-        def hook(module: nn.Module, inputs: tuple) -> None:
+        def hook(module: nn.Module, inputs: tuple, options: dict) -> None:
             with torch.enable_grad():
-                explanation = explain(module, *inputs)
+                explanation = explain(module, *inputs, **options)
             served[name] = f"{explanation.backend} ({explanation.algorithm})"
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(observe(name, explain))
+        module.register_forward_pre_hook(observe(name, explain), with_kwargs=True)
         for name, module in model.named_modules()
         for kind, explain in EXPLAINED
         if isinstance(module, kind)
@@ -66,4 +66,25 @@ def _linear(module: Linear, x: Tensor) -> dispatch.Explanation:
     return dispatch.explain("linear", x, module.weight, module.bias, **own)
 
 
-EXPLAINED = ((ConvReLU2d, _convolution), ((LSTM, GRU, RNN), _recurrence), (Linear, _linear))
+def _attention(
+    module: MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+    **rest: object,
+) -> dispatch.Explanation:
+    """As the Transformer's layers call it: no weights returned, no mask but a causal one and one of padding."""
+    q, k, v = module._heads(query, key, value)
+    mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+    causal = "top_left" if is_causal else False
+    return dispatch.explain("attention", q, k, v, mask=mask, causal=causal, dropout_p=module.dropout)
+
+
+EXPLAINED = (
+    (ConvReLU2d, _convolution),
+    ((LSTM, GRU, RNN), _recurrence),
+    (Linear, _linear),
+    (MultiheadAttention, _attention),
+)

@@ -14,6 +14,7 @@ from types import ModuleType
 from .options import Defaults, Options, SampleOptions
 from .rnn_lm.options import RnnLmOptions, RnnLmSampleOptions
 from .text_to_image.options import TextToImageOptions, TextToImageSampleOptions
+from .transformer.options import TransformerOptions, TransformerSampleOptions
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ RECIPES = {
             Defaults(epochs=30, batch_size=64, lr=2e-3),
             TextToImageOptions,
             TextToImageSampleOptions,
+        ),
+        Recipe(
+            "transformer",
+            "pronounce words, or turn any sequences into others, with an encoder-decoder Transformer",
+            Defaults(epochs=3, batch_size=256, lr=1e-3),
+            TransformerOptions,
+            TransformerSampleOptions,
         ),
     )
 }

@@ -1,0 +1,1 @@
+"""Transformer on pairs of sequences: spelling to pronunciation."""
