@@ -29,8 +29,9 @@ def accelerate(
 
     Conv2d → ReLU → MaxPool2d, Conv2d → ReLU, both with a BatchNorm2d after the convolution, and Linear →
     activation → Dropout, in an nn.Sequential or in the code of a forward, become one fused call. A Linear without an
-    activation, LSTM, GRU, RNN and their cells become instances of fastdl.nn's classes wherever they are called. Of
-    these, LSTM, GRU and RNN are no instances of torch's classes (torch.compile breaks the graph at those).
+    activation, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
+    fastdl.nn's classes wherever they are called. Of these, LSTM, GRU and RNN are no instances of torch's classes
+    (torch.compile breaks the graph at those).
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
     In an nn.Sequential the place of the first layer holds the fused module and those of the others an Identity, so
     `model[:1]` includes what follows. What has to stay as it is (hooks, parametrizations, an output used twice, a

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from . import conv_patterns, linear_patterns, recurrent_modules
+from . import attention_modules, conv_patterns, linear_patterns, recurrent_modules
 from .patterns import Chain, Whole
 
 FAMILIES = ("conv", "linear", "rnn", "attention")
 
 
 class Family(NamedTuple):
-    """How a family is found; a family without an entry below finds nothing."""
+    """How a family is found."""
 
     # chains in a graph, given the owner's modules by path, and whether one can begin with a module
     find: Callable[[fx.Graph, Mapping[str, nn.Module]], list[Chain]] | None
@@ -28,6 +28,7 @@ FOUND = {
     "conv": Family(conv_patterns.find, conv_patterns.is_head, None, "no ReLU follows it"),
     "linear": Family(linear_patterns.find, linear_patterns.is_head, linear_patterns.whole),
     "rnn": Family(None, recurrent_modules.is_head, recurrent_modules.whole),
+    "attention": Family(None, attention_modules.is_head, attention_modules.whole),
 }
 
 
@@ -41,8 +42,8 @@ def check(families: Iterable[str]) -> tuple[str, ...]:
 
 
 def of(names: Iterable[str]) -> list[Family]:
-    """Those of the named families that find something."""
-    return [FOUND[name] for name in names if name in FOUND]
+    """The named families."""
+    return [FOUND[name] for name in names]
 
 
 def find(graph: fx.Graph, modules: Mapping[str, nn.Module], names: Iterable[str] = FAMILIES) -> list[Chain]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
 from . import linear_calls
@@ -113,7 +114,9 @@ _EAGER = dict(
 
 def is_head(module: nn.Module) -> bool:
     """Whether a pattern can begin with a call of `module`."""
-    return isinstance(module, nn.Linear) and not isinstance(module, fused_nn.Linear)
+    # The output projection of nn.MultiheadAttention holds parameters and is never called.
+    others = (fused_nn.Linear, NonDynamicallyQuantizableLinear)
+    return isinstance(module, nn.Linear) and not isinstance(module, others)
 
 
 def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[LinearPattern]:

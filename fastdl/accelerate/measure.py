@@ -62,6 +62,9 @@ def _once(
 def _compare(
     pattern: Pattern, args: tuple, kwargs: dict[str, object], training: bool, given: set[int]
 ) -> Measurement:
+    if any(tensor.is_nested for tensor in _tensors((args, kwargs))):
+        return Measurement("what reaches it is nested")
+
     def detached(tensor: Tensor) -> Tensor:
         wanted = training and tensor.is_floating_point() and tensor.data_ptr() not in given
         return tensor.detach().requires_grad_(wanted)
@@ -97,13 +100,13 @@ class Computation:
         self.pattern, self.fused = pattern, fused
         self.args, self.kwargs = _map(args, converted), _map(kwargs, converted)
         self.modules = {prefix: _twin(module, dtype) for prefix, module in pattern.measured.items()}
-        given = list(_tensors((self.args, self.kwargs)))
+        given = list({id(t): t for t in _tensors((self.args, self.kwargs))}.values())
         self.device = given[0].device
         names = ("input", *(f"input {i}" for i in range(1, len(given))))
         tensors = dict(zip(names, given, strict=True))
         for prefix, module in self.modules.items():
-            tensors.update({f"{prefix}{name}": p for name, p in module._parameters.items()})
-        wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
+            tensors.update({f"{prefix}{name}": p for name, p in module.named_parameters()})
+        wanted = {name: t for name, t in tensors.items() if t.requires_grad}
         self.inputs = wanted if torch.is_grad_enabled() else {}
         self.grad_output: Tensor | None = None
 
@@ -149,16 +152,23 @@ def _errors(
 
 
 def _map(value: object, change: Callable[[Tensor], Tensor]) -> object:
-    """`value` with every tensor in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, PackedSequence):
-        return value._replace(data=change(value.data))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(each, change) for each in value)
-    if isinstance(value, dict):
-        return {name: _map(each, change) for name, each in value.items()}
-    return value
+    """`value` with every tensor in it changed; one tensor in several places stays one."""
+    made: dict[int, Tensor] = {}
+
+    def changed(value: object) -> object:
+        if isinstance(value, Tensor):
+            if id(value) not in made:
+                made[id(value)] = change(value)
+            return made[id(value)]
+        if isinstance(value, PackedSequence):
+            return value._replace(data=change(value.data))
+        if isinstance(value, (tuple, list)):
+            return type(value)(changed(each) for each in value)
+        if isinstance(value, dict):
+            return {name: changed(each) for name, each in value.items()}
+        return value
+
+    return changed(value)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -173,13 +183,18 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy without hooks, with detached parameters on the same memory (in `dtype`: converted) and own buffers."""
+    """A copy without hooks, with detached parameters on the same memory (in `dtype`: converted) and own buffers.
+
+    So are its submodules.
+    """
     twin = object.__new__(type(module))
     containers = (dict, set)
     twin.__dict__.update(
         {name: copy.copy(v) if isinstance(v, containers) else v for name, v in module.__dict__.items()}
     )
     twin._forward_pre_hooks.clear()
+    for name, inner in module._modules.items():
+        twin._modules[name] = None if inner is None else _twin(inner, dtype)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             tensor = parameter.detach() if dtype is None else parameter.detach().to(dtype)

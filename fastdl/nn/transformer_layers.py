@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import dispatch
 from ..ops import linear
+from .linear import Linear
 from .multihead_attention import MultiheadAttention
 
 FUNCTIONS = {
@@ -88,7 +89,7 @@ def feed_forward(layer: nn.Module, x: Tensor, last: nn.Module) -> Tensor:
     """last(linear2(dropout(activation(linear1(x))))) in two fused products where all of them are torch's own."""
     first, second, dropout = layer.linear1, layer.linear2, layer.dropout
     activation = _name(layer.activation)
-    linears = all(_plain(one, nn.Linear) for one in (first, second))
+    linears = all(_plain(one, nn.Linear) or _plain_fused(one) for one in (first, second))
     if activation is None or not linears or not all(_plain(one, nn.Dropout) for one in (dropout, last)):
         return last(second(dropout(layer.activation(first(x)))))
     hidden = linear(x, first.weight, first.bias, activation=activation, dropout_p=_probability(dropout))
@@ -108,6 +109,11 @@ def _name(activation: object) -> str | None:
 def _plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is exactly of one of these kinds, and nobody watches it."""
     return type(module) in kinds and not any(getattr(module, hooks) for hooks in HOOKS)
+
+
+def _plain_fused(module: nn.Module) -> bool:
+    """Whether it is a fastdl.nn.Linear that does what nn.Linear does."""
+    return _plain(module, Linear) and not module.dropout_p
 
 
 def _probability(dropout: nn.Dropout) -> float:
