@@ -93,6 +93,14 @@ SAMPLES = (
     Sample(H=4, H_kv=2, D=16, D_v=24, B=2, L_q=33, L_k=130, call=dict(causal="top_left")),
     Sample(H=1, D=40, L_q=400, L_k=70, D_v=7),  # two chunks of queries, odd head sizes
     Sample(H=4, H_kv=1, D=32, B=16, L_q=1, L_k=257),  # decoding; a row's errors go together: many rows
+    Sample(
+        H=4, H_kv=2, D=24, D_v=20, B=3, L_q=7, L_k=600, call=dict(causal="bottom_right")
+    ),  # ranges of keys
+    Sample(H=8, D=136, B=6, L_q=1, L_k=700, bias=(1, 8, 1, 700), call=dict(softcap=2.0)),
+    Sample(H=4, H_kv=2, D=16, B=8, L_q=3, L_k=500, mask=(8, 1, 3, 500), sink=True, call=dict(dropout_p=0.2)),
+    Sample(
+        H=8, H_kv=4, D=48, lengths_q=(1, 0, 7), lengths_k=(600, 5, 90), alibi=True, call=dict(window=(300, 0))
+    ),
     Sample(H=2, D=8, L_q=50, L_k=140, call=dict(window=(20, 5))),
     Sample(H=2, D=8, B=2, L_q=30, L_k=41, mask=(2, 1, 30, 41)),
     Sample(H=2, D=8, B=2, L_q=30, L_k=41, mask=(1, 2, 1, 41), call=dict(causal="bottom_right")),
@@ -116,6 +124,9 @@ def run_plan(sample: Sample, plan: Plan, dtype: torch.dtype, seed: int, *, devic
     def compute(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         if plan.algorithm == "sdpa":
             return backends.sdpa(q, k, v, context, plan.call), None
+        if plan.algorithm == "decode":
+            output, lse = backends.forward(plan, q, k, v, context)
+            return output, None if by_torch else lse
         output, lse = Attention.apply(q, k, v, *context, plan)
         return output, None if by_torch else lse
 
@@ -197,6 +208,9 @@ def _gradients(
     leaves = [t if t is None else t.detach().requires_grad_() for t in (context.bias, context.sink)]
     context = context._replace(bias=leaves[0], sink=leaves[1])
     output, lse = compute(q, k, v, context)
+    shown = None if lse is None else lse.detach().masked_fill(lse == -torch.inf, 0).cpu()
+    if not output.requires_grad:  # a kernel for inference alone
+        return [output.cpu(), shown, *[None] * 5]
     generator = torch.Generator().manual_seed(seed + 1000)
 
     def arrived(t: Tensor) -> Tensor:
@@ -208,7 +222,6 @@ def _gradients(
         grads.append(arrived(lse).masked_fill(lse == -torch.inf, 0))
     wanted = [q, k, v, *(t for t in leaves if t is not None)]
     found = iter(torch.autograd.grad(outputs, wanted, grads))
-    shown = None if lse is None else lse.detach().masked_fill(lse == -torch.inf, 0).cpu()
     gradients = [next(found).cpu() for _ in range(3)]
     gradients += [None if t is None else next(found).cpu() for t in leaves]
     return [output.detach().cpu(), shown, *gradients]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_plans import DTYPES, flash_plan, named
+from attention_plans import DTYPES, decode_plan, flash_plan, has_few_rows, named
 from torch.profiler import ProfilerActivity, profile
 
 import fastdl
@@ -24,18 +24,31 @@ def test_error_rule(sample, dtype):
         assert is_ok(report, algorithm(plan, quantity), dtype), f"{quantity}: {report}"
 
 
+FEW_ROWS = tuple(sample for sample in SAMPLES if has_few_rows(sample))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", named(FEW_ROWS))
+def test_error_rule_of_few_rows(sample, dtype):
+    found = reports(sample, decode_plan(sample), dtype)
+    assert "output" in found
+    for quantity, report in found.items():
+        assert report.within_rule, f"{quantity}: {report}"
+
+
 def results(sample: Sample, dtype: torch.dtype, around=lambda t: t) -> list[torch.Tensor]:
     """Output, lse and the gradients by the kernels, each tensor of the call passed through `around`."""
     plan = flash_plan(sample)
     q, k, v, context = sample.inputs(dtype)
     q, k, v = (around(t) for t in (q, k, v))
     context = type(context)(*(None if t is None else around(t) for t in context))
+    few = backends.forward(decode_plan(sample), q, k, v, context) if has_few_rows(sample) else ()
     output, lse = backends.forward(plan, q, k, v, context)
     grad_output = around(torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).to(dtype))
     needs = (context.bias is not None, context.sink is not None)
     saved = (around(output), around(lse))
     gradients = backends.backward(plan, grad_output, None, q, k, v, *saved, context, *needs)
-    return [output, lse, *(g for g in gradients if g is not None)]
+    return [*few, output, lse, *(g for g in gradients if g is not None)]
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["end", "start"])
@@ -85,6 +98,14 @@ def test_strides(layout):
     expected = backends.forward(plan, *(t.contiguous() for t in (q, k, v)), context)
     for ours, plain in zip(backends.forward(plan, q, k, v, context), expected, strict=True):
         assert torch.equal(ours, plain)
+
+
+def test_few_rows_take_their_own_kernel_in_inference_alone():
+    q, k, v, _ = FEW_ROWS[0].inputs(torch.float32)
+    flash_plan(FEW_ROWS[0])
+    assert fastdl.explain("attention", q, k, v, enable_gqa=True).algorithm == "decode"
+    trained = fastdl.explain("attention", q.requires_grad_(), k, v, enable_gqa=True, return_lse=True)
+    assert trained.algorithm == "flash"
 
 
 def test_the_kernels_ran():

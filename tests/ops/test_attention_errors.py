@@ -85,11 +85,12 @@ def test_says_what_was_expected(args, kwargs, kind, message):
 
 
 @pytest.mark.parametrize("broken", [(0, 100, 6), (-5, 3, 6), (6, 0, 6), (0, 2**40, 6)])
-def test_the_raw_operator_never_reads_outside(broken):
+@pytest.mark.parametrize("decode", [0, 1])
+def test_the_raw_operator_never_reads_outside(broken, decode):
     """cu_seqlens is data: whatever it holds, the kernel stays inside the tensors."""
     if not _extension.cpu.loaded:
         pytest.skip(f"CPU kernels are not loaded: {_extension.cpu.error}")
     q, cu = guarded(torch.randn(6, 2, 8)), torch.tensor(broken)
     context = (None, None, None, None, None, cu, cu)
-    output, _ = torch.ops.fastdl.attention(q, q, q, *context, [0, -1, -1, 6, 6], [1.0, 0.0, 0.0])
+    output, _ = torch.ops.fastdl.attention(q, q, q, *context, [0, -1, -1, 6, 6, decode], [1.0, 0.0, 0.0])
     assert output.shape == (6, 2, 8)

@@ -1,6 +1,7 @@
 // Register-blocked products of small fp32 matrices: C[rows, kVecs * kLanes] (+)= A[rows, depth] B[depth,
 // kVecs * kLanes]. One thread. A is read element by element and broadcast, so its two strides are free; B is
-// read in whole vectors. Saves nothing. Included after vec-inl.h, once per instruction set: no include guard.
+// read in whole vectors, of any type a Vec is loaded from. Saves nothing. Included after vec-inl.h, once per
+// instruction set: no include guard.
 
 // Vectors across C held at once. 6 rows x 4 vectors fill 24 of AVX-512's 32 registers, 6 x 2 fill 12 of 16
 // elsewhere.
@@ -12,30 +13,30 @@ constexpr int gemm_rows() {
   return kVecs == 3 ? 8 : 6 * kGemmVecs / kVecs < 14 ? 6 * kGemmVecs / kVecs : 14;
 }
 
-// How A, B and C lie in memory, in floats.
+// How A, B and C lie in memory, in elements.
 struct GemmStrides {
   int64_t a_row, a_depth;
   int64_t b_depth;
   int64_t c_row, c_vec;
 };
 
-template <int kRows, int kVecs, bool kAdd>
-FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t depth, const GemmStrides& s) {
+template <int kRows, int kVecs, bool kAdd, class B>
+FASTDL_INLINE void gemm_block(const float* a, const B* b, float* c, int64_t depth, const GemmStrides& s) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) sum[i][j] = zero();
   const int64_t a_row = s.a_row, a_depth = s.a_depth, b_depth = s.b_depth;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < depth; ++k) {
     Vec right[kVecs];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) right[j] = load(b + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const Vec left = set1(a[i * a_row]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) sum[i][j] = fma(left, right[j], sum[i][j]);
     }
     a += a_depth;
@@ -43,7 +44,7 @@ FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t 
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
       float* out = c + i * s.c_row + j * s.c_vec;
       store(out, kAdd ? load(out) + sum[i][j] : sum[i][j]);
@@ -51,8 +52,8 @@ FASTDL_INLINE void gemm_block(const float* a, const float* b, float* c, int64_t 
 }
 
 // One block of `rows` rows, 1 <= rows <= kRows.
-template <int kRows, int kVecs, bool kAdd>
-FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const float* b, float* c, int64_t depth,
+template <int kRows, int kVecs, bool kAdd, class B>
+FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const B* b, float* c, int64_t depth,
                                  const GemmStrides& s) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return gemm_block_of<kRows - 1, kVecs, kAdd>(rows, a, b, c, depth, s);
@@ -61,9 +62,9 @@ FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const float* b, f
 }
 
 // Any number of rows, in blocks as even as can be: 13 rows run as 5 + 4 + 4, not as 6 + 6 + 1.
-template <int kVecs, bool kAdd>
-__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const float* b, float* c,
-                                            int64_t depth, const GemmStrides& s) {
+template <int kVecs, bool kAdd, class B>
+__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const B* b, float* c, int64_t depth,
+                                            const GemmStrides& s) {
   constexpr int kRows = gemm_rows<kVecs>();
   for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
     const int64_t block = (rows + blocks - 1) / blocks;
@@ -75,8 +76,8 @@ __attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const 
 }
 
 // C[rows, vecs * kLanes] (+)= A B with 1 <= vecs <= kGemmVecs.
-template <bool kAdd>
-FASTDL_INLINE void gemm(int64_t rows, int64_t vecs, const float* a, const float* b, float* c, int64_t depth,
+template <bool kAdd, class B>
+FASTDL_INLINE void gemm(int64_t rows, int64_t vecs, const float* a, const B* b, float* c, int64_t depth,
                         const GemmStrides& s) {
   if (vecs == 1) return gemm_rows_by<1, kAdd>(rows, a, b, c, depth, s);
   if (vecs == 2) return gemm_rows_by<2, kAdd>(rows, a, b, c, depth, s);

@@ -44,6 +44,7 @@ struct AttentionCall {
   Causal causal;
   int64_t window_left, window_right;  // -1: open
   float scale, softcap, dropout_p;    // softcap 0: none
+  bool decode;                        // forward alone: few query rows, nothing is packed
 };
 
 struct AttentionForward {

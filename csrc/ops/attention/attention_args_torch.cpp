@@ -41,12 +41,13 @@ AttentionStrides broadcast_strides(const char* name, const Tensor& t, const Tens
 }
 
 void numbers_of(const IntList& integers, const std::vector<double>& numbers, bool packed, AttentionCall& c) {
-  check(integers.size() == 5 && numbers.size() == 3, "attention takes 5 integers and 3 numbers");
+  check(integers.size() == 6 && numbers.size() == 3, "attention takes 6 integers and 3 numbers");
   check(integers[0] >= 0 && integers[0] <= 2, "causal must be 0, 1 or 2");
   c.causal = static_cast<Causal>(integers[0]);
   c.window_left = integers[1], c.window_right = integers[2];
   c.max_q = packed ? std::min(integers[3], c.L_q) : c.L_q;
   c.max_k = packed ? std::min(integers[4], c.L_k) : c.L_k;
+  c.decode = integers[5] != 0;
   c.scale = static_cast<float>(numbers[0]), c.softcap = static_cast<float>(numbers[1]);
   c.dropout_p = static_cast<float>(numbers[2]);
   check(c.dropout_p >= 0 && c.dropout_p < 1, "dropout_p must be at least 0 and below 1");

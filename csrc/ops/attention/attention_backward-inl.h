@@ -52,9 +52,7 @@ static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end
       multiply_add(scratch.grad_s, kGradientN, 1, m, scratch.k_rows, n, c.D, grad_q + first * D);
     }
     for (int64_t j = 0; j < n; ++j) {
-      const int64_t key = g.span.k_first + k0 + j;
-      const int64_t at =
-          c.cu_seqlens_q != nullptr ? key * c.H_kv + g.h_kv : (g.span.number * c.H_kv + g.h_kv) * c.L_k + key;
+      const int64_t at = key_row(c, g.span, g.h_kv, k0 + j);
       store_gradient(scratch.grad_k + j * D, c.D, c.scale, static_cast<T*>(args.grad_k) + at * c.D);
       store_gradient(scratch.grad_v + j * D_v, c.D_v, 1.0f, static_cast<T*>(args.grad_v) + at * c.D_v);
     }
@@ -73,10 +71,8 @@ static void finish_grad_q(const AttentionBackward& args, const Group<T>& g, cons
       for (int64_t d = 0; d < D; d += kLanes)
         store(sum + d, load(sum + d) + load(sum + split * shape.rows * D + d));
     const QueryRow row = g.row(r);
-    const int64_t query = g.span.q_first + row.i;
-    const int64_t at =
-        c.cu_seqlens_q != nullptr ? query * c.H + row.h : (g.span.number * c.H + row.h) * c.L_q + query;
-    store_gradient(sum, c.D, c.scale, static_cast<T*>(args.grad_q) + at * c.D);
+    store_gradient(sum, c.D, c.scale,
+                   static_cast<T*>(args.grad_q) + query_row(c, g.span, row.h, row.i) * c.D);
   }
 }
 
@@ -112,34 +108,41 @@ static void shared_grad_bias(const AttentionBackward& args, float* memory, int64
   });
 }
 
+// A task sums the rows of one head over the sequences, in their order; `deltas` [B * H_kv][rows] from the
+// first pass.
 template <class T>
-static void grad_sink(const AttentionBackward& args) {
+static void grad_sink(const AttentionBackward& args, const float* deltas, int64_t rows,
+                      const ThreadPool& pool) {
   const AttentionCall& c = args.c;
-  for (int64_t b = 0; b < c.B; ++b) {
-    const AttentionSpan span = attention_span(c, b);
-    for (int64_t h = 0; h < c.H && span.L_q > 0; ++h) {
-      const Group<T> g(c, span, h / (c.H / c.H_kv));
-      const RowValues<T> values{args, g};
-      double sum = 0;
-      for (int64_t i = 0; i < span.L_q; ++i) {
-        const QueryRow row = g.row(h % g.heads * span.L_q + i);
-        sum -= std::exp(c.sink[h] - values.lse(row)) * values.delta(row);
-      }
-      args.grad_sink[h] += static_cast<float>(sum);
+  parallel_tasks(pool, c.H, [&](int64_t h, int64_t) {
+    const int64_t heads = c.H / c.H_kv;
+    double sum = 0;
+    for (int64_t b = 0; b < c.B; ++b) {
+      const AttentionSpan span = attention_span(c, b);
+      const float* delta = deltas + (b * c.H_kv + h / heads) * rows + h % heads * span.L_q;
+      for (int64_t i = 0; i < span.L_q; ++i)
+        sum -= std::exp(c.sink[h] - args.lse[lse_index(c, span, h, i)]) * delta[i];
     }
-  }
+    args.grad_sink[h] = static_cast<float>(sum);
+  });
 }
 
 template <class T>
 static void backward(const AttentionBackward& args, const ThreadPool& pool) {
   const AttentionCall& c = args.c;
   const BackwardShape shape = backward_shape(args);
-  const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch::floats(c) + shape.rows, 16);
+  const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch::floats(c), 16);
   const int64_t workers = pool.size(), partial = shape.rows * D;
   const int64_t partial_count = shape.splits > 1 ? shape.groups * shape.splits : workers;
-  float* memory = static_cast<float*>(
-      thread_scratch(static_cast<size_t>(workers * floats + partial_count * partial) * sizeof(float)));
-  float* partials = memory + workers * floats;
+  float* memory = static_cast<float*>(thread_scratch(
+      static_cast<size_t>(workers * floats + partial_count * partial + shape.groups * shape.rows) *
+      sizeof(float)));
+  float *partials = memory + workers * floats, *deltas = partials + partial_count * partial;
+  parallel_tasks(pool, shape.groups, [&](int64_t group, int64_t) {
+    const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
+    const RowValues<T> values{args, g};
+    for (int64_t r = 0; r < g.rows(); ++r) deltas[group * shape.rows + r] = values.delta(g.row(r));
+  });
   parallel_tasks(pool, shape.groups * shape.splits, [&](int64_t task, int64_t worker) {
     const int64_t group = task / shape.splits, split = task % shape.splits;
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
@@ -147,8 +150,7 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
     for (int64_t i = 0; i < g.rows() * D; i += kLanes) store(grad_q + i, zero());
     const RowValues<T> values{args, g};
     const GradientScratch scratch(memory + worker * floats, c);
-    float* delta = memory + worker * floats + GradientScratch::floats(c);
-    for (int64_t r = 0; r < g.rows(); ++r) delta[r] = values.delta(g.row(r));
+    const float* delta = deltas + group * shape.rows;
     const int64_t blocks = (g.span.L_k + kGradientN - 1) / kGradientN;
     const int64_t share = (blocks + shape.splits - 1) / shape.splits * kGradientN;
     const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;
@@ -161,5 +163,5 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
       finish_grad_q(args, g, shape, partials + group * shape.splits * partial);
     });
   if (args.grad_bias != nullptr && !shape.bias_inside) shared_grad_bias<T>(args, memory, floats, pool);
-  if (args.grad_sink != nullptr) grad_sink<T>(args);
+  if (args.grad_sink != nullptr) grad_sink<T>(args, deltas, shape.rows, pool);
 }

@@ -33,11 +33,7 @@ struct RowValues {
   const AttentionBackward& args;
   const Group<T>& g;
 
-  int64_t at(const QueryRow& row) const {
-    const AttentionCall& c = args.c;
-    const int64_t query = g.span.q_first + row.i;
-    return c.cu_seqlens_q != nullptr ? row.h * c.L_q + query : (g.span.number * c.H + row.h) * c.L_q + query;
-  }
+  int64_t at(const QueryRow& row) const { return lse_index(args.c, g.span, row.h, row.i); }
   double lse(const QueryRow& row) const { return args.lse[at(row)]; }
   float grad_lse(const QueryRow& row) const {
     return args.grad_lse == nullptr ? 0.0f : static_cast<float>(args.grad_lse[at(row)]);
@@ -45,11 +41,8 @@ struct RowValues {
   // sum_d grad_output output - grad_lse
   float delta(const QueryRow& row) const {
     const AttentionCall& c = args.c;
-    const int64_t query = g.span.q_first + row.i;
-    const int64_t o =
-        c.cu_seqlens_q != nullptr ? query * c.H + row.h : (g.span.number * c.H + row.h) * c.L_q + query;
-    const T* output = static_cast<const T*>(args.output) + o * c.D_v;
-    const T* grad = g.at(args.grad_output, args.grad_output_strides, row.h, query);
+    const T* output = static_cast<const T*>(args.output) + query_row(c, g.span, row.h, row.i) * c.D_v;
+    const T* grad = g.at(args.grad_output, args.grad_output_strides, row.h, g.span.q_first + row.i);
     Vec sum = zero();
     int64_t d = 0;
     for (; d + kLanes <= c.D_v; d += kLanes) sum = fma(load(output + d), load(grad + d), sum);

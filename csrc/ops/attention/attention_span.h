@@ -1,4 +1,4 @@
-// Where the rows of one sequence lie, and which keys a query may see.
+// Where the rows of one sequence lie in every tensor, and which keys a query may see.
 #pragma once
 #include <cstdint>
 
@@ -28,6 +28,26 @@ inline AttentionSpan attention_span(const AttentionCall& c, int64_t b) {
   const int64_t q_end = sequence_start(c, c.cu_seqlens_q, b + 1, c.L_q);
   const int64_t k_end = sequence_start(c, c.cu_seqlens_k, b + 1, c.L_k);
   return {0, b, q, q_end > q ? q_end - q : 0, k, k_end > k ? k_end - k : 0};
+}
+
+// Row i of head h, of `heads` heads with L rows each (packed: in all), in output and in gradients of q, k and
+// v; `first`: q_first or k_first.
+inline int64_t tensor_row(const AttentionCall& c, const AttentionSpan& span, int64_t heads, int64_t L,
+                          int64_t first, int64_t h, int64_t i) {
+  return c.cu_seqlens_q != nullptr ? (first + i) * heads + h : (span.number * heads + h) * L + i;
+}
+
+inline int64_t query_row(const AttentionCall& c, const AttentionSpan& span, int64_t h, int64_t i) {
+  return tensor_row(c, span, c.H, c.L_q, span.q_first, h, i);
+}
+
+inline int64_t key_row(const AttentionCall& c, const AttentionSpan& span, int64_t h, int64_t i) {
+  return tensor_row(c, span, c.H_kv, c.L_k, span.k_first, h, i);
+}
+
+// The element of lse, [B, H, L_q] or [H, total_q].
+inline int64_t lse_index(const AttentionCall& c, const AttentionSpan& span, int64_t h, int64_t i) {
+  return ((c.cu_seqlens_q != nullptr ? 0 : span.number * c.H) + h) * c.L_q + span.q_first + i;
 }
 
 // The keys first .. end that causality and the window let query i of a sequence see.

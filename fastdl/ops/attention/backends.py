@@ -39,7 +39,9 @@ class Plan(NamedTuple):
 
 def make_plan(choice: Choice, call: Call) -> Plan:
     """The plan of a choice."""
-    return Plan(*choice, call, call.packed_integers(), call.packed_numbers())
+    integers = call.packed_integers()
+    integers[-1] = int(choice.algorithm == "decode")
+    return Plan(*choice, call, integers, call.packed_numbers())
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> Tensor:

@@ -26,8 +26,9 @@ class Call(NamedTuple):
     max_k: int = 0
 
     def packed_integers(self) -> list[int]:
-        """causal as an index into CAUSAL, window (left, right), max_q, max_k: how they cross to the kernels."""
-        return [CAUSAL.index(self.causal), *self.window, self.max_q, self.max_k]
+        """causal as an index into CAUSAL, window (left, right), max_q, max_k and a 0, or a 1 where a plan says
+        "decode": how they cross to the kernels."""
+        return [CAUSAL.index(self.causal), *self.window, self.max_q, self.max_k, 0]
 
     def packed_numbers(self) -> list[float]:
         """scale, softcap, dropout_p: how they cross to the kernels."""
@@ -36,7 +37,7 @@ class Call(NamedTuple):
     @classmethod
     def unpack(cls, integers: list[int], numbers: list[float]) -> Call:
         """The inverse of the two."""
-        causal, left, right, max_q, max_k = integers
+        causal, left, right, max_q, max_k, _ = integers
         scale, softcap, dropout_p = numbers
         return cls(scale, CAUSAL[causal], (left, right), softcap, dropout_p, max_q, max_k)
 

@@ -11,7 +11,7 @@ from .call import Call
 from .reference import Context
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-# A block of keys is packed for all rows that see it: few rows do not pay for it.
+# A block of keys is packed for all rows that see it: fewer rows do not pay for it.
 FEWEST_ROWS = 16
 
 
@@ -36,16 +36,41 @@ def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) 
     return None
 
 
-def refuse_cpu_flash(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
-) -> str | None:
-    """Why not the kernels that compute block by block of keys."""
+def _refuse_cpu(q: Tensor) -> str | None:
     if q.device.type != "cpu":
         return f"q is on {q.device}"
     if not _extension.cpu.loaded:
         return f"CPU kernels are not loaded: {_extension.cpu.error}"
-    if q.dtype not in _SINGLE:
-        return f"no kernel for {q.dtype}"
+    return None if q.dtype in _SINGLE else f"no kernel for {q.dtype}"
+
+
+def _rows(q: Tensor, k: Tensor, call: Call) -> int:
+    """Query rows that share a head of k."""
+    packed = q.dim() == 3
+    return (
+        q.shape[-2 if packed else 1] // k.shape[-2 if packed else 1] * (call.max_q if packed else q.shape[2])
+    )
+
+
+def refuse_cpu_decode(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the kernel for few query rows, which reads k and v as they lie."""
+    if (reason := _refuse_cpu(q)) is not None:
+        return reason
+    if _rows(q, k, call) >= FEWEST_ROWS:
+        return f"{FEWEST_ROWS} query rows a head of k or more pay for packing the keys"
+    if _needs_gradient(q, k, v, context.bias, context.sink):
+        return "backward needs scores summed in the order in which it computes them again"
+    return None
+
+
+def refuse_cpu_flash(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the kernels that compute block by block of keys."""
+    if (reason := _refuse_cpu(q)) is not None:
+        return reason
     differentiated = (q, k, v, context.bias, context.sink)
     if (
         dispatch.settings.precision == "strict"
@@ -53,7 +78,7 @@ def refuse_cpu_flash(
         and _needs_gradient(*differentiated)
     ):
         return "precision 'strict' refuses the error of gradients by recomputed scores"
-    if _sdpa(q, k, context, call, return_lse) is None and q.shape[1] // k.shape[1] * q.shape[2] < FEWEST_ROWS:
+    if _sdpa(q, k, context, call, return_lse) is None and _rows(q, k, call) < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} query rows a head of k are faster by torch"
     return None
 
@@ -77,6 +102,7 @@ def refuse_cuda_sdpa(
 
 
 CANDIDATES = [
+    Candidate("cpu", "decode", refuse_cpu_decode),
     Candidate("cpu", "flash", refuse_cpu_flash),
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
