@@ -5,6 +5,7 @@
 #include "ops/conv_relu_maxpool/direct_input-inl.h"
 #include "ops/conv_relu_maxpool/direct_tile-inl.h"
 #include "ops/conv_relu_maxpool/direct_output-inl.h"
+#include "ops/conv_relu_maxpool/direct_planes-inl.h"
 #include "ops/conv_relu_maxpool/direct_forward-inl.h"
 #include "ops/conv_relu_maxpool/direct_gradient-inl.h"
 #include "ops/conv_relu_maxpool/direct_backward-inl.h"

@@ -124,8 +124,10 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
   stage_rows(static_cast<const T*>(a.x) + n * a.x_strides[0], a.x_strides, g, plan.input, in, staged);
 
   const int64_t positions = (rows.end - rows.begin) * p.OW, plane = p.OH * p.OW;
-  const int64_t tiles = (rows.end - rows.begin) * (plan.paired ? (p.OW + kTileWindows - 1) / kTileWindows
-                                                               : (g.CW + kTileColumns - 1) / kTileColumns);
+  const bool in_planes = plan.contiguous && !p.present;
+  const int64_t tiles = (rows.end - rows.begin) * (in_planes     ? plane_tiles(g.CW)
+                                                   : plan.paired ? (p.OW + kTileWindows - 1) / kTileWindows
+                                                                 : (g.CW + kTileColumns - 1) / kTileColumns);
   for (int64_t block = plan.blocks * share / plan.shares; block < plan.blocks * (share + 1) / plan.shares;
        ++block) {
     const int64_t k = block * kBlock, channels = smaller(kBlock, g.C_out - k);
@@ -137,6 +139,13 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
     if (plan.contiguous) {
       ahead[0] = look_ahead(output, plane, positions, channels, sizeof(T), tiles);
       if (record != nullptr) ahead[1] = look_ahead(record, plane, positions, channels, 1, tiles);
+    }
+    if (in_planes) {
+      const Taps taps = {plan.input.offset, plan.packed + block * plan.taps * kBlock, plan.taps};
+      for (int64_t row = rows.begin; row < rows.end; ++row)
+        plane_row<T>(g.CW, staged + (row * g.stride[0] - g.padding[0] - in.begin) * plan.input.row, taps,
+                     plan.bias + block * kBlock, channels, output + (row - rows.begin) * p.OW, plane, ahead);
+      continue;
     }
     const auto compute = [&](float* to, int64_t pitch, uint8_t* to_bytes, int64_t byte_pitch) {
       (channels > kLanes ? direct_block<T, 2> : direct_block<T, 1>)(a, plan, block, rows, staged, in.begin,
