@@ -17,6 +17,7 @@ from conv_relu_maxpool_plans import KERNELS, eager, forced
 from torch.testing import assert_close
 
 from fastdl.nn import ConvReLUMaxPool2d
+from fastdl.ops import conv_relu_maxpool
 
 BLOCK = dict(padding=1, pool_size=2)
 
@@ -123,6 +124,18 @@ def test_a_weight_seen_through_other_strides(plan):
     permuted = module.weight.data.permute(0, 2, 3, 1).contiguous().view(16, 16, 3, 3)
     module.weight.data = permuted
     assert_new_weights_are_used(module, x, before)
+
+
+def test_the_same_bytes_in_another_memory_format(plan):
+    """One weight is contiguous, the other channels_last, and their memory is the same."""
+    module, x, _ = evaluated()
+    plain = module.weight.data
+    last = plain.view(16, 3, 3, 16).permute(0, 3, 1, 2)
+    assert last.data_ptr() == plain.data_ptr()
+    for weight in (plain, last, plain, last):
+        with torch.no_grad():
+            output = conv_relu_maxpool(x, weight, module.bias, **BLOCK)
+        assert_close(output, eager(x, weight, module.bias, **BLOCK), rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_bytes_in_another_dtype(plan):

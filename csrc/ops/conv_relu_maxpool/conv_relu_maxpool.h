@@ -31,8 +31,9 @@ struct ConvReluMaxpoolForward {
 
   const void* x;  // [N, C, H, W]
   int64_t x_strides[4];
-  const void* weight;  // [C_out, C / groups, KH, KW], contiguous
-  const void* bias;    // [C_out] or null
+  const void* weight;                 // [C_out, C / groups, KH, KW], contiguous
+  const void* bias;                   // [C_out] or null
+  bool weight_channels_last = false;  // instead of contiguous: Winograd on CPUs alone
 
   void* output;  // [N, C_out, OH, OW], contiguous or channels_last
   int64_t output_strides[4];
@@ -52,7 +53,8 @@ struct ConvReluMaxpoolBackward {
   const void* output;     // strides of grad_output, or null
   const void* x;          // [N, C, H, W]
   int64_t x_strides[4];
-  const void* weight;  // [C_out, C / groups, KH, KW], contiguous
+  const void* weight;                 // [C_out, C / groups, KH, KW], contiguous
+  bool weight_channels_last = false;  // instead of contiguous: Winograd on CPUs alone
 
   void* grad_input;   // strides of x, or null: not wanted
   void* grad_weight;  // contiguous, or null

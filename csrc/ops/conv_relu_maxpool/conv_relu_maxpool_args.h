@@ -10,7 +10,7 @@
 namespace fastdl {
 
 struct ConvInputs {
-  Tensor x, weight;  // x: contiguous, channels_last, or NCHW-like with unit W stride; weight: contiguous
+  Tensor x, weight;  // x: contiguous or channels_last; weight: contiguous unless channels_last is allowed
   std::optional<Tensor> bias;
 };
 struct ConvOutput {
@@ -39,7 +39,7 @@ void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGe
 PoolGeometry unpack_pool(const IntList& packed, int64_t CH, int64_t CW);
 
 ConvInputs conv_inputs(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const ConvGeometry& conv);
+                       const ConvGeometry& conv, bool channels_last_weight = false);
 ConvOutput conv_output(const Tensor& conv, const std::optional<Tensor>& bias);
 PooledOutput pooled_output(const Tensor& like, int64_t N, int64_t C, const PoolGeometry& pool,
                            bool save_record);

@@ -84,11 +84,11 @@ PoolGeometry unpack_pool(const IntList& packed, int64_t CH, int64_t CW) {
 }
 
 ConvInputs conv_inputs(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const ConvGeometry& conv) {
+                       const ConvGeometry& conv, bool channels_last_weight) {
   check(x.scalar_type() == weight.scalar_type(), "weight must have the dtype of x");
   check(x.device() == weight.device(), "weight must be on the device of x");
-  return {dense(x), weight.is_contiguous() ? weight : torch::stable::contiguous(weight),
-          checked_bias(bias, x, conv.C_out)};
+  const bool kept = weight.is_contiguous() || (channels_last_weight && is_channels_last(weight));
+  return {dense(x), kept ? weight : torch::stable::contiguous(weight), checked_bias(bias, x, conv.C_out)};
 }
 
 ConvOutput conv_output(const Tensor& conv, const std::optional<Tensor>& bias) {
@@ -150,6 +150,7 @@ void fill(ConvReluMaxpoolForward& args, const ConvInputs& inputs, const PooledOu
   args.x = inputs.x.data_ptr();
   copy_strides(inputs.x, args.x_strides);
   args.weight = inputs.weight.data_ptr();
+  args.weight_channels_last = !inputs.weight.is_contiguous();
   args.bias = inputs.bias ? inputs.bias->data_ptr() : nullptr;
   args.output = result.output.data_ptr();
   copy_strides(result.output, args.output_strides);
@@ -167,6 +168,7 @@ void fill(ConvReluMaxpoolBackward& args, const ConvInputs& inputs, const PooledG
   args.x = inputs.x.data_ptr();
   copy_strides(inputs.x, args.x_strides);
   args.weight = inputs.weight.data_ptr();
+  args.weight_channels_last = !inputs.weight.is_contiguous();
   args.grad_input = result.need_input ? result.grad_input.data_ptr() : nullptr;
   args.grad_weight = result.need_weight ? result.grad_weight.data_ptr() : nullptr;
   args.grad_bias = result.need_bias ? result.grad_bias.data_ptr() : nullptr;

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   ConvReluMaxpoolForward args;
   unpack(geometry, x, weight, args.conv, args.pool);
   check_algorithm(algorithm, args.conv, args.pool, x);
-  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv);
+  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv, algorithm == kWinograd);
   const PooledOutput result = pooled_output(inputs.x, args.conv.N, args.conv.C_out, args.pool, save_record);
   fill(args, inputs, result);
   args.training = save_record;
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
   ConvReluMaxpoolBackward args;
   unpack(geometry, x, weight, args.conv, args.pool);
   check_algorithm(algorithm, args.conv, args.pool, x);
-  const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv);
+  const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv, algorithm == kWinograd);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);
   const ConvGradients result = conv_gradients(inputs, need_input, need_weight, need_bias);

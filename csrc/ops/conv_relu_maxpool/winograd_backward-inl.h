@@ -11,7 +11,8 @@ void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& s
   conv.source = &source;
   conv.stage = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
   conv.reads = gradient_reads<T>;
-  conv.weight = {args.weight, g.C, g.C_out, 9, 9 * g.C, true};
+  const bool channels_last = args.weight_channels_last;
+  conv.weight = {args.weight, g.C, g.C_out, channels_last ? 1 : 9, 9 * g.C, channels_last ? g.C : 1, true};
   conv.packed = nullptr;
   conv.emission = Emission::kConvolution;
   conv.target = {args.grad_input, nullptr, args.x_strides, g.C, g.H, g.W, g.H, g.W, nullptr, nullptr};

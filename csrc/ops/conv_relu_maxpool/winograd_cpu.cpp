@@ -11,7 +11,8 @@ struct WinogradKernels {
   void (*forward)(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool);
   void (*backward)(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
   int64_t (*packed_floats)(int64_t K, int64_t C);
-  void (*pack)(const void* weight, int64_t K, int64_t C, DType dtype, float* u, const ThreadPool& pool);
+  // `weight`: args.weight, or an equal copy of it
+  void (*pack)(const ConvReluMaxpoolForward& args, const void* weight, float* u, const ThreadPool& pool);
 };
 
 }  // namespace
@@ -28,9 +29,9 @@ void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool
   const int64_t K = args.conv.C_out, C = args.conv.C;
   std::shared_ptr<const float> packed;
   if (!args.training && args.record == nullptr && args.conv.N * K * C > 0)
-    packed = cached_packed_weight(
-        args.weight, K, C, args.dtype, static_cast<size_t>(kernels.packed_floats(K, C)),
-        [&](const void* weight, float* u) { kernels.pack(weight, K, C, args.dtype, u, pool); });
+    packed = cached_packed_weight({args.weight, K, C, args.dtype, args.weight_channels_last},
+                                  static_cast<size_t>(kernels.packed_floats(K, C)),
+                                  [&](const void* weight, float* u) { kernels.pack(args, weight, u, pool); });
   kernels.forward(args, packed.get(), pool);
 }
 

@@ -2,13 +2,15 @@
 // The weight is packed by panels unless that was done, then the groups of tiles run; both in parallel. Saves
 // the record.
 
-FASTDL_INLINE PlainWeight forward_weight(const void* weight, int64_t K, int64_t C) {
-  return {weight, K, C, 9 * C, 9, false};
+FASTDL_INLINE PlainWeight forward_weight(const ConvReluMaxpoolForward& args, const void* weight) {
+  const int64_t C = args.conv.C;
+  const bool channels_last = args.weight_channels_last;
+  return {weight, args.conv.C_out, C, 9 * C, channels_last ? 1 : 9, channels_last ? C : 1, false};
 }
 
-static void pack(const void* weight, int64_t K, int64_t C, DType dtype, float* u, const ThreadPool& pool) {
-  const PlainWeight plain = forward_weight(weight, K, C);
-  switch (dtype) {
+static void pack(const ConvReluMaxpoolForward& args, const void* weight, float* u, const ThreadPool& pool) {
+  const PlainWeight plain = forward_weight(args, weight);
+  switch (args.dtype) {
     case DType::kFloat16:
       return pack_weights<Float16>(plain, u, pool);
     case DType::kBFloat16:
@@ -33,7 +35,7 @@ void forward_of(const ConvReluMaxpoolForward& args, const float* u, const Thread
   conv.source = &source;
   conv.stage = stage_image<T>;
   conv.reads = image_reads<T>;
-  conv.weight = forward_weight(args.weight, g.C_out, g.C);
+  conv.weight = forward_weight(args, args.weight);
   conv.packed = u;
 
   conv.target = {args.output, args.record, args.output_strides, g.C_out, args.pool.OH, args.pool.OW,

@@ -1,11 +1,11 @@
 // Packs a 3x3 weight for the products: U = G g G^T as panels of output channels.
 // A task is a range of input channels of one panel. Saves nothing.
 
-// The weight of a convolution C -> K: element (k, c, i, j) lies at k * k_stride + c * c_stride + 3 i + j, or,
-// where `rotated` (the gradient of the input), at 8 - (3 i + j).
+// The weight of a convolution C -> K: element (k, c, i, j) is tap 3 i + j, or, where `rotated` (the gradient
+// of the input), tap 8 - (3 i + j).
 struct PlainWeight {
   const void* data;
-  int64_t K, C, k_stride, c_stride;
+  int64_t K, C, k_stride, c_stride, tap_stride;
   bool rotated;
 };
 
@@ -14,6 +14,19 @@ template <class T>
 FASTDL_INLINE void load_taps(const PlainWeight& weight, int64_t k, int64_t c, Vec (&g)[9]) {
   const T* w = static_cast<const T*>(weight.data) + k * weight.k_stride + c * weight.c_stride;
   const int64_t channels = weight.K - k < kLanes ? weight.K - k : kLanes;
+  if (weight.tap_stride != 1) {
+    for (int tap = 0; tap < 9; ++tap, w += weight.tap_stride) {
+      Vec& to = g[weight.rotated ? 8 - tap : tap];
+      if (weight.k_stride == 1 && channels == kLanes) {
+        to = load(w);
+        continue;
+      }
+      float lanes[kLanes] = {};
+      for (int64_t i = 0; i < channels; ++i) lanes[i] = to_float(w[i * weight.k_stride]);
+      to = load(lanes);
+    }
+    return;
+  }
 #pragma GCC unroll 3
   for (int tap = 0; tap < 9; tap += kLanes) {
     const int count = 9 - tap < kLanes ? 9 - tap : kLanes;
