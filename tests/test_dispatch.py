@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from fastdl import _extension, dispatch
 from fastdl.ops import conv_relu_maxpool
 
 OP = "conv_relu_maxpool"
+op = importlib.import_module("fastdl.ops.conv_relu_maxpool.op")
 X, WEIGHT, BIAS = torch.ones(2, 16, 10, 10), torch.ones(16, 16, 3, 3), torch.ones(16)
 BLOCK = dict(padding=1, pool_size=2)
 
@@ -179,6 +181,68 @@ def test_conv_relu_maxpool_is_served_on_the_cpu():
     assert served(X, WEIGHT[:, :8], BIAS, groups=2, **BLOCK) == ("cpu", "composed")
     for dtype in (torch.bfloat16, torch.float16):
         assert served(X.to(dtype), WEIGHT.to(dtype), BIAS.to(dtype), **BLOCK)[0] == "cpu"
+
+
+def inputs(N: int, C: int, size: int, C_out: int, K: int = 3, dtype: torch.dtype = torch.float32) -> tuple:
+    x, weight = torch.ones(N, C, size, size, dtype=dtype), torch.ones(C_out, C, K, K, dtype=dtype)
+    return x, weight, torch.ones(C_out, dtype=dtype)
+
+
+@needs_cpu_kernels
+def test_winograd_is_refused_where_its_transforms_cost_more_than_they_save():
+    assert served(*inputs(4, 16, 2, 16), padding=1) == ("cpu", "composed")  # tiles of 16 for images of 4
+    assert served(*inputs(4, 16, 3, 16), padding=1) == ("cpu", "winograd")
+    assert served(*inputs(1, 5, 12, 5), padding=1) == ("cpu", "winograd")  # few channels are no reason
+    assert served(*inputs(1, 128, 12, 128), padding=1) == ("cpu", "composed")  # 9 tiles, a large weight
+    assert served(*inputs(4, 128, 12, 128), padding=1) == ("cpu", "winograd")
+
+
+@needs_cpu_kernels
+def test_few_tiles_refuse_winograd_for_training_alone():
+    x, weight, bias = inputs(1, 32, 8, 32)  # 4 tiles
+    plans = op._planned
+    plans.clear()
+    trained = weight.clone().requires_grad_()
+    assert served(x, weight, bias, padding=1) == ("cpu", "winograd")
+    assert served(x, trained, bias, padding=1) == ("cpu", "composed")
+    for w in (weight, trained, weight):
+        conv_relu_maxpool(x, w, bias, padding=1)
+    assert sorted(plan.algorithm for plan in plans.values()) == ["composed", "winograd"]
+    with torch.no_grad():
+        assert served(x, trained, bias, padding=1) == ("cpu", "winograd")
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize(
+    ("isa", "dtype", "algorithm"),
+    [
+        ("amx", torch.bfloat16, "composed"),
+        ("amx", torch.float16, "winograd"),
+        ("amx", torch.float32, "winograd"),
+        ("avx512bf16", torch.bfloat16, "winograd"),
+    ],
+    ids=str,
+)
+def test_bfloat16_is_left_to_torch_on_amx(isa, dtype, algorithm, monkeypatch):
+    monkeypatch.setattr(_extension, "cpu_isa", lambda: isa)
+    assert served(*inputs(4, 32, 24, 32, dtype=dtype), **BLOCK) == ("cpu", algorithm)
+
+
+@needs_cpu_kernels
+def test_a_pass_that_does_not_pay_is_refused_unless_asked_for():
+    x, weight, bias = inputs(2, 16, 12, 16, K=5)
+    last = x.to(memory_format=torch.channels_last)
+    trained = weight.clone().requires_grad_()
+    block = dict(padding=2, pool_size=2)
+    assert served(x, weight, bias, **block) == ("cpu", "composed")
+    for refused in ((last, weight, bias), (x, trained, bias)):
+        assert served(*refused, **block) == ("reference", "torch")
+        for setting in (fastdl.strict(), fastdl.backend("cpu")):
+            with setting:
+                assert served(*refused, **block) == ("cpu", "composed")
+    assert served(*inputs(64, 16, 24, 16, K=5)[:1], trained, bias, **block) == ("cpu", "composed")
+    assert served(x, weight, bias, padding=2, pool_size=5) == ("reference", "torch")
+    assert served(last, trained, bias, padding=2) == ("cpu", "composed")  # without a pool
 
 
 @needs_cpu_kernels

@@ -153,8 +153,10 @@ def block(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor
     return _pool(F.relu(F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)), g)
 
 
-def ours(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    return fastdl.ops.conv_relu_maxpool(x, weight, bias, **_arguments(g))
+def ours(g: Geometry) -> Callable[..., Tensor]:
+    """The op as its user calls it: with arguments that lie ready."""
+    arguments = _arguments(g)
+    return lambda x, weight, bias, g: fastdl.ops.conv_relu_maxpool(x, weight, bias, **arguments)
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,16 @@ class Tensors:
     def fastdl(self, layout: str, backend: str | None = None) -> Callable[[], Prepared]:
         """What dispatch chooses, or one backend by force."""
 
+        function = ours(self.g)
+
         def forced(*arguments: object) -> Tensor:
             with fastdl.backend(backend):
-                return ours(*arguments)
+                return function(*arguments)
 
         def prepare() -> Prepared:
             with fastdl.backend(backend) if backend else nullcontext():
                 why = fastdl.explain("conv_relu_maxpool", *self._in(layout), **_arguments(self.g))
-            prepared = self._prepared(forced if backend else ours, layout)
+            prepared = self._prepared(forced if backend else function, layout)
             return prepared._replace(algorithm=f"{why.backend} {why.algorithm}")
 
         return prepare

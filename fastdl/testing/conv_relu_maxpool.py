@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dispatch import Candidate, Choice
 from ..ops.conv_relu_maxpool.backends import Plan, make_plan
 from ..ops.conv_relu_maxpool.geometry import Geometry, normalise
-from ..ops.conv_relu_maxpool.op import ConvReluMaxpool
+from ..ops.conv_relu_maxpool.op import compute as compute_plan
 from ..ops.conv_relu_maxpool.reference import indices_from_record, offsets_from_indices, reference_expand
 from ..ops.conv_relu_maxpool.refusals import CANDIDATES
 from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
@@ -124,8 +124,8 @@ def run_plan(
     if input_gradient is None:
         input_gradient = plan.backward_algorithm != "direct"
 
-    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
-        return ConvReluMaxpool.apply(x, weight, bias, plan)
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor | None]:
+        return compute_plan(plan, x, weight, bias, True, True)
 
     return _run(sample, dtype, seed, compute, device, integers, input_gradient)
 
@@ -138,7 +138,7 @@ def run_eager(
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> tuple[Tensor, Tensor]:
         y = F.relu(F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups))
         if not g.pool_size:
-            return y, y.new_empty(0, dtype=torch.uint8)
+            return y, None
         pool = (g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
         output, indices = F.max_pool2d(y, *pool, return_indices=True)
         return output, offsets_from_indices(indices, y.shape[3], g).masked_fill(output <= 0, 255)
@@ -169,7 +169,7 @@ def _run(
     leaves = [t for t, wanted in zip((x, weight, bias), inputs, strict=True) if wanted]
     gradients = iter(torch.autograd.grad(output, leaves, grad_output.to(device)))
     values = [output.detach().cpu(), *(next(gradients).cpu() if wanted else None for wanted in inputs)]
-    return PooledRun(tuple(values), *_truth(*drawn, grad_output, values[0], record.cpu(), g))
+    return PooledRun(tuple(values), *_truth(*drawn, grad_output, values[0], record, g))
 
 
 def _truth(
@@ -178,7 +178,7 @@ def _truth(
     bias: Tensor | None,
     grad_output: Tensor,
     output: Tensor,
-    record: Tensor,
+    record: Tensor | None,
     g: Geometry,
 ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
     """fp64 output and gradients; these under the run's own record: near-ties send a whole gradient elsewhere.
@@ -188,6 +188,7 @@ def _truth(
     y = F.relu(F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups))
     truth, chosen = y, None
     if g.pool_size:
+        record = record.cpu()
         truth = F.max_pool2d(y, g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
         indices = indices_from_record(record, tuple(y.shape[2:]), g)
         chosen = y.flatten(2).gather(2, indices.flatten(2)).view_as(truth).masked_fill(record == 255, 0)

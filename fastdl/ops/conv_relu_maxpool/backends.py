@@ -48,11 +48,14 @@ class Plan(NamedTuple):
     g: Geometry
     packed: list[int]
     packed_pool: list[int]
+    # Nothing is left to fuse: torch's convolution, which adds the bias, and its ReLU in place.
+    torch_alone: bool
 
 
 def make_plan(choice: Choice, g: Geometry) -> Plan:
     """The plan of a choice. The backward algorithm is decided here: in backward the settings are another thread's."""
-    return Plan(*choice, _backward_algorithm(choice), g, g.packed(), g.packed_pool())
+    torch_alone = choice == ("cpu", "composed") and len(g.pool_size) == 0
+    return Plan(*choice, _backward_algorithm(choice), g, g.packed(), g.packed_pool(), torch_alone)
 
 
 def _backward_algorithm(choice: Choice) -> str:
@@ -62,14 +65,16 @@ def _backward_algorithm(choice: Choice) -> str:
 
 def forward(
     plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, save_record: bool
-) -> tuple[Tensor, Tensor]:
-    """(output, record); the record is empty unless asked for and pooled."""
+) -> tuple[Tensor, Tensor | None]:
+    """(output, record); the record is empty or None unless asked for and pooled."""
     raw = RAW[plan.backend]
     if plan.algorithm == "composed":
         g = plan.g
         # oneDNN adds the bias for free and before it rounds; cuDNN would take a kernel of its own for it
         early, late = (bias, None) if plan.backend == "cpu" else (None, bias)
         conv = torch.conv2d(x, weight, early, g.stride, g.padding, g.dilation, g.groups)
+        if plan.torch_alone:
+            return conv.relu_(), None
         return raw.pass_forward(conv, late, plan.packed_pool, save_record)
     return raw.forward(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
 
@@ -91,7 +96,7 @@ def backward(
         g = plan.g
         CH, CW = g.conv_size(x, weight)
         grad_conv, grad_bias = raw.pass_backward(grad_output, saved, CH, CW, plan.packed_pool)
-        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
             grad_conv, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
             (need_input, need_weight, False),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from ...transforms import autocast, obstacle
 from . import backends
 from .geometry import Geometry, IntPair, check_kinds, normalise
 from .reference import indices_from_record, reference
-from .refusals import CANDIDATES
+from .refusals import CANDIDATES, needs_gradient
 
 
 def conv_relu_maxpool(
@@ -63,68 +63,87 @@ def conv_relu_maxpool(
     tensor([[[[9., 9.],
               [9., 9.]]]])
     """
-    check_kinds(x, weight, bias)
-    x, weight, bias = autocast(x, weight, bias)
     arguments = (
         stride, padding, dilation, groups,
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return _checked(x, weight, bias, arguments, None)
+    key = _signature(x, weight, bias, arguments)
+    try:
+        plan = _planned.get(key)
+    except TypeError:  # a list among the arguments, a symbolic size
+        key = plan = None
+    if plan is None:
+        return _checked(x, weight, bias, arguments, key)
+    if plan.backend == "reference":
+        return reference(x, weight, bias, plan.g)
+    return compute(plan, x, weight, bias, False, key[-1])[0]
+
+
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple, key: tuple | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The call with every check and conversion; a plan that needs neither is remembered under `key`."""
+    given = x
+    check_kinds(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
+    return_indices = arguments[-1]
     unbatched = x.dim() == 3
     if unbatched:
         x = x[None]
-    plan, uneven = _plan(x, weight, bias, arguments)
+    g, uneven = normalise(x, weight, bias, *arguments)
     if uneven:
         x = F.pad(x, uneven)
     reason = obstacle(x, weight, bias)
+    plan = backends.make_plan(dispatch.choose("conv_relu_maxpool", x, weight, bias, g), g)
+    if key is not None and x is given and reason is None and not return_indices:
+        if len(_planned) >= _PLANNED_MOST:
+            _planned.clear()
+        _planned[key] = plan
     if reason is not None:
         dispatch.require_reference("conv_relu_maxpool", reason)
     if reason is not None or plan.backend == "reference":
-        output, indices = _by_reference(x, weight, bias, plan.g, return_indices)
+        output, indices = _by_reference(x, weight, bias, g, return_indices)
     else:
-        if torch.is_grad_enabled() and (
-            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        ):
-            output, record = ConvReluMaxpool.apply(x, weight, bias, plan)
-        else:
-            output, record = backends.forward(plan, x, weight, bias, return_indices)
-        indices = indices_from_record(record, plan.g.conv_size(x, weight), plan.g) if return_indices else None
+        output, record = compute(plan, x, weight, bias, return_indices, needs_gradient(x, weight, bias))
+        indices = indices_from_record(record, g.conv_size(x, weight), g) if return_indices else None
     if unbatched:
         output, indices = output[0], indices[0] if return_indices else None
     return (output, indices) if return_indices else output
 
 
-_Planned = tuple[backends.Plan, tuple[int, int, int, int] | None]
-_planned: dict[tuple, _Planned] = {}
+def compute(
+    plan: backends.Plan, x: Tensor, weight: Tensor, bias: Tensor | None, save_record: bool, recorded: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(output, record) by a plan; `recorded`: for backward."""
+    if recorded and not plan.torch_alone:
+        return ConvReluMaxpool.apply(x, weight, bias, plan)
+    return backends.forward(plan, x, weight, bias, save_record)
+
+
+_planned: dict[tuple | None, backends.Plan] = {}
 _PLANNED_MOST = 4096
 
 
-def _plan(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> _Planned:
-    """The plan of a call and the uneven padding it starts with. Checking and choosing take 12 us, remembering 2."""
-    if torch.compiler.is_compiling():
-        return _decide(x, weight, bias, arguments)
+def _signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> tuple | None:
+    """What the plan of a call follows from; None where the call must be looked at anew.
+
+    Checking and choosing take 15 us, this and remembering 3.
+    """
+    if torch._C._is_any_autocast_enabled() or obstacle() is not None:
+        return None
     settings = dispatch.settings
-    key = (
-        x.shape, x.dtype, x.device, x.is_contiguous(), weight.shape, weight.dtype, weight.device,
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-        arguments, settings.backend, settings.strict, settings.precision,
-        x.is_cuda and torch.backends.cudnn.allow_tf32,
-    )  # fmt: skip
     try:
-        planned = _planned.get(key)
-    except TypeError:  # a list among the arguments, a symbolic size
-        return _decide(x, weight, bias, arguments)
-    if planned is None:
-        planned = _decide(x, weight, bias, arguments)
-        if len(_planned) >= _PLANNED_MOST:
-            _planned.clear()
-        _planned[key] = planned
-    return planned
-
-
-def _decide(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> _Planned:
-    g, uneven = normalise(x, weight, bias, *arguments)
-    padded = F.pad(x, uneven) if uneven else x
-    return backends.make_plan(dispatch.choose("conv_relu_maxpool", padded, weight, bias, g), g), uneven
+        return (
+            type(x), x.shape, x.dtype, x.device, x.is_contiguous(),
+            type(weight), weight.shape, weight.dtype, weight.device,
+            None if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
+            arguments, settings.backend, settings.strict, settings.precision,
+            x.is_cuda and torch.backends.cudnn.allow_tf32, needs_gradient(x, weight, bias),
+        )  # fmt: skip
+    except (AttributeError, RuntimeError):  # no tensor, or one without such metadata
+        return None
 
 
 def _by_reference(
@@ -152,8 +171,14 @@ class ConvReluMaxpool(torch.autograd.Function):
     def backward(ctx, grad_output, _):
         x, weight, bias, saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        gradients = ConvReluMaxpoolBackward.apply(grad_output, x, weight, bias, saved, ctx.plan, needs)
+        # without create_graph nothing asks for a second derivative, and a Function would cost 30 us
+        compute = _differentiable_backward if torch.is_grad_enabled() else backends.backward
+        gradients = compute(ctx.plan, grad_output, x, weight, bias, saved, needs)
         return (*gradients, None)
+
+
+def _differentiable_backward(plan, grad_output, x, weight, bias, saved, needs):
+    return ConvReluMaxpoolBackward.apply(grad_output, x, weight, bias, saved, plan, needs)
 
 
 class ConvReluMaxpoolBackward(torch.autograd.Function):

@@ -31,9 +31,29 @@ def refuse_cpu_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
         return "only 3x3, stride 1, dilation 1, groups 1"
     if g.pool_size and not _quads(g):
         return "only a 2x2 pool with stride 2, or none"
-    if x.shape[1] < 8 or weight.shape[0] < 8:
-        return f"fewer than 8 channels ({x.shape[1]} in, {weight.shape[0]} out) are faster otherwise"
+    if x.dtype is torch.bfloat16 and _extension.cpu_isa() == "amx":
+        return "torch's own bfloat16 convolution is faster on AMX"
+    CH, CW = g.conv_size(x, weight)
+    tiles = -(-CH // 4) * -(-CW // 4)
+    if 4 * tiles >= CH * CW:
+        return f"most of the 4x4 tiles of a {CH}x{CW} convolution would be empty"
+    if x.shape[0] * tiles < _least_tiles(weight.shape[0] * weight.shape[1], needs_gradient(x, weight, bias)):
+        return f"{x.shape[0] * tiles} tiles are too few to pay for the transformed weight"
     return None
+
+
+def _least_tiles(channels: int, recorded: bool) -> int:
+    """A transformed weight, four times the plain one, is read whole for every call, and for backward made anew."""
+    if channels >= 128 * 128:
+        return 32
+    return 16 if recorded and channels >= 32 * 32 else 0
+
+
+def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call is recorded for backward."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def _quads(g: Geometry) -> bool:
@@ -61,7 +81,17 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
 
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not torch's convolution and one fused pass."""
-    return _cpu(x)
+    if (reason := _cpu(x)) is not None:
+        return reason
+    if not g.pool_size or dispatch.settings.strict or dispatch.settings.backend is not None:
+        return None
+    if g.pool_size[0] * g.pool_size[1] > 16:
+        return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"
+    CH, CW = g.conv_size(x, weight)
+    elements = x.shape[0] * weight.shape[0] * CH * CW
+    if elements < 2**17 and (needs_gradient(x, weight, bias) or not x.is_contiguous()):
+        return f"a pass over {elements} elements saves less than it costs"
+    return None
 
 
 def _cuda(x: Tensor) -> str | None:
