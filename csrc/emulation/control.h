@@ -19,3 +19,7 @@ const char* emulation_take_error() {
 long emulation_switches() { return emu::machine.switches; }
 
 }  // extern "C"
+
+// Tests read argument structs from their header: this says what the compiler made of one.
+#define EMULATION_SIZE_OF(Struct) \
+  extern "C" int64_t emulation_size_of_##Struct() { return sizeof(Struct); }

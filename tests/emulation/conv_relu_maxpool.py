@@ -12,45 +12,12 @@ from fastdl.ops.conv_relu_maxpool.geometry import Geometry
 
 from . import library
 from .guard import Guarded, guarded_copy
+from .structs import structs
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 FAMILY = "conv_relu_maxpool"
 
-_i64, _pair, _quad, _ptr = ctypes.c_int64, ctypes.c_int64 * 2, ctypes.c_int64 * 4, ctypes.c_void_p
-
-
-def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-# csrc/ops/conv_relu_maxpool/conv_relu_maxpool.h, field by field
-ConvGeometry = _struct(
-    "ConvGeometry", N=_i64, C=_i64, H=_i64, W=_i64, C_out=_i64, KH=_i64, KW=_i64, groups=_i64,
-    stride=_pair, padding=_pair, dilation=_pair, CH=_i64, CW=_i64,
-)  # fmt: skip
-PoolGeometry = _struct(
-    "PoolGeometry",
-    present=ctypes.c_bool,
-    size=_pair,
-    stride=_pair,
-    padding=_pair,
-    dilation=_pair,
-    OH=_i64,
-    OW=_i64,
-)
-ConvReluMaxpoolForward = _struct(
-    "ConvReluMaxpoolForward", conv=ConvGeometry, pool=PoolGeometry, dtype=ctypes.c_int, x=_ptr, x_strides=_quad,
-    weight=_ptr, bias=_ptr, output=_ptr, output_strides=_quad, record=_ptr,
-)  # fmt: skip
-BiasReluMaxpoolForward = _struct(
-    "BiasReluMaxpoolForward", N=_i64, C=_i64, CH=_i64, CW=_i64, pool=PoolGeometry, dtype=ctypes.c_int, conv=_ptr,
-    conv_strides=_quad, bias=_ptr, output=_ptr, output_strides=_quad, record=_ptr,
-)  # fmt: skip
-BiasReluMaxpoolBackward = _struct(
-    "BiasReluMaxpoolBackward", N=_i64, C=_i64, CH=_i64, CW=_i64, pool=PoolGeometry, dtype=ctypes.c_int,
-    grad_output=_ptr, grad_output_strides=_quad, record=_ptr, output=_ptr, grad_conv=_ptr, grad_conv_strides=_quad,
-    grad_bias=_ptr,
-)  # fmt: skip
+STRUCTS = structs("ops/conv_relu_maxpool/conv_relu_maxpool.h")
 
 
 class Emulated:
@@ -86,30 +53,20 @@ class Emulated:
         OH, OW = g.output_size((CH, CW))
         output = memory.empty_image(N, C_out, OH, OW, x)
         record = memory.empty_image(N, C_out, OH, OW, x, torch.uint8) if save_record and g.pool_size else None
-        conv = ConvGeometry(
-            N,
-            C,
-            H,
-            W,
-            C_out,
-            KH,
-            KW,
-            g.groups,
-            _pair(*g.stride),
-            _pair(*g.padding),
-            _pair(*g.dilation),
-            CH,
-            CW,
-        )
-        p = ConvReluMaxpoolForward(
-            conv, _pool(g, OH, OW), DTYPES[x.dtype], memory.input(x), _quad(*x.stride()), memory.input(weight),
-            memory.input(bias), memory.address(output), _quad(*output.stride()), memory.address(record),
+        conv = STRUCTS["ConvGeometry"](
+            N=N, C=C, H=H, W=W, C_out=C_out, KH=KH, KW=KW, groups=g.groups, stride=g.stride, padding=g.padding,
+            dilation=g.dilation, CH=CH, CW=CW,
+        )  # fmt: skip
+        p = STRUCTS["ConvReluMaxpoolForward"](
+            conv=conv, pool=_pool(g, OH, OW), dtype=DTYPES[x.dtype], x=memory.input(x), x_strides=x.stride(),
+            weight=memory.input(weight), bias=memory.input(bias), output=memory.address(output),
+            output_strides=output.stride(), record=memory.address(record),
         )  # fmt: skip
         refusal = self.library.emulated_implicit_gemm_refusal(ctypes.byref(p))
         if refusal is not None:
             raise ValueError(refusal.decode())
         workspace = memory.empty(self.library.emulated_implicit_gemm_workspace(ctypes.byref(p)), torch.uint8)
-        self._run("emulated_implicit_gemm_forward", p, int(tf32), _ptr(memory.address(workspace)))
+        self._run("emulated_implicit_gemm_forward", p, int(tf32), ctypes.c_void_p(memory.address(workspace)))
         memory.check()
         return output, x.new_empty(0, dtype=torch.uint8) if record is None else record
 
@@ -121,9 +78,10 @@ class Emulated:
         OH, OW = g.output_size((CH, CW))
         output = memory.empty_image(N, C, OH, OW, conv)
         record = memory.empty_image(N, C, OH, OW, conv, torch.uint8) if save_record and g.pool_size else None
-        p = BiasReluMaxpoolForward(
-            N, C, CH, CW, _pool(g, OH, OW), DTYPES[conv.dtype], memory.input(conv), _quad(*conv.stride()),
-            memory.input(bias), memory.address(output), _quad(*output.stride()), memory.address(record),
+        p = STRUCTS["BiasReluMaxpoolForward"](
+            N=N, C=C, CH=CH, CW=CW, pool=_pool(g, OH, OW), dtype=DTYPES[conv.dtype], conv=memory.input(conv),
+            conv_strides=conv.stride(), bias=memory.input(bias), output=memory.address(output),
+            output_strides=output.stride(), record=memory.address(record),
         )  # fmt: skip
         self._run("emulated_bias_relu_maxpool_forward", p)
         memory.check()
@@ -137,14 +95,15 @@ class Emulated:
         grad_conv = memory.empty_image(N, C, CH, CW, grad_output)
         grad_bias = memory.empty(C, grad_output.dtype) if need_bias else None
         record, output = (saved, None) if g.pool_size else (None, saved)
-        p = BiasReluMaxpoolBackward(
-            N, C, CH, CW, _pool(g, OH, OW), DTYPES[grad_output.dtype], memory.input(grad_output),
-            _quad(*grad_output.stride()), memory.input(record), memory.input(output), memory.address(grad_conv),
-            _quad(*grad_conv.stride()), memory.address(grad_bias),
+        p = STRUCTS["BiasReluMaxpoolBackward"](
+            N=N, C=C, CH=CH, CW=CW, pool=_pool(g, OH, OW), dtype=DTYPES[grad_output.dtype],
+            grad_output=memory.input(grad_output), grad_output_strides=grad_output.stride(),
+            record=memory.input(record), output=memory.input(output), grad_conv=memory.address(grad_conv),
+            grad_conv_strides=grad_conv.stride(), grad_bias=memory.address(grad_bias),
         )  # fmt: skip
         size = self.library.emulated_bias_relu_maxpool_backward_workspace(ctypes.byref(p))
         workspace = memory.empty(size, torch.uint8)
-        self._run("emulated_bias_relu_maxpool_backward", p, _ptr(memory.address(workspace)))
+        self._run("emulated_bias_relu_maxpool_backward", p, ctypes.c_void_p(memory.address(workspace)))
         memory.check()
         return grad_conv, grad_bias
 
@@ -197,6 +156,9 @@ def _channels_last(t: Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-def _pool(g: Geometry, OH: int, OW: int) -> PoolGeometry:
-    pairs = (g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation) if g.pool_size else [(0, 0)] * 4
-    return PoolGeometry(bool(g.pool_size), *(_pair(*pair) for pair in pairs), OH, OW)
+def _pool(g: Geometry, OH: int, OW: int) -> ctypes.Structure:
+    pool = STRUCTS["PoolGeometry"](present=bool(g.pool_size), OH=OH, OW=OW)
+    if g.pool_size:
+        pool.size, pool.stride = g.pool_size, g.pool_stride
+        pool.padding, pool.dilation = g.pool_padding, g.pool_dilation
+    return pool

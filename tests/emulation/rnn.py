@@ -15,6 +15,7 @@ from fastdl.ops.rnn.structure import CELLS, Structure
 
 from . import library
 from .guard import Guarded, guarded_copy
+from .structs import structs
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 FAMILY = "rnn"
@@ -23,36 +24,11 @@ WEIGHTS = (
     "weight_norm_c", "bias_norm_c",
 )  # fmt: skip
 
-_i64, _ptr, _bool = ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
-
-
-def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-# csrc/ops/rnn/rnn.h, field by field
-RnnWeights = _struct("RnnWeights", **dict.fromkeys(WEIGHTS, _ptr))
-RnnStructure = _struct(
-    "RnnStructure", cell=ctypes.c_int, directions=_i64, batch_first=_bool, has_bias=_bool, has_projection=_bool,
-    layer_norm=_bool, peephole=_bool, projected=_bool,
-)  # fmt: skip
-RnnRows = _struct(
-    "RnnRows", T=_i64, B=_i64, count=_i64, row_t=_i64, row_b=_i64, batch_sizes=_ptr, row_offset=_ptr
+_STRUCTS = structs("ops/rnn/rnn.h")
+RnnWeights, RnnStructure, RnnRows = (_STRUCTS[name] for name in ("RnnWeights", "RnnStructure", "RnnRows"))
+RnnSequence, RnnForward, RnnBackward = (
+    _STRUCTS[name] for name in ("RnnSequence", "RnnForward", "RnnBackward")
 )
-RnnSequence = _struct(
-    "RnnSequence", s=RnnStructure, rows=RnnRows, I=_i64, H=_i64, R=_i64, dtype=ctypes.c_int, weights=RnnWeights * 2,
-    h_0=_ptr, c_0=_ptr, lengths=_ptr, reset=_ptr, recurrent_mask=_ptr, zoneout_h=_ptr, zoneout_c=_ptr,
-    zoneout=ctypes.c_double * 2,
-)  # fmt: skip
-RnnForward = _struct(
-    "RnnForward", q=RnnSequence, x=_ptr, x_row_stride=_i64, output=_ptr, h_n=_ptr, c_n=_ptr, gates=_ptr, cells=_ptr,
-    rstd=_ptr,
-)  # fmt: skip
-RnnBackward = _struct(
-    "RnnBackward", q=RnnSequence, grad_output=_ptr, grad_h_n=_ptr, grad_c_n=_ptr, output=_ptr, gates=_ptr,
-    cells=_ptr, rstd=_ptr, grad_gates=_ptr, grad_gates_hh=_ptr, grad_h_0=_ptr, grad_c_0=_ptr, grad_projected=_ptr,
-    grad_norm_c=_ptr,
-)  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -133,7 +109,7 @@ class Emulated:
         size = getattr(self.library, f"emulated_{self.launcher}_{kind}_workspace")
         size.restype = ctypes.c_int64
         workspace = memory.empty((size(ctypes.byref(p)),), torch.uint8)
-        arguments = ctypes.byref(p), _ptr(memory.address(workspace))
+        arguments = ctypes.byref(p), ctypes.c_void_p(memory.address(workspace))
         library.run(self.library, f"emulated_{self.launcher}_{kind}", *arguments, schedule=self.schedule)
         memory.check()
 

@@ -5,6 +5,13 @@
 
 using namespace fastdl;
 
+EMULATION_SIZE_OF(ConvGeometry)
+EMULATION_SIZE_OF(PoolGeometry)
+EMULATION_SIZE_OF(ConvReluMaxpoolForward)
+EMULATION_SIZE_OF(ConvReluMaxpoolBackward)
+EMULATION_SIZE_OF(BiasReluMaxpoolForward)
+EMULATION_SIZE_OF(BiasReluMaxpoolBackward)
+
 extern "C" {
 
 int emulated_bias_relu_maxpool_forward(const BiasReluMaxpoolForward* p) {

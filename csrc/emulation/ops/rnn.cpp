@@ -5,6 +5,13 @@
 
 using namespace fastdl;
 
+EMULATION_SIZE_OF(RnnWeights)
+EMULATION_SIZE_OF(RnnStructure)
+EMULATION_SIZE_OF(RnnRows)
+EMULATION_SIZE_OF(RnnSequence)
+EMULATION_SIZE_OF(RnnForward)
+EMULATION_SIZE_OF(RnnBackward)
+
 extern "C" {
 
 int64_t emulated_rnn_steps_forward_workspace(const RnnForward* p) {

@@ -1,0 +1,37 @@
+"""The argument structs of a header of csrc as ctypes structures, read from the header itself."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+from . import library
+
+SCALARS = {
+    "bool": ctypes.c_bool,
+    "double": ctypes.c_double,
+    "int64_t": ctypes.c_int64,
+    "DType": ctypes.c_int,
+    "Cell": ctypes.c_int,
+}
+STRUCT = re.compile(r"struct (\w+) \{(.*?)\};", re.DOTALL)
+FIELDS = re.compile(r"(?:const )?(\w+)(\*)? (\w+(?:\[\d+\])?(?:, \w+(?:\[\d+\])?)*)(?: = \w+)?")
+NAME = re.compile(r"(\w+)(?:\[(\d+)\])?")
+
+
+def structs(header: str) -> dict[str, type[ctypes.Structure]]:
+    """Every struct of csrc/<header> by name. Raises ValueError for a declaration that is not understood."""
+    text = re.sub(r"//.*", "", (library.CSRC / header).read_text())
+    known: dict[str, type] = dict(SCALARS)
+    for name, body in STRUCT.findall(text):
+        fields = [field for line in body.split(";")[:-1] for field in _fields(line.strip(), known)]
+        known[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    return {name: t for name, t in known.items() if name not in SCALARS}
+
+
+def _fields(declaration: str, known: dict[str, type]) -> list[tuple[str, type]]:
+    match = FIELDS.fullmatch(declaration)
+    if match is None or not (match[2] or match[1] in known):
+        raise ValueError(f"not understood: {declaration}")
+    of = ctypes.c_void_p if match[2] else known[match[1]]
+    return [(name, of * int(count) if count else of) for name, count in NAME.findall(match[3])]
