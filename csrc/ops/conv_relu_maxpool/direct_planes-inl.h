@@ -8,9 +8,8 @@ constexpr int kPlaneChannels =
 
 // The last of the V vectors has `last` positions; of the channels the first `channels` are stored.
 template <class T, int V>
-__attribute__((noinline)) void plane_tile(const float* in, const Taps& taps, int64_t channel,
-                                          const float* bias, int64_t channels, int last, T* to,
-                                          int64_t plane) {
+FASTDL_INLINE void plane_tile(const float* in, const Taps& taps, int64_t channel, const float* bias,
+                              int64_t channels, int last, T* to, int64_t plane) {
   Vec acc[kPlaneChannels][V];
 #pragma GCC unroll 8
   for (int k = 0; k < kPlaneChannels; ++k)
@@ -43,11 +42,19 @@ __attribute__((noinline)) void plane_tile(const float* in, const Taps& taps, int
   }
 }
 
+// V vectors of positions of the first `channels` channels of a block.
+template <class T, int V>
+__attribute__((noinline)) void plane_column(const float* in, const Taps& taps, const float* bias,
+                                            int64_t channels, int last, T* to, int64_t plane) {
+  for (int64_t k = 0; k < channels; k += kPlaneChannels)
+    plane_tile<T, V>(in, taps, k, bias, channels - k, last, to + k * plane, plane);
+}
+
 template <class T, int V, class... Arguments>
-FASTDL_INLINE void plane_tile_of(int64_t vectors, Arguments... arguments) {
+FASTDL_INLINE void plane_column_of(int64_t vectors, Arguments... arguments) {
   if constexpr (V > 1)
-    if (vectors < V) return plane_tile_of<T, V - 1>(vectors, arguments...);
-  plane_tile<T, V>(arguments...);
+    if (vectors < V) return plane_column_of<T, V - 1>(vectors, arguments...);
+  plane_column<T, V>(arguments...);
 }
 
 FASTDL_INLINE int64_t plane_tiles(int64_t CW) {
@@ -62,9 +69,8 @@ FASTDL_INLINE void plane_row(int64_t CW, const float* in, const Taps& taps, cons
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = vectors * i / tiles, end = vectors * (i + 1) / tiles;
     const int last = static_cast<int>(smaller(CW - (end - 1) * kLanes, kLanes));
-    for (int64_t k = 0; k < channels; k += kPlaneChannels)
-      plane_tile_of<T, kPlaneVectors>(end - begin, in + begin * kLanes, taps, k, bias, channels - k, last,
-                                      to + k * plane + begin * kLanes, plane);
+    plane_column_of<T, kPlaneVectors>(end - begin, in + begin * kLanes, taps, bias, channels, last,
+                                      to + begin * kLanes, plane);
     ask(ahead);
   }
 }
