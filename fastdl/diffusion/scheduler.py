@@ -100,7 +100,7 @@ class Scheduler:
         return sample
 
     def _start(self, timesteps: Tensor, steps: int) -> None:
-        self.timesteps = timesteps
+        self.timesteps, self._count = timesteps, len(timesteps)
         self.num_inference_steps = steps
         self._tables.clear()
         self._step_index = self._begin_index = None
@@ -129,8 +129,8 @@ class IndexedScheduler(Scheduler):
             self._step_index = self._begin_index if self._begin_index is not None else self._place(timestep)
         if self._step_index is None:
             return self._rows_on_device(timestep)
-        if self._step_index >= len(self.timesteps):
-            raise IndexError(f"all {len(self.timesteps)} steps are done: call set_timesteps again")
+        if self._step_index >= self._count:  # len(tensor) takes as long as the step of a small latent
+            raise IndexError(f"all {self._count} steps are done: call set_timesteps again")
         return self._step_index
 
     def _place(self, timestep: object) -> int | None:

@@ -43,41 +43,57 @@ FASTDL_INLINE V guided(V u, V c, V guidance) {
   return fma(guidance, c - u, u);
 }
 
+// Branches on what a call has are taken once for this many vectors; more would not stay in registers.
+constexpr int kQuad = 4;
+
+// The inputs of kQuad vectors; absent ones are 0.
 template <class T>
-FASTDL_INLINE typename Vector<T>::type model_at(const Terms<T>& t, const T* const (&in)[kStepInputs],
-                                                int64_t i) {
-  const auto m = load(in[kInModel] + i);
-  if (!in[kInConditional]) return m;
-  const auto g = guided(m, load(in[kInConditional] + i), t.guidance);
-  return t.rescaled ? g * t.scale : g;
+struct Quad {
+  typedef typename Vector<T>::type V;
+  V x[kQuad], m[kQuad], n[kQuad];
+};
+
+template <class T>
+FASTDL_INLINE void load_model(const Terms<T>& t, const T* const (&in)[kStepInputs], int64_t i, Quad<T>& q) {
+  constexpr int w = kWidth<T>;
+  const T *model = in[kInModel], *conditional = in[kInConditional];
+  for (int k = 0; k < kQuad; ++k) q.m[k] = load(model + i + k * w);
+  if (conditional)
+    for (int k = 0; k < kQuad; ++k) q.m[k] = guided(q.m[k], load(conditional + i + k * w), t.guidance);
+  if (t.rescaled)
+    for (int k = 0; k < kQuad; ++k) q.m[k] *= t.scale;
 }
 
-// f(i, x, m, n, has_noise) for each vector of whole groups; elements count from `first` for the noise.
+// f(i, quad) for each quad of whole groups; elements count from `first` for the noise.
 template <class T, class F>
-FASTDL_INLINE void for_vectors(const DiffusionStep& a, const Terms<T>& t, const T* const (&in)[kStepInputs],
-                               int64_t count, int64_t first, const F& f) {
+FASTDL_INLINE void for_quads(const DiffusionStep& a, const Terms<T>& t, const T* const (&in)[kStepInputs],
+                             int64_t count, int64_t first, const F& f) {
   using V = typename Vector<T>::type;
+  constexpr int w = kWidth<T>;
   float made[kGroup];
-  const bool makes = a.seed && !in[kInNoise];
+  const T *sample = in[kInSample], *noise = in[kInNoise];
+  const bool makes = a.seed && !noise;
   for (int64_t group = 0; group < count; group += kGroup) {
     if (makes) noise_group(a.seed, first + group, made);
-    for (int j = 0; j < kGroup; j += kWidth<T>) {
+    for (int j = 0; j < kGroup; j += kQuad * w) {
       const int64_t i = group + j;
-      V m = {}, n = {};
-      if (in[kInModel]) m = model_at(t, in, i);
-      if (in[kInNoise])
-        n = load(in[kInNoise] + i);
+      Quad<T> q = {};
+      for (int k = 0; k < kQuad; ++k) q.x[k] = load(sample + i + k * w);
+      if (in[kInModel]) load_model(t, in, i, q);
+      if (noise)
+        for (int k = 0; k < kQuad; ++k) q.n[k] = load(noise + i + k * w);
       else if (makes)
-        n = widened(made + j, V{});
-      f(i, load(in[kInSample] + i), m, n);
+        for (int k = 0; k < kQuad; ++k) q.n[k] = widened(made + j + k * w, V{});
+      f(i, q);
     }
   }
 }
 
-// x_0 before it is limited. Absent tensors are 0.
-template <class T, class V>
-FASTDL_INLINE V raw_x_0(const Terms<T>& t, V x, V m, V n) {
-  return fma(t.c[kX0Noise], n, fma(t.c[kX0Model], m, t.c[kX0Sample] * x));
+// x_0 before it is limited.
+template <class T>
+FASTDL_INLINE void raw_x_0(const Terms<T>& t, const Quad<T>& q, typename Vector<T>::type (&x_0)[kQuad]) {
+  for (int k = 0; k < kQuad; ++k)
+    x_0[k] = fma(t.c[kX0Noise], q.n[k], fma(t.c[kX0Model], q.m[k], t.c[kX0Sample] * q.x[k]));
 }
 
 // f(vectors...) over a sample: `whole` sees (offset, in, out, count) of each run of whole groups.
@@ -166,8 +182,11 @@ double threshold_of(const DiffusionStep& a, const float* c, const SamplePlan& pl
   S* filled = scratch;
   over_sample<T>(a, sample, 0, a.sample_size,
                  [&](const T*(&in)[kStepInputs], T*(&)[kStepOutputs], int64_t count, int64_t first, int64_t) {
-                   for_vectors(a, t, in, count, first,
-                               [&](int64_t i, V x, V m, V n) { store(filled + i, raw_x_0(t, x, m, n)); });
+                   for_quads(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
+                     V x_0[kQuad];
+                     raw_x_0(t, q, x_0);
+                     for (int k = 0; k < kQuad; ++k) store(filled + i + k * kWidth<T>, x_0[k]);
+                   });
                    filled += count;
                  });
   bool nan = false;

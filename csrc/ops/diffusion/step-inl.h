@@ -8,17 +8,25 @@ void step_piece(const DiffusionStep& a, const float* c, const SamplePlan& plan, 
   over_sample<T>(
       a, sample, begin, end,
       [&](const T*(&in)[kStepInputs], T*(&out)[kStepOutputs], int64_t count, int64_t first, int64_t) {
+        constexpr int w = kWidth<T>;
         const T* history = in[kInHistory];
         T *prev = out[kOutPrev], *x_0_out = out[kOutX0];
-        for_vectors(a, t, in, count, first, [&](int64_t i, V x, V m, V n) {
-          V x_0 = raw_x_0(t, x, m, n);
-          if (t.clamped) x_0 = clamp(x_0, -t.high, t.high);
-          if (t.divided) x_0 = x_0 / t.divide;
-          if (x_0_out) store(x_0_out + i, x_0);
+        for_quads(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
+          V x_0[kQuad], sum[kQuad];
+          raw_x_0(t, q, x_0);
+          if (t.clamped)
+            for (int k = 0; k < kQuad; ++k) x_0[k] = clamp(x_0[k], -t.high, t.high);
+          if (t.divided)
+            for (int k = 0; k < kQuad; ++k) x_0[k] = x_0[k] / t.divide;
+          if (x_0_out)
+            for (int k = 0; k < kQuad; ++k) store(x_0_out + i + k * w, x_0[k]);
           if (!prev) return;
-          V sum = fma(t.c[kNoise], n, fma(t.c[kModel], m, fma(t.c[kX0], x_0, t.c[kSample] * x)));
-          if (history) sum = fma(t.c[kHistory], load(history + i), sum);
-          store(prev + i, sum);
+          for (int k = 0; k < kQuad; ++k)
+            sum[k] = fma(t.c[kNoise], q.n[k],
+                         fma(t.c[kModel], q.m[k], fma(t.c[kX0], x_0[k], t.c[kSample] * q.x[k])));
+          if (history)
+            for (int k = 0; k < kQuad; ++k) sum[k] = fma(t.c[kHistory], load(history + i + k * w), sum[k]);
+          for (int k = 0; k < kQuad; ++k) store(prev + i + k * w, sum[k]);
         });
       });
 }
