@@ -142,6 +142,14 @@ def test_adam_with_a_running_mean():
         assert torch.allclose(layers[1].weight, mean)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_scheduler_clips_what_guidance_leads_outside(name):
+    scheduler = schedulers.ready(name, "v_prediction", 5)
+    assert len(scheduler.timesteps) == scheduler.num_inference_steps == 5
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert not scheduler.config.clip_sample
+
+
 def test_stored_is_the_inverse_of_normalised():
     images = random_digits(3).images
     assert torch.equal(pixels.stored(pixels.normalised(images)), images)

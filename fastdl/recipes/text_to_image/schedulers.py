@@ -16,8 +16,13 @@ _BY_NAME = {
 
 
 def trained(prediction: str) -> diffusion.DDPMScheduler:
-    """A cosine schedule of 1000 timesteps. Source: Nichol and Dhariwal 2021."""
-    return diffusion.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction)
+    """A cosine schedule of 1000 timesteps. Source: Nichol and Dhariwal 2021.
+
+    x_0 is not clipped: guidance leads it out of [-1, 1], and beside a clipped x_0 the noise no longer adds up to x_t.
+    """
+    return diffusion.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=prediction, clip_sample=False
+    )
 
 
 def ready(name: str, prediction: str, steps: int) -> Scheduler:
