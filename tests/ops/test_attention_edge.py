@@ -1,6 +1,9 @@
-"""The answers of the edge cases, one test a line of the table in the docstring; the same on every backend."""
+"""The answers of the edge cases, one test a line of the table in docs/attention.md; the same on every backend."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import fastdl
 from fastdl import _extension
 
 BACKENDS = ("reference", "cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -90,6 +94,36 @@ def test_a_nan_stays_in_its_head_and_sequence(attention):
     assert torch.equal(output, clean)
 
 
+@pytest.mark.parametrize("hidden", ["mask", "causal", "window"])
+def test_a_nan_in_a_hidden_key(attention, hidden):
+    q, k, v = draw(1, 1, 40, 8), draw(1, 1, 200, 8), draw(1, 1, 200, 8)
+    seen = torch.ones(200, dtype=torch.bool)
+    seen[150] = False
+    options = {"mask": {"mask": seen}, "causal": {"causal": "top_left"}, "window": {"window": (5, -1)}}[
+        hidden
+    ]
+    at = 3 if hidden == "window" else 150  # aligned at the end: query 0 sees keys from 155 on
+    clean = attention(q, k, v, **options)
+    k[0, 0, at] = torch.nan
+    torch.testing.assert_close(attention(q, k, v, **options), clean)
+
+
+def test_a_nan_in_a_key_with_a_bias_of_minus_infinity(attention):
+    q, k, v = draw(1, 1, 40, 8), draw(1, 1, 200, 8), draw(1, 1, 200, 8)
+    bias = torch.zeros(200)
+    bias[150], k[0, 0, 150] = -torch.inf, torch.nan
+    assert attention(q, k, v, bias=bias)[0].isnan().all()
+
+
+def test_a_nan_in_a_masked_value(attention):
+    q, k, v = draw(1, 1, 40, 8), draw(1, 1, 200, 8), draw(1, 1, 200, 8)
+    seen = torch.ones(200, dtype=torch.bool)
+    seen[150], v[0, 0, 150, 2] = False, torch.nan
+    output, _ = attention(q, k, v, mask=seen)
+    assert output[..., 2].isnan().all()
+    assert output[..., :2].isfinite().all()
+
+
 def test_an_infinite_score(attention):
     q, k, v = draw(1, 1, 2, 4), draw(1, 1, 6, 4), draw(1, 1, 6, 4)
     bias = torch.zeros(1, 1, 2, 6)
@@ -128,3 +162,13 @@ def test_dropout_follows_its_seed(attention):
     drawn, _ = attention(q, k, v, **options)
     torch.manual_seed(0)
     assert torch.equal(drawn, attention(q, k, v, **options)[0])
+
+
+def test_every_line_of_the_table_has_its_test():
+    if not (ROOT / "docs" / "attention.md").is_file():
+        pytest.skip("no docs beside these tests")
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "attention.md").read_text()))
+    assert len(named) > 10
+    for name in named:
+        files = ("ops/test_attention_edge.py", "nn/test_multihead_attention.py")
+        assert any(f"def {name}(" in (ROOT / "tests" / file).read_text() for file in files), name
