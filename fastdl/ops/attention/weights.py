@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import dispatch
 from ...transforms import autocast
+from ..accumulation import accumulate_dtype
 from .call import Call
 from .checks import check_call, check_kinds, check_tensors
 from .reference import Context, probabilities
@@ -32,5 +33,10 @@ def attention_and_weights(
     context = Context(mask, bias)
     check_tensors(q, k, v, context, enable_gqa=False)
     call: Call = check_call(q.shape[-1], False, None, None, dropout_p, None, 0, 0)
-    weights = F.dropout(probabilities(q, k, context, call, 0)[0], call.dropout_p)
+    if mask is None and bias is None:
+        acc = accumulate_dtype(q.dtype)
+        weights = ((q.to(acc) * call.scale) @ k.to(acc).transpose(-1, -2)).softmax(-1)
+    else:
+        weights = probabilities(q, k, context, call, 0)[0]
+    weights = F.dropout(weights, call.dropout_p)
     return (weights @ v.to(weights.dtype)).to(q.dtype), weights.to(q.dtype)
