@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...dispatch import Choice
-from . import registration  # noqa: F401, the operators below must be defined
+from . import registration, triton_ops  # noqa: F401, the operators below must be defined
 from .call import Call
 from .reference import Context
 from .reference_backward import Gradients
@@ -24,7 +24,10 @@ class RawOperators(NamedTuple):
 
 _compiled = RawOperators(torch.ops.fastdl.attention.default, torch.ops.fastdl.attention_backward.default)
 # cpu and cuda are two keys of the same operators; Triton's are operators of their own.
-RAW = {"cpu": _compiled, "cuda": _compiled}
+_triton = RawOperators(
+    torch.ops.fastdl.attention_triton.default, torch.ops.fastdl.attention_backward_triton.default
+)
+RAW = {"cpu": _compiled, "cuda": _compiled, "triton": _triton}
 
 
 class Plan(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate
+from . import triton_ops
 from .call import Call
 from .reference import Context
 
@@ -106,4 +107,5 @@ CANDIDATES = [
     Candidate("cpu", "flash", refuse_cpu_flash),
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
+    Candidate("triton", "flash", triton_ops.refusal),
 ]
