@@ -27,7 +27,7 @@ _TYPES |= dict.fromkeys(("scale", "softcap", "factor"), "fp32")
 
 
 def cases() -> Iterator[Case]:
-    """Forward of every call, backward in bf16: grad_q differs from grad_bias in its last product alone."""
+    """Forward of every call, backward in bf16 and fp32: grad_q differs from grad_bias in its last product alone."""
     tiles, forward, backward, bias = map(
         load, ("triton_tiles", "triton_forward", "triton_backward", "triton_bias")
     )
@@ -52,7 +52,7 @@ def cases() -> Iterator[Case]:
             if "bias" in present:
                 kernels["grad_bias"] = bias.attention_grad_bias_kernel
             for part, kernel in kernels.items():
-                if name != "packed" and dtype == "bf16":
+                if name != "packed" and dtype != "fp16":
                     yield _case(f"attention {part} {label}", kernel, dtype, D, options, present, chosen)
 
 
