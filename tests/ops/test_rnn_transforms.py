@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.utils
-from rnn_plans import FUSED, KERNELS_ARE_COMPILED, OPS, REFERENCE, arguments, flat, forced, leaves
+from rnn_plans import ATEN, FUSED, KERNELS_ARE_COMPILED, OPS, REFERENCE, arguments, flat, forced, leaves
 
 import fastdl
 
@@ -105,6 +105,23 @@ def test_cells_compile(kind, dynamo):
             ours[0].sum().backward()
             for a, b in zip(ours, eager, strict=True):
                 torch.testing.assert_close(a, b)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_torchs_layer_compiles_whole_with_its_backward(kind, dynamo):
+    """float64 is delegated to torch's layer, which torch.compile takes apart."""
+    module = getattr(fastdl.nn, kind)(4, 6, bidirectional=True).double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    explanation = fastdl.explain(kind.lower(), x, None, module._parameter_list(), bidirectional=True)
+    assert (explanation.backend, explanation.algorithm) == ATEN
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    given = [x, *module.parameters()]
+    for a, b in zip(flat(compiled(x)), flat(module(x)), strict=True):
+        torch.testing.assert_close(a, b)
+    ours, eager = (torch.autograd.grad(f(x)[0].square().sum(), given) for f in (compiled, module))
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.long
