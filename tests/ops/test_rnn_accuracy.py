@@ -20,9 +20,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def known_miss(sample: Sample, dtype: torch.dtype) -> list:
-    """Where the largest error in float32 was seen beyond the rule: rows of small variance magnify rounding, and
-    without FMA every product rounds once more."""
-    missed = dtype is torch.float32 and (sample.layer_norm or _extension.cpu_isa() == "baseline")
+    """Where the largest error in float32 may be beyond the rule: rows of small variance magnify rounding, and without
+    FMA every product rounds once more. With AVX2, beside torch with AVX2, every sample is within it."""
+    isa = _extension.cpu_isa()
+    measured = isa == "avx2" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    missed = dtype is torch.float32 and not measured and (sample.layer_norm or isa == "baseline")
     return [pytest.mark.xfail(reason="the largest error may exceed the rule", strict=False)] if missed else []
 
 

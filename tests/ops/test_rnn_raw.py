@@ -72,18 +72,32 @@ def case_id(value):
     return name_of(value) if isinstance(value, Structure) else str(value).removeprefix("torch.")
 
 
-# Rows of small variance magnify rounding: largest errors up to 5 times those of the definition in fp32 were seen.
-NORMED = pytest.mark.xfail(
-    reason="layer norm in float32: the largest error may exceed the rule", strict=False
-)
+# A row whose variance is near epsilon magnifies the rounding of the step before it up to 300 times, so a few rows
+# decide the largest error. These samples were seen beyond the rule where torch and the kernels use AVX2.
+MISSED = {
+    ("lstm-1-batch_first-has_bias-has_projection-layer_norm-peephole-projected", "everything"),
+    ("lstm-2-batch_first-layer_norm-peephole-projected", "everything"),
+    ("lstm-2-batch_first-has_bias-layer_norm-peephole-projected", "everything"),
+    ("rnn_relu-1-has_bias-layer_norm-projected", "plain"),
+    ("rnn_relu-2-batch_first-layer_norm-projected", "plain"),
+    ("lstm-1-has_bias-has_projection-layer_norm-peephole-projected", "masks"),
+    ("lstm-2-has_bias-has_projection-layer_norm-projected", "masks"),
+}
+MEASURED = torch.backends.cpu.get_cpu_capability() == "AVX2" and _extension.cpu_isa() == "avx2"
+
+
+def marks_of(s, kind, dtype):
+    if not s.layer_norm or dtype is not torch.float32:
+        return []
+    if MEASURED and (name_of(s), kind) not in MISSED:
+        return []
+    reason = "layer norm in float32: the largest error may exceed the rule"
+    return [pytest.mark.xfail(reason=reason, strict=MEASURED)]
 
 
 @pytest.mark.parametrize(
     ("s", "kind", "dtype"),
-    [
-        pytest.param(*case, marks=[NORMED] if case[0].layer_norm and case[2] is torch.float32 else [])
-        for case in CASES
-    ],
+    [pytest.param(*case, marks=marks_of(*case)) for case in CASES],
     ids=case_id,
 )
 def test_error_rule(s, kind, dtype):
