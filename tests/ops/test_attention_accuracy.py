@@ -106,6 +106,8 @@ def test_few_rows_take_their_own_kernel_in_inference_alone():
     assert fastdl.explain("attention", q, k, v, enable_gqa=True).algorithm == "decode"
     trained = fastdl.explain("attention", q.requires_grad_(), k, v, enable_gqa=True, return_lse=True)
     assert trained.algorithm == "flash"
+    tiny = torch.zeros(1, 1, 1, 8)
+    assert fastdl.explain("attention", tiny, tiny, tiny).algorithm == "sdpa"
 
 
 def test_the_kernels_ran():

@@ -13,7 +13,9 @@ from .reference import Context
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 # A block of keys is packed for all rows that see it: fewer rows do not pay for it.
-FEWEST_ROWS = 16
+FEWEST_ROWS = 15
+# Below so many products of two numbers, the operator's own call costs more than torch's whole attention.
+FEWEST_PRODUCTS = 1 << 15
 
 
 def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -63,6 +65,8 @@ def refuse_cpu_decode(
         return f"{FEWEST_ROWS} query rows a head of k or more pay for packing the keys"
     if _needs_gradient(q, k, v, context.bias, context.sink):
         return "backward needs scores summed in the order in which it computes them again"
+    if _sdpa(q, k, context, call, return_lse) is None and q.numel() * k.shape[2] < FEWEST_PRODUCTS:
+        return f"fewer than {FEWEST_PRODUCTS} products are faster by torch"
     return None
 
 
