@@ -13,13 +13,16 @@ namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
 
+// Linux gives a process the 8 KB tile state only on request, and its signal frames grow by it: asked for only
+// where AMX is the choice.
+Isa granted(Isa isa) {
 #if defined(__x86_64__)
-bool amx_granted() {
-  // Linux gives a process the 8 KB tile state only on request.
   constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
-  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
-}
+  if (isa == Isa::kAmx && syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) != 0)
+    return Isa::kAvx512Bf16;
 #endif
+  return isa;
+}
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -28,8 +31,7 @@ Isa detect() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
-  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") || !amx_granted())
-    return Isa::kAvx512Bf16;
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return Isa::kAvx512Bf16;
   return Isa::kAmx;
 #else
   return Isa::kBaseline;
@@ -37,19 +39,19 @@ Isa detect() {
 }
 
 Isa pick() {
-  const Isa best = best_isa();
+  const Isa best = detect();
   const char* asked = std::getenv("FASTDL_CPU_ISA");
   if (asked != nullptr) {
     for (int i = 0; i <= static_cast<int>(best); ++i)
-      if (std::strcmp(asked, kNames[i]) == 0) return static_cast<Isa>(i);
+      if (std::strcmp(asked, kNames[i]) == 0) return granted(static_cast<Isa>(i));
   }
-  return best;
+  return granted(best);
 }
 
 }  // namespace
 
 Isa best_isa() {
-  static const Isa isa = detect();
+  static const Isa isa = granted(detect());
   return isa;
 }
 
