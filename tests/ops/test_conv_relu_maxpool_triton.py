@@ -1,10 +1,8 @@
-"""The Triton backend of conv_relu_maxpool: refusals, and the kernels by the interpreter, in a process of their own."""
+"""The Triton backend of conv_relu_maxpool: refusals; tests/triton holds what runs the kernels."""
 
 import importlib.util
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from fastdl.dispatch import precision
 from fastdl.ops.conv_relu_maxpool import refusals, triton_ops
 from fastdl.testing.conv_relu_maxpool import POOL, Sample
 
-INTERPRETED_TESTS = Path(__file__).parents[1] / "triton"
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
@@ -22,30 +19,6 @@ needs_triton = pytest.mark.skipif(
 def _refusal(refusal: object, sample: Sample, dtype: torch.dtype = torch.float32) -> str | None:
     x, weight, bias = sample.inputs(dtype)
     return refusal(x, weight, bias, sample.geometry(x, weight, bias))
-
-
-@needs_triton
-@pytest.mark.long
-def test_kernels_in_the_interpreter():
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--durations=5",
-            str(INTERPRETED_TESTS),
-        ],
-        env={**inherited, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
 
 
 @needs_triton

@@ -1,6 +1,6 @@
 """Tests of the Triton kernels by Triton's interpreter: a process of their own, with TRITON_INTERPRET=1.
 
-`tests/ops/test_conv_relu_maxpool_triton.py` starts that process; without the variable nothing is collected here.
+`tests/test_triton_interpreted.py` starts that process; without the variable nothing is collected here.
 The interpreter keeps bfloat16 as its bits and computes with these, and truncates where a GPU rounds to nearest;
 both are put right below, for products and conversions, which is all that the kernels do in bfloat16.
 Its integer overflow checks are turned off: they report nothing and take 40% of the time.
