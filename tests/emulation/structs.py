@@ -11,8 +11,11 @@ SCALARS = {
     "bool": ctypes.c_bool,
     "double": ctypes.c_double,
     "int64_t": ctypes.c_int64,
+    "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
     "DType": ctypes.c_int,
     "Cell": ctypes.c_int,
+    "Activation": ctypes.c_int,
 }
 STRUCT = re.compile(r"struct (\w+) \{(.*?)\};", re.DOTALL)
 FIELDS = re.compile(r"(?:const )?(\w+)(\*)? (\w+(?:\[\d+\])?(?:, \w+(?:\[\d+\])?)*)(?: = \w+)?")

@@ -10,13 +10,13 @@ from tests.emulation import library
 from tests.emulation.structs import structs
 
 
-@pytest.mark.parametrize("family", ["conv_relu_maxpool", "rnn"])
+@pytest.mark.parametrize(("family", "count"), [("conv_relu_maxpool", 6), ("linear", 4), ("rnn", 6)])
 @pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
-def test_structs_have_the_compilers_size(family: str) -> None:
+def test_structs_have_the_compilers_size(family: str, count: int) -> None:
     built = library.load(family)
     read = structs(f"ops/{family}/{family}.h")
     sizes = {name: getattr(built, f"emulation_size_of_{name}") for name in read}
-    assert len(sizes) == 6
+    assert len(sizes) == count
     for name, size in sizes.items():
         size.restype = ctypes.c_int64
         assert ctypes.sizeof(read[name]) == size(), name

@@ -48,4 +48,32 @@ inline Tensor empty_shaped_like(const Tensor& t) {
   return empty_contiguous(sizes, t.scalar_type(), t);
 }
 
+// One call of the backward pass: its tensors, dense, kept alive, and what a kernel is given of them.
+struct ActivationGradient {
+  Tensor grad_output, saved, grad_pre, grad_bias;
+  LinearActivationBackward args;
+};
+
+inline ActivationGradient activation_gradient(const Tensor& grad_output, const Tensor& saved, Dropout dropout,
+                                              int64_t activation, bool need_bias) {
+  const Activation a = activation_of(activation);
+  check(grad_output.dim() >= 1, "grad_output must have shape [..., out_features], got []");
+  if (a != Activation::kNone) {
+    check_alike(saved, grad_output, "saved");
+    check_same_shape(saved, grad_output, "saved");
+  }
+  const int64_t N = grad_output.size(grad_output.dim() - 1), M = N == 0 ? 0 : grad_output.numel() / N;
+  const Tensor dense_grad = as_contiguous(grad_output), dense_saved = as_contiguous(saved);
+  ActivationGradient g{dense_grad,
+                       dense_saved,
+                       empty_shaped_like(dense_grad),
+                       empty_contiguous({need_bias ? N : 0}, grad_output.scalar_type(), grad_output),
+                       {M, N, dtype_of(grad_output), a, dropout}};
+  g.args.grad_output = g.grad_output.data_ptr();
+  g.args.saved = g.saved.data_ptr();
+  g.args.grad_pre = g.grad_pre.data_ptr();
+  g.args.grad_bias = need_bias ? g.grad_bias.data_ptr() : nullptr;
+  return g;
+}
+
 }  // namespace fastdl

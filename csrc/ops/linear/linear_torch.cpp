@@ -61,24 +61,10 @@ Tensor linear_activation(Tensor pre, std::optional<Tensor> seed, int64_t activat
 std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor saved,
                                                       std::optional<Tensor> seed, int64_t activation,
                                                       double dropout_p, bool need_bias) {
-  const Activation a = activation_of(activation);
-  check(grad_output.dim() >= 1, "grad_output must have shape [..., out_features], got []");
-  const Tensor dense_grad = as_contiguous(grad_output), dense_saved = as_contiguous(saved);
-  if (a != Activation::kNone) {
-    check_alike(saved, grad_output, "saved");
-    check_same_shape(saved, grad_output, "saved");
-  }
-  const int64_t N = grad_output.size(grad_output.dim() - 1), M = N == 0 ? 0 : grad_output.numel() / N;
-  Tensor grad_pre = empty_shaped_like(dense_grad);
-  Tensor grad_bias = empty_contiguous({need_bias ? N : 0}, grad_output.scalar_type(), grad_output);
-  LinearActivationBackward args{M, N, dtype_of(grad_output), a,
-                                with_seed(dropout_of(seed, dropout_p, grad_output), seed)};
-  args.grad_output = dense_grad.data_ptr();
-  args.saved = dense_saved.data_ptr();
-  args.grad_pre = grad_pre.data_ptr();
-  args.grad_bias = need_bias ? grad_bias.data_ptr() : nullptr;
-  cpu::linear_activation_backward(args, torch_thread_pool());
-  return {grad_pre, grad_bias};
+  const ActivationGradient g = activation_gradient(
+      grad_output, saved, with_seed(dropout_of(seed, dropout_p, grad_output), seed), activation, need_bias);
+  cpu::linear_activation_backward(g.args, torch_thread_pool());
+  return {g.grad_pre, g.grad_bias};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...dispatch import Choice
-from . import registration  # noqa: F401, the operators below must be defined
+from . import registration, triton_ops  # noqa: F401, the operators below must be defined
 from .activations import ACTIVATIONS, BY_INPUT, BY_OUTPUT
 
 
@@ -26,7 +26,9 @@ def _raw(suffix: str) -> RawOperators:
     return RawOperators(*(getattr(torch.ops.fastdl, name + suffix).default for name in names))
 
 
-RAW = {"cpu": _raw("")}
+# cpu and cuda are two keys of the same operators; Triton's are operators of their own.
+_compiled, _triton = _raw(""), _raw("_triton")
+RAW = {"cpu": _compiled, "cuda": _compiled, "triton": _triton}
 
 
 class Plan(NamedTuple):
@@ -41,7 +43,7 @@ class Plan(NamedTuple):
     @property
     def plain(self) -> bool:
         """Torch's own linear, nothing after it, autograd included."""
-        return self.algorithm == "torch" and self.backend == "cpu"
+        return self.algorithm == "torch" and self.backend != "reference"
 
 
 def make_plan(choice: Choice, activation: str | None, dropout_p: float) -> Plan:

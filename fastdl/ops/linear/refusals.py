@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import _extension
 from ...dispatch import Candidate, settings
+from . import triton_ops
 
 # Measured in fp32 on AVX2: up to so many rows, or products, the kernel is 1.3 to 3 times as fast as torch's product.
 _FEW_ROWS, _SMALL = 48, 2**22
@@ -49,9 +50,11 @@ def refuse_cpu_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not torch's linear as it is, autograd included."""
-    if activation is not None or dropout_p:
-        return "there is something to fuse"
-    return _cpu(x, dropout_p)
+    return _plain(activation, dropout_p) or _cpu(x, dropout_p)
+
+
+def _plain(activation: str | None, dropout_p: float) -> str | None:
+    return "there is something to fuse" if activation is not None or dropout_p else None
 
 
 def quickly_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -78,8 +81,35 @@ def refuse_cpu_composed(
     return _cpu(x, dropout_p)
 
 
+def _cuda(x: Tensor, dropout_p: float) -> str | None:
+    if x.device.type != "cuda":
+        return f"x is on {x.device}"
+    if dropout_p == 1:
+        return "dropout_p = 1 drops everything"
+    return None if _extension.cuda.loaded else f"CUDA kernels are not loaded: {_extension.cuda.error}"
+
+
+def refuse_cuda_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> str | None:
+    """Why not torch's linear as it is: cuBLASLt adds the bias in its epilogue."""
+    return _plain(activation, dropout_p) or _cuda(x, dropout_p)
+
+
+def refuse_cuda_composed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> str | None:
+    """Why not cuBLASLt's product with the bias in its epilogue, and one fused pass."""
+    return _cuda(x, dropout_p)
+
+
 CANDIDATES = [
     Candidate("cpu", "dot", refuse_cpu_dot),
     Candidate("cpu", "torch", refuse_cpu_torch),
     Candidate("cpu", "composed", refuse_cpu_composed),
+    Candidate("cuda", "torch", refuse_cuda_torch),
+    Candidate("cuda", "composed", refuse_cuda_composed),
+    # torch's product first: nothing on a GPU has shown that the fused one is faster.
+    Candidate("triton", "composed", triton_ops.refusal),
+    Candidate("triton", "fused", triton_ops.refusal),
 ]
