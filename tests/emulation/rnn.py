@@ -14,7 +14,7 @@ from fastdl.ops.rnn.steps import Context
 from fastdl.ops.rnn.structure import CELLS, Structure
 
 from . import library
-from .guard import Guarded, guarded_copy
+from .memory import Memory
 from .structs import structs
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -52,7 +52,7 @@ class Emulated:
         self.library = library.load(FAMILY)
 
     def forward(self, x: Tensor, call: Call, save: bool = True) -> Sequence:
-        memory = _Memory()
+        memory = Memory()
         q, sizes = _sequence(memory, x, call)
         s, D, H, R, acc = call.s, call.s.directions, sizes.H, sizes.R, accumulate_dtype(x.dtype)
         lstm, rows = s.cell == "lstm", x.shape[:-1]
@@ -76,7 +76,7 @@ class Emulated:
     def backward(
         self, grads: tuple[Tensor | None, Tensor | None, Tensor | None], saved: Sequence, call: Call
     ) -> SequenceGradients:
-        memory = _Memory()
+        memory = Memory()
         q, sizes = _sequence(memory, saved.output, call)
         s, D, H, R, dtype = call.s, call.s.directions, sizes.H, sizes.R, saved.output.dtype
         lstm, rows = s.cell == "lstm", saved.output.shape[:-1]
@@ -98,7 +98,7 @@ class Emulated:
         self._run("backward", p, memory)
         return result
 
-    def _run(self, kind: str, p: ctypes.Structure, memory: _Memory) -> None:
+    def _run(self, kind: str, p: ctypes.Structure, memory: Memory) -> None:
         self.library.emulation_set_largest_cluster(self.largest_cluster)
         if self.launcher == "rnn_persistent":
             ask = getattr(self.library, f"emulated_{self.launcher}_{kind}_refusal")
@@ -120,7 +120,7 @@ class _Sizes(NamedTuple):
     R: int
 
 
-def _sequence(memory: _Memory, rows: Tensor, call: Call) -> tuple[ctypes.Structure, _Sizes]:
+def _sequence(memory: Memory, rows: Tensor, call: Call) -> tuple[ctypes.Structure, _Sizes]:
     s, context = call.s, call.context
     by_direction = s.by_direction(call.weights)
     R = by_direction[0]["weight_hh"].shape[1]
@@ -144,33 +144,3 @@ def _sequence(memory: _Memory, rows: Tensor, call: Call) -> tuple[ctypes.Structu
         0, H, R, DTYPES[rows.dtype], weights, *map(memory.input, given), (ctypes.c_double * 2)(*context.zoneout),
     )  # fmt: skip
     return q, _Sizes(B, H, R)
-
-
-class _Memory:
-    """The guarded memory of one call."""
-
-    def __init__(self) -> None:
-        self._blocks: list[Guarded] = []
-
-    def input(self, t: Tensor | None) -> int | None:
-        if t is None or t.numel() == 0:
-            return None
-        copy, block = guarded_copy(t)
-        self._blocks.append(block)
-        return copy.data_ptr()
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        shape = torch.Size(shape)
-        block = Guarded(shape.numel(), dtype)
-        self._blocks.append(block)
-        result = block.tensor.view(shape)
-        # Tensors do not keep the mapping alive by themselves.
-        result.guard = block
-        return result
-
-    def address(self, t: Tensor) -> int | None:
-        return t.guard.address if t.numel() else None
-
-    def check(self) -> None:
-        if not all(block.slack_is_untouched() for block in self._blocks):
-            raise library.EmulationError("bytes behind a tensor were written")

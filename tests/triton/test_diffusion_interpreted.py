@@ -1,25 +1,18 @@
 """The Triton kernels of diffusion against the definition, run by Triton's interpreter."""
 
-import itertools
-
 import pytest
 import torch
 
 import fastdl
-from fastdl.ops.diffusion import Table, registration, schema
-from fastdl.ops.diffusion.table import COLUMNS
+from fastdl.ops.diffusion import registration
 from fastdl.ops.normal import normals
 from fastdl.testing.diffusion import SAMPLES, reports
+from tests.ops.diffusion_calls import calls, table
 
 step = torch.ops.fastdl.diffusion_step_triton.default
 backward = torch.ops.fastdl.diffusion_step_backward_triton.default
 noise = torch.ops.fastdl.normal_noise_triton.default
 SERVED = [s for s in SAMPLES if s.threshold is None and not s.guidance_rescale]
-
-
-def table() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(9)
-    return Table(7, **{name: torch.randn(7, generator=generator) for name in COLUMNS}).on(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -31,26 +24,11 @@ def test_error_rule(sample, dtype):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1500), (4, 4)])
 def test_every_part_of_a_step_is_the_definition(shape):
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(batches: int = 1) -> torch.Tensor:
-        return torch.randn(batches * shape[0], *shape[1:], generator=generator)
-
-    for guided, history, made, clip, rows in itertools.product(
-        (0, 1), (0, 1), (0, 1), (0, 1), ("int", "one", "each")
-    ):
-        flags = 7 | (schema.GUIDED if guided else 0) | (schema.CLIP if clip else 0)
-        where = {"int": None, "one": torch.tensor(3), "each": torch.arange(shape[0]) * 3 % 7}[rows]
-        arguments = (
-            draw(), draw(1 + guided), draw() if history else None, None if made else draw(),
-            torch.tensor([2**40 + 5, -7]) if made else None, where, 2, table(), flags, 2.5, 0.0, 1.3, 0.9,
-        )  # fmt: skip
-        for ours, expected in zip(step(*arguments), registration.diffusion_step(*arguments), strict=True):
+    for forward, backward_ in calls(shape):
+        for ours, expected in zip(step(*forward), registration.diffusion_step(*forward), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-        flags = flags & ~7 | 64 | 128 | 256 | 512
-        arguments = (draw(), draw() if history else None, *arguments[:2], where, 2, table(), flags, 2.5, 1.3)
-        expected = registration.diffusion_step_backward(*arguments)
-        for ours, truth in zip(backward(*arguments), expected, strict=True):
+        expected = registration.diffusion_step_backward(*backward_)
+        for ours, truth in zip(backward(*backward_), expected, strict=True):
             torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
 
 

@@ -41,16 +41,33 @@ def refuse_cpu(call: Call) -> str | None:
     return _limits(call)
 
 
-def refuse_triton(call: Call) -> str | None:
-    """Why not the Triton kernels."""
-    if (reason := triton_ops.unavailable(call.device, call.dtype)) is not None:
-        return reason
+def _limits_on_gpus(call: Call) -> str | None:
     if call.rescaled or call.flags & schema.THRESHOLD:
         return "guidance rescale and dynamic thresholding need a whole sample first"
     return _limits(call)
 
 
-CANDIDATES = [Candidate("cpu", "fused", refuse_cpu), Candidate("triton", "fused", refuse_triton)]
+def refuse_cuda(call: Call) -> str | None:
+    """Why not the CUDA kernels."""
+    if call.device.type != "cuda":
+        return f"sample is on {call.device}"
+    if not _extension.cuda.loaded:
+        return f"CUDA kernels are not loaded: {_extension.cuda.error}"
+    return _limits_on_gpus(call)
+
+
+def refuse_triton(call: Call) -> str | None:
+    """Why not the Triton kernels."""
+    if (reason := triton_ops.unavailable(call.device, call.dtype)) is not None:
+        return reason
+    return _limits_on_gpus(call)
+
+
+CANDIDATES = [
+    Candidate("cpu", "fused", refuse_cpu),
+    Candidate("cuda", "fused", refuse_cuda),
+    Candidate("triton", "fused", refuse_triton),
+]
 
 _chosen: dict[tuple, Choice] = {}
 
@@ -68,9 +85,14 @@ def choose(op: str, call: Call) -> Choice:
 
 
 _FAMILY = torch.ops.fastdl
-FORWARD = {"cpu": _FAMILY.diffusion_step.default, "triton": _FAMILY.diffusion_step_triton.default}
+FORWARD = {
+    "cpu": _FAMILY.diffusion_step.default,
+    "cuda": _FAMILY.diffusion_step.default,
+    "triton": _FAMILY.diffusion_step_triton.default,
+}
 BACKWARD = {
     "cpu": _FAMILY.diffusion_step_backward.default,
+    "cuda": _FAMILY.diffusion_step_backward.default,
     "triton": _FAMILY.diffusion_step_backward_triton.default,
 }
 

@@ -1,0 +1,83 @@
+"""The CUDA kernels of diffusion, executed on the CPU by emulation (csrc/emulation). Backend: cuda."""
+
+import pytest
+import torch
+
+from fastdl.ops.diffusion import registration
+from fastdl.ops.normal import normals
+from tests.emulation import library
+from tests.ops.diffusion_calls import calls, table
+
+if library.missing() is not None:
+    pytest.skip(library.missing(), allow_module_level=True)
+
+from tests.emulation.diffusion import Emulated
+
+TOLERANCES = {
+    torch.float64: 1e-6,  # noise made in fp32 is an ulp apart
+    torch.float32: 2e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+
+
+def wide(arguments: tuple) -> tuple:
+    """Floating tensors in fp64; the table stays what it is."""
+    return tuple(
+        a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() and i != 7 else a
+        for i, a in enumerate(arguments)
+    )
+
+
+def wide_backward(arguments: tuple) -> tuple:
+    return tuple(a.double() if isinstance(a, torch.Tensor) and i < 4 else a for i, a in enumerate(arguments))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1500), (4, 16)], ids=str)
+def test_every_part_of_a_step_is_the_definition(shape, dtype):
+    emulated, tolerance = Emulated(), TOLERANCES[dtype]
+    for step, backward in calls(shape, dtype):
+        expected = registration.diffusion_step(*wide(step))
+        for ours, truth in zip(emulated.step(*step), expected, strict=True):
+            torch.testing.assert_close(ours.double(), truth.double(), rtol=tolerance, atol=tolerance)
+        expected = registration.diffusion_step_backward(*wide_backward(backward))
+        for ours, truth in zip(emulated.backward(*backward), expected, strict=True):
+            torch.testing.assert_close(ours.double(), truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", [[0, 0], [-1, -1], [2**62 + 12345, 2**33 + 1]])
+@pytest.mark.parametrize("count", [1, 3, 5003])
+def test_noise_is_the_definition(seed, count):
+    seed = torch.tensor(seed)
+    ours, expected = Emulated(7).noise(torch.empty(count), seed), normals(count, seed)
+    assert ((ours - expected).abs() <= 4 * 2**-23 * expected.abs().clamp(min=0.01)).all()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        other = Emulated().noise(torch.empty(count, dtype=dtype), seed)
+        assert torch.equal(other, ours.to(dtype))
+
+
+def test_a_row_outside_the_table_is_nan():
+    x = torch.ones(3, 9)
+    rows = torch.tensor([0, 7, -1])
+    found = Emulated().step(x, x, None, None, None, rows, 0, table(), 7, 1.0, 0.0, 1.0, 0.9)
+    for t in found[:2]:
+        assert torch.isfinite(t[0]).all()
+        assert t[1:].isnan().all()
+    assert found[2].isnan().tolist() == [False, True, True]
+
+
+def test_empty_and_unwanted():
+    x = torch.ones(2, 0)
+    found = Emulated().step(x, x, None, None, None, None, 3, table(), 7, 1.0, 0.0, 1.0, 0.9)
+    assert found[2].item() == table()[3, 8]
+    x = torch.ones(2, 8)
+    prev, x_0, value = Emulated().step(x, x, None, None, None, None, 3, table(), 2, 1.0, 0.0, 1.0, 0.9)
+    assert (prev.numel(), value.numel()) == (0, 0)
+    assert x_0.isfinite().all()
+
+
+def test_what_needs_a_whole_sample_is_refused():
+    x = torch.ones(2, 8)
+    with pytest.raises(library.EmulationError, match="returned CUDA error"):
+        Emulated().step(x, torch.ones(4, 8), None, None, None, None, 0, table(), 7 | 8, 2.0, 0.7, 1.0, 0.9)
