@@ -7,6 +7,7 @@ import mmap
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdl.ops.conv_relu_maxpool.geometry import Geometry
@@ -119,6 +120,25 @@ def test_implicit_gemm_keeps_the_error_rule(sample: Sample, dtype: str) -> None:
         runs.append((ours, truth, eager, truth))
     report = judge(runs, DTYPES[dtype])
     assert report.within_rule, report
+
+
+def test_long_fp32_sums_run_over_pieces() -> None:
+    """576 products added one after another have more than twice the rms error."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 64, 6, 6, generator=generator), torch.randn(32, 64, 3, 3, generator=generator)
+    sample = Sample(1, 64, 6, 6, 32, kwargs=dict(padding=1))
+    ours, _ = Emulated().implicit_gemm(x, weight, None, sample.geometry(x, weight, None))
+    columns, rows = F.unfold(x, 3, padding=1)[0].double(), weight.flatten(1).double()
+    one_sum = torch.zeros(32, 36)
+    for k in range(576):
+        one_sum = (one_sum.double() + rows[:, k, None] * columns[k]).float()
+    truth = rows @ columns
+    is_open = truth > 0
+
+    def rms(y: Tensor) -> float:
+        return (y.double() - truth)[is_open].square().mean().sqrt().item()
+
+    assert 0 < rms(ours.view(32, 36)) < 0.5 * rms(one_sum)
 
 
 def test_fp64_is_the_reference_in_another_order_of_sums() -> None:

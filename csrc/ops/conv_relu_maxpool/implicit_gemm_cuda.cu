@@ -1,8 +1,8 @@
 // relu(max_pool2d(conv2d(x, weight)) + bias) as one matrix product over positions, output channels, and input
 //   channels times taps; 2x2 windows are pooled in the accumulators. Also without a pool.
 // A block of 2 or 4 warps makes 128 positions by 32 or 64 channels; three stages of shared memory (36 KB),
-// one barrier
-//   a stage. Tensor cores for half types and, in tf32, for fp32; FMA for exact fp32 and fp64.
+// one
+//   barrier a stage. Tensor cores for half types and, in tf32, for fp32; FMA for exact fp32 and fp64.
 // Saves for backward: one byte per pooled element.
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cuda.h"
 #include "ops/conv_relu_maxpool/implicit_gemm_load.cuh"
@@ -55,6 +55,8 @@ __global__ void __launch_bounds__(64 * kWarpsN)
     load.describe(next + 1);
     const char* stage = shared + tile % kStages * kBytes;
     sums.step(place, stage, stage + kBlockM * kRowBytes);
+    if constexpr (Multiply::kStepsPerPiece > 0)
+      if ((tile + 1) % Multiply::kStepsPerPiece == 0) sums.end_piece();
     if (next < p.depth_tiles) load.finish(shared + next % kStages * kBytes);
   }
   fd::cp_async_wait<0>();
