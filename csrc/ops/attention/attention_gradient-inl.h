@@ -81,7 +81,8 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
   const Vec shift = set1(near), rest = set1(static_cast<float>(lse - near));
   Vec total = zero(), along = zero();
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp(load(powers + j) - shift - rest), kept = dropout ? load(scratch.kept + j) : set1(1.0f);
+    const Vec p = exp_or_zero(load(powers + j) - shift - rest);
+    const Vec kept = dropout ? load(scratch.kept + j) : set1(1.0f);
     const Vec grad_p = load(grad_s + j) * kept;
     total += p;
     along = fma(p, grad_p, along);

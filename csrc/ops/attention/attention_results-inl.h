@@ -17,19 +17,28 @@ static bool online_softmax(const Group<T>& g, const QueryRow& row, int64_t first
     for (int64_t j = 0; j < padded; j += kLanes) store(s + j, zero());
     return false;
   }
-  scale_scores(g.c, count, s);
-  if (g.c.softcap != 0) cap_scores(g.c, count, s, nullptr);
-  if (!plain) show_scores(g, row, first, count, s);
-  for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
-  for (int64_t j = seen.end; j < padded; ++j) s[j] = kHidden;
   Vec best = set1(kHidden);
-  for (int64_t j = 0; j < padded; j += kLanes) best = max(load(s + j), best);
+  if (plain && g.c.softcap == 0 && seen.end - seen.first == padded) {
+    const Vec scale = set1(g.c.scale);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec score = load(s + j) * scale;
+      best = max(score, best);
+      store(s + j, score);
+    }
+  } else {
+    scale_scores(g.c, count, s);
+    if (g.c.softcap != 0) cap_scores(g.c, count, s, nullptr);
+    if (!plain) show_scores(g, row, first, count, s);
+    for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
+    for (int64_t j = seen.end; j < padded; ++j) s[j] = kHidden;
+    for (int64_t j = 0; j < padded; j += kLanes) best = max(load(s + j), best);
+  }
   const float before = *now.highest, top = max_of(best), highest = top > before ? top : before;
   const float reference = highest == kHidden ? 0.0f : highest;
   const Vec shift = set1(reference);
   Vec sum = zero();
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec power = exp(load(s + j) - shift);
+    const Vec power = exp_or_zero(load(s + j) - shift);
     sum += power;
     store(s + j, power);
   }

@@ -73,13 +73,20 @@ FASTDL_INLINE void multiply_add(const float* a, int64_t a_row, int64_t a_depth, 
   }
 }
 
-FASTDL_INLINE float sum_of(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+// Lanes i and i ^ kStep change places.
+template <int kStep>
+FASTDL_INLINE Vec exchanged(Vec v) {
+  VecInt from;
+  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kStep;
+  return __builtin_shuffle(v, from);
 }
+template <int kStep = kLanes / 2>
+FASTDL_INLINE float sum_of(Vec v) {
+  if constexpr (kStep > 0) return sum_of<kStep / 2>(v + exchanged<kStep>(v));
+  return v[0];
+}
+template <int kStep = kLanes / 2>
 FASTDL_INLINE float max_of(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  if constexpr (kStep > 0) return max_of<kStep / 2>(max(exchanged<kStep>(v), v));
+  return v[0];
 }
