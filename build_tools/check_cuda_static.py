@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import toolchain
@@ -50,12 +52,13 @@ def main() -> None:
         return
     archs = ALL if arguments.all else tuple(arguments.arch)
     rows, complaints = [], []
-    for source in sorted(ROOT.glob("csrc/ops/*/*_cuda.cu")):
-        for arch in archs:
-            found, said = compile_kernels(cuda_home, source, arch)
+    jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/ops/*/*_cuda.cu")) for arch in archs]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # each waits for a compiler
+        results = pool.map(lambda job: compile_kernels(cuda_home, *job), jobs)
+        for (source, arch), (found, said) in zip(jobs, results, strict=True):
             rows += found
             complaints += said
-            print(f"{source.name} {arch}: {len(found)} kernels")
+            print(f"{source.name} {arch}: {len(found)} kernels", flush=True)
     complaints += over_budget(rows)
     if arguments.write:
         write_table(rows)

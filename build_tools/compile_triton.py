@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +98,22 @@ def resources(cubin: bytes) -> tuple[int, int, int]:
     return tuple(map(int, found.groups()))
 
 
+def _chosen(parts: list[str]) -> list[Case]:
+    return [case for case in cases() if any(part in case.label for part in parts)]
+
+
+_of_worker: list[Case] = []
+
+
+def _start(parts: list[str]) -> None:
+    _of_worker.extend(_chosen(parts))
+
+
+def _compile(job: tuple[int, int]) -> Result:
+    index, arch = job
+    return compile_case(_of_worker[index], arch)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -106,15 +124,18 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="print the labels and stop")
     arguments = parser.parse_args()
-    chosen = [case for case in cases() if any(part in case.label for part in arguments.kernel)]
+    chosen = _chosen(arguments.kernel)
     if arguments.list:
         sys.stdout.writelines(f"{case.label}\n" for case in chosen)
         return 0
     width = max((len(case.label) for case in chosen), default=0)
     compiled, failed = 0, 0
-    for case in chosen:
-        for arch in arguments.arch:
-            r = compile_case(case, arch)
+    jobs = [(index, arch) for index in range(len(chosen)) for arch in arguments.arch]
+    # Processes, since most of a compilation holds the interpreter's lock; each lists the cases for itself.
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), initializer=_start, initargs=(arguments.kernel,)
+    ) as pool:
+        for r in pool.map(_compile, jobs):
             compiled, failed = compiled + 1, failed + (r.failure is not None)
             sys.stdout.write(
                 f"{r.case:{width}} sm_{r.arch:<3} {r.registers:3} registers {r.shared:6} B shared {r.tensor_core:4} "
