@@ -119,7 +119,14 @@ class Computation:
         y, _ = self._run(exact)
         if not self.inputs:
             return (y,)
-        return torch.autograd.grad(y, list(self.inputs.values()), self.grad_output.to(y.dtype))
+        # A mask that is_causal makes redundant is not used.
+        return torch.autograd.grad(
+            y,
+            list(self.inputs.values()),
+            self.grad_output.to(y.dtype),
+            allow_unused=True,
+            materialize_grads=True,
+        )
 
     def _run(self, exact: bool) -> tuple[Tensor, Tensor | None]:
         compute = self.pattern.compute

@@ -31,9 +31,9 @@ class Linear(nn.Linear):
         if dropout_p:
             self.dropout_p = dropout_p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         dropout_p = self.dropout_p if self.training else 0.0
-        return linear(x, self.weight, self.bias, activation=self._activation(), dropout_p=dropout_p)
+        return linear(input, self.weight, self.bias, activation=self._activation(), dropout_p=dropout_p)
 
     def _activation(self) -> str | None:
         return self.activation

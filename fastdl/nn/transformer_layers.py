@@ -107,8 +107,10 @@ def _name(activation: object) -> str | None:
 
 
 def _plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is exactly of one of these kinds, and nobody watches it."""
-    return type(module) in kinds and not any(getattr(module, hooks) for hooks in HOOKS)
+    """Whether a module is exactly of one of these kinds, computes what it does, and nobody watches it."""
+    if type(module) not in kinds or "forward" in module.__dict__:
+        return False
+    return not any(getattr(module, hooks) or getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
 def _plain_fused(module: nn.Module) -> bool:

@@ -160,3 +160,35 @@ def test_what_reaches_it_nested_is_not_measured():
     inputs = dict(src=torch.randn(2, 5, 8), src_key_padding_mask=_masks()["src_key_padding_mask"])
     row = fastdl.report(fastdl.accelerate(model, example_inputs=inputs))["layers.0"]
     assert row.reason in ("what reaches it is nested", "the example inputs do not reach it")
+
+
+def test_attention_with_added_keys_is_kept():
+    for options in ({"add_bias_kv": True}, {"add_zero_attn": True}):
+        model = nn.ModuleList([nn.MultiheadAttention(8, 2, **options)])
+        assert "is_causal hides" in reason(model, "0")
+
+
+def test_a_part_with_another_forward_keeps_it():
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x, before = torch.randn(2, 5, 8), model.linear1.forward
+    model.linear1.forward = lambda input: before(input) * 0
+    expected = model(x)
+    torch.testing.assert_close(fastdl.accelerate(model, families=("attention",))(x), expected)
+
+
+def test_measured_with_a_mask_that_is_causal_makes_redundant():
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 8)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+            return self.layer(self.embedding(tokens), src_mask=mask, is_causal=True)
+
+    model = Causal()
+    fastdl.accelerate(model, example_inputs=(torch.randint(0, 5, (2, 6)),))
+    measured = [row for row in fastdl.report(model).rows if "TransformerEncoderLayer" in f"{row}"]
+    assert measured
+    assert all(row.error is not None for row in measured)

@@ -136,3 +136,15 @@ def test_pickle_deepcopy_and_torch_save():
     assert repr(fused) == (
         "LinearGELU(in_features=4, out_features=6, bias=True, dropout_p=0.3, approximate='tanh')"
     )
+
+
+def test_called_as_torch_s_with_a_nested_tensor_too():
+    layer, ours = nn.Linear(3, 4), fastdl.nn.Linear(3, 4)
+    ours.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(ours(input=x), layer(input=x))
+    nested = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)])
+    for y, expected in zip(ours(nested).unbind(), layer(nested).unbind(), strict=True):
+        torch.testing.assert_close(y, expected)
+    with fastdl.strict(), pytest.raises(fastdl.UnsupportedError, match="nested"):
+        ours(nested)

@@ -52,6 +52,9 @@ def linear(
     tensor([[3., 0.]])
     """
     check_kinds(x, weight, bias)
+    if x.is_nested:
+        dispatch.require_reference("linear", "no kernel for nested tensors")
+        return reference(x, weight, bias, activation, dropout_p, draw_seed(x.device) if dropout_p else None)
     if activation is None and dropout_p == 0 and type(dropout_p) is float and quickly_torch(x, weight, bias):
         return F.linear(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
