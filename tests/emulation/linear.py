@@ -60,7 +60,13 @@ class Emulated:
         size = self.library.emulated_linear_activation_backward_workspace(ctypes.byref(args))
         partial = Guarded(size, torch.uint8)
         blocks = (block, saved_block, grad_pre, grad_bias, partial)
-        self._run("emulated_linear_activation_backward", args, seed, _ptr(partial.address), blocks=blocks)
+        self._run(
+            "emulated_linear_activation_backward",
+            args,
+            seed,
+            _ptr(partial.address if size else None),
+            blocks=blocks,
+        )
         return grad_pre.tensor.view(grad_output.shape).clone(), grad_bias.tensor.clone()
 
     def _run(

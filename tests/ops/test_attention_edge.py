@@ -51,6 +51,14 @@ def test_a_row_that_sees_the_sink_alone(attention):
     torch.testing.assert_close(lse, torch.full((1, 1, 3), 0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64], ids=lambda d: str(d)[6:])
+def test_sinks_and_slopes_of_any_dtype(attention, dtype):
+    q, sink, slopes = draw(1, 2, 20, 8), torch.tensor([1, -2]), torch.tensor([2, 1])
+    expected = attention(q, q, q, sink=sink.float(), alibi_slopes=slopes.float())
+    found = attention(q, q, q, sink=sink.to(dtype), alibi_slopes=slopes.to(dtype))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_no_keys(attention):
     output, lse = attention(draw(2, 1, 3, 8), draw(2, 1, 0, 8), draw(2, 1, 0, 4))
     assert torch.equal(output, torch.zeros(2, 1, 3, 4))

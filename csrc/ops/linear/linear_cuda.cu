@@ -80,7 +80,8 @@ cudaError_t backward(const LinearActivationBackward& args, const int64_t* seed, 
   if (args.N == 0) return cudaSuccess;
   if (args.M > 0)
     if (cudaError_t error = with_activation<Backward>(args.activation, p, stream)) return error;
-  if (!p.partial) return cudaSuccess;
+  // Without rows there is no part, and the gradient is 0.
+  if (!args.grad_bias) return cudaSuccess;
   return fd::launch(linear_grad_bias_kernel<T>,
                     {dim3(blocks_of(args.N, kActivationThreads)), dim3(kActivationThreads)}, stream, p);
 }

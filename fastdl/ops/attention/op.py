@@ -87,7 +87,7 @@ def attention(
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
-    tensors = _context(mask, bias, alibi_slopes, sink, None, cu_seqlens_q, cu_seqlens_k)
+    tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), None, cu_seqlens_q, cu_seqlens_k)
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
     plan = _plan(q, k, v, tensors, numbers, enable_gqa, return_lse)
     context = tensors._replace(
@@ -116,6 +116,11 @@ def _context(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> 
     if mask is not None and mask.is_floating_point():
         mask, bias = None, mask if bias is None else mask + bias
     return Context(mask, bias, *rest)
+
+
+def _exact(t: Tensor | None, q: Tensor) -> Tensor | None:
+    """Slopes and sinks, of whatever dtype, in the one that sums are kept in."""
+    return t if t is None or not q.is_floating_point() else t.to(accumulate_dtype(q.dtype))
 
 
 def _four(t: Tensor | None) -> Tensor | None:
@@ -253,7 +258,7 @@ def _dispatch_arguments(
 ) -> tuple[Tensor, Tensor, Tensor, Context, Call, bool]:
     """What the refusals see of a call."""
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
-    context = _context(mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k)
+    context = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
     names = ("causal", "window", "softcap", "dropout_p", "scale", "max_seqlen_q", "max_seqlen_k")
     call = _normalise(q, k, v, context, tuple(numbers[name] for name in names), enable_gqa)
     return q, k, v, context, call, return_lse

@@ -55,7 +55,7 @@ def attention_forward_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     if sink_ptr is not None:
         highest = tl.zeros((BLOCK_M,), tl.float32) + tl.load(sink_ptr + h)
-        total += 1.0
+        total += tl.where(highest == float("-inf"), 0.0, 1.0)
     output = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     begin, end = seen_keys(block * BLOCK_M, shift, rows_k, left, right, BLOCK_M, BLOCK_N, RANGED)
     for first in range(begin, end, BLOCK_N):
