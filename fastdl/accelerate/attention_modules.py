@@ -59,7 +59,8 @@ def _refusal(module: nn.Module, base: type) -> str | None:
     if type(module) is not base:
         return f"{type(module).__name__} is a subclass of {base.__name__}"
     if base is not nn.MultiheadAttention:
-        return None
+        named = module.named_modules(remove_duplicate=False)
+        return "one module takes two places in it" if len(list(named)) > len(list(module.modules())) else None
     # weight_norm and pruning take the Parameter away
     missing = [name for name in ("in_proj_weight", "q_proj_weight") if name not in module._parameters]
     if missing:

@@ -34,8 +34,9 @@ def accelerate(
     (torch.compile breaks the graph at those).
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
     In an nn.Sequential the place of the first layer holds the fused module and those of the others an Identity, so
-    `model[:1]` includes what follows. What has to stay as it is (hooks, parametrizations, an output used twice, a
-    forward that cannot be traced …) stays, and `fastdl.report(model)` says why. Calling it again changes nothing more.
+    `model[:1]` includes what follows; a Dropout's p and mode are then those of the fused module. What has to stay as
+    it is (hooks, parametrizations, an output used twice, a forward that cannot be traced …) stays, and
+    `fastdl.report(model)` says why. Calling it again changes nothing more.
 
     Args:
         model: any module; it may be the root of a pattern itself.

@@ -192,3 +192,9 @@ def test_measured_with_a_mask_that_is_causal_makes_redundant():
     report = fastdl.report(model)
     assert report["layer"].error < 1e-5
     assert report["layer.self_attn"].error < 1e-5
+
+
+def test_a_layer_that_uses_a_module_twice_is_kept():
+    model = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16)])
+    model[0].norm2 = model[0].norm1
+    assert "two places" in reason(model, "0")
