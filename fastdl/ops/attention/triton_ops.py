@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import _extension
 from ..philox import dropout_threshold
+from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
 from .call import Call
 from .reference import Context
@@ -24,9 +25,6 @@ LARGEST_D = 256
 
 # An open side of the window: further than any key.
 _OPEN = 1 << 29
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def refusal(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -200,16 +198,4 @@ def _grad_sink(context: Context, launch: _Launch, lse: Tensor, delta: Tensor, ne
     return -share.sum(-1 if launch.packed else (0, 2)).float()
 
 
-def _register(definition: str) -> None:
-    name = definition.split("(")[0]
-    suffixed = f"{name}_triton"
-    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(suffixed, torch.no_grad()(globals()[name]), key)
-    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
-    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
-
-
-for definition in schema.SCHEMAS:
-    _register(definition)
+library = define_triton(schema.SCHEMAS, globals(), vars(registration), INTERPRETED)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
 from .geometry import Geometry
 
@@ -23,9 +24,6 @@ INTERPRETED = INSTALLED and _extension.triton_interpreted()
 PRECISIONS = {3: "ieee", 4: "tf32"}
 
 _INT32 = 2**31 - 2**16
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def _unavailable(x: Tensor) -> str | None:
@@ -259,16 +257,4 @@ def bias_relu_maxpool_backward(
     return grad_conv, grad_bias
 
 
-def _register(definition: str) -> None:
-    name = definition.split("(")[0]
-    suffixed = f"{name}_triton"
-    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(suffixed, torch.no_grad()(globals()[name]), key)
-    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
-    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
-
-
-for definition in schema.SCHEMAS:
-    _register(definition)
+library = define_triton(schema.SCHEMAS, globals(), vars(registration), INTERPRETED)

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..raw_operators import define_triton
 from . import registration, schema
 from .reference import dense_like, is_channels_last
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and _extension.triton_interpreted()
 BLOCK = 1024
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -157,16 +155,4 @@ _WANTS = (schema.WANT_PREV, schema.WANT_X0, schema.WANT_VALUE)
 _NEEDS = (schema.NEED_SAMPLE, schema.NEED_MODEL, schema.NEED_HISTORY, schema.NEED_NOISE)
 
 
-def _register(definition: str) -> None:
-    name = definition.split("(")[0]
-    suffixed = f"{name}_triton"
-    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(suffixed, torch.no_grad()(globals()[name]), key)
-    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
-    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
-
-
-for definition in schema.SCHEMAS:
-    _register(definition)
+library = define_triton(schema.SCHEMAS, globals(), vars(registration), INTERPRETED)

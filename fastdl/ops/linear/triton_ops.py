@@ -14,14 +14,12 @@ from torch import Tensor
 
 from ... import _extension
 from ..philox import dropout_threshold
+from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
 from .activations import BY_OUTPUT, NAMES
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and _extension.triton_interpreted()
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def refusal(
@@ -110,16 +108,4 @@ def linear_activation_backward(
     return grad_pre, grad_bias
 
 
-def _register(definition: str) -> None:
-    name = definition.split("(")[0]
-    suffixed = f"{name}_triton"
-    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(suffixed, torch.no_grad()(globals()[name]), key)
-    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
-    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
-
-
-for definition in schema.SCHEMAS:
-    _register(definition)
+library = define_triton(schema.SCHEMAS, globals(), vars(registration), INTERPRETED)

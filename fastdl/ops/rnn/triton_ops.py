@@ -11,12 +11,14 @@ import contextlib
 import functools
 import importlib.util
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ... import _extension
+from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
 from .steps import Context
 from .structure import CELLS, Structure
@@ -31,9 +33,6 @@ INTERPRETED = INSTALLED and _extension.triton_interpreted()
 PRECISIONS = {"triton": "ieee", "triton_tf32": "tf32"}
 
 _INT32 = 2**31 - 2**16
-
-# Kept alive: the definitions die with the object.
-library = torch.library.Library("fastdl", "FRAGMENT")
 
 
 def refusal(call: Call, *tensors: Tensor | None) -> str | None:
@@ -251,17 +250,14 @@ def rnn_sequence_backward(
     return found
 
 
-def _register(definition: str, suffix: str, precision: str) -> None:
-    name = definition.split("(")[0]
-    suffixed = f"{name}_{suffix}"
-    library.define(definition.replace(name, suffixed, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    kernel = functools.partial(globals()[name], precision=precision)
-    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(suffixed, torch.no_grad()(kernel), key)
-    # Without it opcheck's test_autograd_registration fails on inputs that require grad.
-    library.impl(suffixed, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastdl::{suffixed}", getattr(registration, f"fake_{name}"), lib=library)
+def _kernels(precision: str) -> dict[str, Callable]:
+    return {
+        name: functools.partial(kernel, precision=precision)
+        for name, kernel in (("rnn_sequence", rnn_sequence), ("rnn_sequence_backward", rnn_sequence_backward))
+    }
 
 
-for definition, (suffix, precision) in itertools.product(schema.SCHEMAS, PRECISIONS.items()):
-    _register(definition, suffix, precision)
+libraries = [
+    define_triton(schema.SCHEMAS, _kernels(precision), vars(registration), INTERPRETED, suffix)
+    for suffix, precision in PRECISIONS.items()
+]
