@@ -60,32 +60,47 @@ class AttentionCase(Case):
     def workload(self, device: str) -> Workload:
         q, k, v, context = self.sample.inputs(self.dtype)
         tensors = [None if t is None else t.to(device) for t in (q, k, v, context.bias)]
+        mask = None if context.mask is None else context.mask.to(device)
         exact = [None if t is None else t.double().requires_grad_(self.training) for t in tensors]
-        output, _ = reference(*exact[:3], Context(bias=exact[3]), self.sample.as_call())
+        output, _ = reference(*exact[:3], Context(mask=mask, bias=exact[3]), self.sample.as_call())
         truth, grad_output = {"output": output.detach()}, None
         if self.training:
             drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
             grad_output = drawn.to(device, self.dtype)
             wanted = [t for t in exact if t is not None]
             truth |= _named(torch.autograd.grad(output, wanted, grad_output.double()))
-        return Workload(truth, tuple(self.providers(tensors, grad_output)))
+        return Workload(truth, tuple(self.providers(tensors, mask, grad_output)))
 
-    def providers(self, tensors: list[Tensor | None], grad_output: Tensor | None) -> list[Provider]:
+    def providers(
+        self, tensors: list[Tensor | None], mask: Tensor | None, grad_output: Tensor | None
+    ) -> list[Provider]:
         causal = self.sample.call.get("causal", False)
         gqa = bool(self.sample.H_kv)
 
         def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, bias, is_causal=bool(causal), enable_gqa=gqa)
+            added = mask if bias is None else bias
+            return F.scaled_dot_product_attention(q, k, v, added, is_causal=bool(causal), enable_gqa=gqa)
+
+        options = {"mask": mask, "causal": causal, "enable_gqa": gqa}
 
         def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return fastdl.ops.attention(q, k, v, bias=bias, causal=causal, enable_gqa=gqa)
+            return fastdl.ops.attention(q, k, v, bias=bias, **options)
 
-        def provider(name: str, function: Callable[[], Callable[..., Tensor]]) -> Provider:
-            return Provider(name, LAYOUT, lambda: prepared(function(), tensors, grad_output))
+        def algorithm() -> str:
+            q, k, v, bias = (t if t is None else t.clone().requires_grad_(self.training) for t in tensors)
+            why = fastdl.explain("attention", q, k, v, bias=bias, **options)
+            return f"{why.backend} {why.algorithm}"
+
+        def provider(
+            name: str, function: Callable[[], Callable[..., Tensor]], named: Callable[[], str] = str
+        ) -> Provider:
+            return Provider(
+                name, LAYOUT, lambda: prepared(function(), tensors, grad_output)._replace(algorithm=named())
+            )
 
         return [
             provider("eager", lambda: plain),
-            provider("fastdl", lambda: ours),
+            provider("fastdl", lambda: ours, algorithm),
             provider("torch.compile", lambda: compiled(plain)),
         ]
 
