@@ -6,6 +6,7 @@ from .linear import Linear, LinearGELU, LinearReLU, LinearSigmoid, LinearSiLU, L
 from .multihead_attention import MultiheadAttention
 from .rnn import GRU, LSTM, RNN
 from .rnn_cells import GRUCell, LSTMCell, RNNCell
+from .transformer import Transformer, TransformerDecoder, TransformerEncoder
 from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "LinearTanh",
     "MultiheadAttention",
     "RNNCell",
+    "Transformer",
+    "TransformerDecoder",
     "TransformerDecoderLayer",
+    "TransformerEncoder",
     "TransformerEncoderLayer",
 ]
