@@ -31,7 +31,8 @@ def accelerate(
     activation → Dropout, in an nn.Sequential or in the code of a forward, become one fused call. A Linear without an
     activation, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
     fastdl.nn's classes wherever they are called. Of these, LSTM, GRU and RNN are no instances of torch's classes
-    (torch.compile breaks the graph at those).
+    (torch.compile breaks the graph at those). Where the methods of a module, or functions they call by name, call
+    torch.nn.functional.scaled_dot_product_attention, this module's calls go to fastdl's.
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
     In an nn.Sequential the place of the first layer holds the fused module and those of the others an Identity, so
     `model[:1]` includes what follows; a Dropout's p and mode are then those of the fused module. What has to stay as
@@ -131,7 +132,7 @@ def _verdicts(candidates: list[Candidate], filter_fn: Filter | None) -> list[str
 
 def _undo(candidate: Candidate) -> Callable[[], None]:
     """Takes back one application, as far as it came."""
-    if candidate.way == "fuse":
+    if candidate.way in ("fuse", "call"):
         kind = type(candidate.owner)
         return lambda: setattr(candidate.owner, "__class__", kind)
     return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]

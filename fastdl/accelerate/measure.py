@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..testing.error_rule import ErrorReport, judge
 from ..testing.timer import interleaved
+from .attention_calls import Calls
 from .patterns import Pattern
 from .preserved import preserved
 from .survey import Candidate
@@ -35,12 +37,15 @@ def measure(
     found = {id(candidate): Measurement("the example inputs do not reach it") for candidate in candidates}
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     given = {value.data_ptr() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-    with preserved(model), torch.no_grad():
+    with preserved(model), torch.no_grad(), ExitStack() as watching:
         for candidate in candidates:
             pattern = candidate.patterns.get(candidate.owner.training)
             if pattern is not None:
                 hook = _once(candidate, pattern, found, given, model.training)
-                candidate.module.register_forward_pre_hook(hook, with_kwargs=True)
+                if isinstance(pattern, Calls):
+                    watching.enter_context(pattern.watched(hook))
+                else:
+                    candidate.module.register_forward_pre_hook(hook, with_kwargs=True)
         model(*args, **kwargs)
     return found
 

@@ -1,22 +1,24 @@
 """Fused calls inside a forward: a subclass of the owner's class, made for it, that runs traced graphs.
 
 The subclass has one generated function for each `training` value, used while its guards hold; otherwise the
-forward of the class runs. Nothing is added to the instance, so its state is what it was.
+forward of the class runs. Where attention is called, it has the methods that do so, written again.
+Nothing is added to the instance, so its state is what it was.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from . import families
+from . import attention_calls, families
 from .classes import take_back
 from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
 from .sequential import runs_in_order
+from .substitution import Unwritable
 from .tracing import Trace
 
 
@@ -58,13 +60,54 @@ def fused_paths(module: nn.Module) -> frozenset[str]:
     return getattr(type(module), "_fastdl_paths", frozenset())
 
 
-def fuse(owner: nn.Module, paths: Iterable[str]) -> None:
-    """Give `owner` a subclass of its class whose forward calls the modules at `paths` fused.
+def calls_attention(module: nn.Module) -> bool:
+    """Whether its methods call fastdl's attention where they called torch's."""
+    return getattr(type(module), "_fastdl_attention", False)
 
-    An owner that cannot be traced (its class may have changed since it was saved) keeps its class.
+
+def fuse(owner: nn.Module, paths: Iterable[str], attention: bool) -> None:
+    """Give `owner` a subclass of its class whose forward calls the modules at `paths`, and attention, fused.
+
+    An owner that cannot be traced or written again (its class may have changed since it was saved) keeps its class.
     """
     base, paths = base_class(owner), frozenset(paths)
+    methods = _attention_methods(base) if attention else {}
+    forward = _traced(owner, base, paths, methods) if paths else None
+    if forward is None:
+        paths = frozenset()
+        if not methods:
+            return
+    traced = {} if forward is None else {"forward": forward}
+    owner.__class__ = type(base)(
+        base.__name__,
+        (base,),
+        {
+            **methods,
+            **traced,
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": _reduce,
+            "_fastdl_base": base,
+            "_fastdl_paths": paths,
+            "_fastdl_attention": bool(methods),
+        },
+    )
+
+
+def _attention_methods(base: type) -> dict[str, object]:
+    try:
+        return attention_calls.methods(base)
+    except Unwritable:
+        return {}
+
+
+def _traced(
+    owner: nn.Module, base: type, paths: frozenset[str], methods: dict[str, object]
+) -> Callable | None:
+    """The forward that runs traced graphs, with attention fused in them if there are `methods` for it."""
     namespace: dict[str, object] = {"_base": base, "_forward": base.forward}
+    namespace["_other"] = methods.get("forward", base.forward)
     sources, branches = [], {}
     found = traces(owner)
     for training, trace in found.items():
@@ -73,25 +116,12 @@ def fuse(owner: nn.Module, paths: Iterable[str]) -> None:
         elif training is False and trace is found[True]:
             branches[False] = branches[True]
         else:
-            branches[training] = _branch(trace, paths, namespace, sources)
+            branches[training] = _branch(trace, paths, bool(methods), namespace, sources)
     parameters = next((trace.parameters for trace in found.values() if isinstance(trace, Trace)), None)
     if parameters is None:
-        return
+        return None
     source = "\n".join([*sources, _dispatch(parameters, branches, namespace)])
-    forward = define("forward", source, namespace, f"forward of {base.__qualname__}")
-    owner.__class__ = type(base)(
-        base.__name__,
-        (base,),
-        dict(
-            __module__=base.__module__,
-            __qualname__=base.__qualname__,
-            __doc__=base.__doc__,
-            __reduce_ex__=_reduce,
-            forward=forward,
-            _fastdl_base=base,
-            _fastdl_paths=paths,
-        ),
-    )
+    return define("forward", source, namespace, f"forward of {base.__qualname__}")
 
 
 def unfuse(module: nn.Module) -> None:
@@ -101,7 +131,7 @@ def unfuse(module: nn.Module) -> None:
         take_back(module, assigned, assigned._fastdl_base)
 
 
-def _branch(trace: Trace, paths: frozenset[str], namespace: dict, sources: list[str]) -> str:
+def _branch(trace: Trace, paths: frozenset[str], attention: bool, namespace: dict, sources: list[str]) -> str:
     """Add the function for one trace and its guards; return the suffix of their names."""
     tag = "train" if trace.training else "eval"
     guards = Guards()
@@ -110,6 +140,8 @@ def _branch(trace: Trace, paths: frozenset[str], namespace: dict, sources: list[
     for pattern in families.find(trace.graph, trace.modules):
         if pattern.path in paths and pattern.refusal is None:
             pattern.fuse(trace.graph, guards)
+    if attention:
+        attention_calls.put(trace.graph)
     code = trace.graph.python_code("self")
     namespace[f"_run_{tag}"] = define("forward", code.src, dict(code.globals), f"graph of {tag}")
     sources.append(guards.compile(f"_holds_{tag}", namespace))
@@ -148,7 +180,8 @@ def _dispatch(
             lines.append(
                 f"        if {condition} and _holds_{tag}(self):\n            return _run_{tag}({arguments})"
             )
-    lines.append(f"    return _base.forward({', '.join(passed)})")
+    lines.append("    other = _other if _base.forward is _forward else _base.forward")
+    lines.append(f"    return other({', '.join(passed)})")
     return "\n".join(lines) + "\n"
 
 
@@ -156,16 +189,16 @@ def _reduce(self: nn.Module, protocol: int) -> tuple:
     """Pickle and copy as an instance of the class it had, traced anew when the state is back."""
     kind = next(kind for kind in type(self).__mro__ if "_fastdl_base" in kind.__dict__)
     state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-    return _thaw, (kind._fastdl_base, kind._fastdl_paths), state
+    return _thaw, (kind._fastdl_base, kind._fastdl_paths, kind._fastdl_attention), state
 
 
-def _thaw(base: type, paths: frozenset[str]) -> nn.Module:
+def _thaw(base: type, paths: frozenset[str], attention: bool = False) -> nn.Module:
     """An empty instance of `base` that becomes fused once its state is set."""
 
     def set_state(self: nn.Module, state: object) -> None:
         self.__class__ = base
         self.__setstate__(state)
-        fuse(self, paths)
+        fuse(self, paths, attention)
 
     thawing = type(base)(base.__name__, (base,), {"__setstate__": set_state})
     return base.__new__(thawing)

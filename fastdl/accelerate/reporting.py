@@ -108,6 +108,6 @@ def forget(module: nn.Module) -> None:
 
 def _fused_names(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
-        if is_assigned(module):
+        if is_assigned(module) or owner.calls_attention(module):
             yield name
         yield from (".".join(filter(None, (name, path))) for path in owner.fused_paths(module))

@@ -10,6 +10,7 @@ from torch import nn
 
 from . import families, owner, sequential
 from .assignment import assign, is_assigned
+from .attention_calls import Calls
 from .patterns import Chain, Pattern, Whole
 from .purity import Untraceable
 from .tracing import Trace
@@ -25,7 +26,7 @@ class Candidate:
     path: str  # of the module, from the owner
     patterns: dict[bool, Pattern]  # by training value
     refusal: str | None
-    way: str  # "swap" in a Sequential, "fuse" in the owner's forward, "assign" a class
+    way: str  # "swap" in a Sequential, "fuse" or "call" in the owner's forward, "assign" a class
     description: str
 
     def apply(self) -> None:
@@ -34,7 +35,8 @@ class Candidate:
         elif self.way == "swap":
             sequential.swap(self.owner, self.patterns[True])
         else:
-            owner.fuse(self.owner, owner.fused_paths(self.owner) | {self.path})
+            paths = owner.fused_paths(self.owner) | ({self.path} if self.way == "fuse" else set())
+            owner.fuse(self.owner, paths, self.way == "call" or owner.calls_attention(self.owner))
 
 
 class Survey:
@@ -56,7 +58,8 @@ class Survey:
         replaced = {id(candidate.module) for candidate in wholes}
         chains = [candidate for candidate in chains if id(candidate.module) not in replaced]
         order = {name: i for i, name in enumerate(self.module_names.values())}
-        self.candidates = sorted([*chains, *wholes], key=lambda candidate: order[candidate.name])
+        found = [*chains, *wholes, *(self._attention_calls() if "attention" in self.names else ())]
+        self.candidates = sorted(found, key=lambda candidate: order[candidate.name])
 
     def unmatched(self) -> Iterator[tuple[str, str]]:
         """Names of modules that begin no chain, are not replaced and not fused, and why they are kept."""
@@ -92,6 +95,16 @@ class Survey:
             description += f"; kept {chain.description}: {chain.refusal}"
         module, patterns = pattern.module, {True: pattern, False: pattern}
         return Candidate(name, module, module, "", patterns, pattern.refusal, "assign", description)
+
+    def _attention_calls(self) -> Iterator[Candidate]:
+        for name, module in self.model.named_modules():
+            kind = owner.base_class(module)
+            if not self._has_its_class(module) or not _is_written_outside_torch(kind):
+                continue
+            calls = Calls(module, kind, owner.refusal(kind))
+            if calls.names and not owner.calls_attention(module):
+                patterns = {True: calls, False: calls}
+                yield Candidate(name, module, module, "", patterns, calls.refusal, "call", calls.description)
 
     def _callers(self) -> dict[int, set[int]]:
         """For each module, the owners whose forward calls it."""
@@ -169,13 +182,16 @@ class Survey:
     def _is_owner(self, module: nn.Module) -> bool:
         """Whether a module's forward may call a chain's head: a Sequential, or code outside of torch."""
         kind = owner.base_class(module)
-        assigned = "_fastdl_base" in type(module).__dict__ or kind is type(module)
         return (
-            assigned  # not below a class that another library made of ours
+            self._has_its_class(module)
             and hasattr(kind.forward, "__code__")
             and (sequential.runs_in_order(kind) or _is_written_outside_torch(kind))
             and any(family.is_head(inner) for inner in module.modules() for family in self.families)
         )
+
+    def _has_its_class(self, module: nn.Module) -> bool:
+        """Not below a class that another library made of ours."""
+        return "_fastdl_base" in type(module).__dict__ or owner.base_class(module) is type(module)
 
 
 def _is_written_outside_torch(kind: type) -> bool:

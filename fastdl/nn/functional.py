@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dispatch
 from ..ops import attention
 
 
@@ -45,6 +47,11 @@ def scaled_dot_product_attention(
     >>> F.scaled_dot_product_attention(torch.ones(2, 3, 4), torch.ones(2, 5, 4), torch.ones(2, 5, 4)).shape
     torch.Size([2, 3, 4])
     """
+    if query.is_nested or key.is_nested or value.is_nested:
+        dispatch.require_reference("attention", "a tensor is nested")
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if attn_mask is not None:
         if is_causal:
             raise ValueError("attn_mask and is_causal=True do not go together")

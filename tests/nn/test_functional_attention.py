@@ -114,3 +114,14 @@ def test_wrong_arguments_say_what_was_expected():
         scaled_dot_product_attention(q[0], k[0], v[0], torch.ones(3, 5, 7, dtype=torch.bool))
     with pytest.raises(TypeError, match="k must have the dtype of q"):
         scaled_dot_product_attention(q, k.float(), v)
+
+
+def test_nested_tensors_are_torchs():
+    lengths = ((3, 5), (4, 6), (4, 6))
+    q, k, v = (torch.nested.nested_tensor([torch.randn(2, n, 8) for n in each]) for each in lengths)
+    ours, theirs = (
+        f(q, k, v).unbind() for f in (scaled_dot_product_attention, F.scaled_dot_product_attention)
+    )
+    torch.testing.assert_close(ours, theirs)
+    with fastdl.strict(), pytest.raises(fastdl.UnsupportedError, match="a tensor is nested"):
+        scaled_dot_product_attention(q, k, v)
