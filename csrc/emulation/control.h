@@ -8,6 +8,8 @@ void emulation_set_schedule(int schedule) { emu::options.schedule = schedule; }
 
 void emulation_set_largest_cluster(unsigned blocks) { emu::options.largest_cluster = blocks; }
 
+void emulation_set_largest_shared(unsigned bytes) { emu::options.largest_shared = bytes; }
+
 // The first complaint since the last call, or null.
 const char* emulation_take_error() {
   static std::string taken;

@@ -149,6 +149,7 @@ inline const char* invalid_launch(dim3 grid, dim3 block, size_t shared_bytes, un
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return "invalid launch: empty or too large grid";
   if (shared_bytes > kMaxSharedBytes) return "invalid launch: more than 227 KB of dynamic shared memory";
+  if (shared_bytes > options.largest_shared) return "invalid launch: more shared memory than the machine has";
   if (!cluster || cluster > 16 || grid.x % cluster) return "invalid launch: cluster size";
   return nullptr;
 }

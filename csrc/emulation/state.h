@@ -13,6 +13,8 @@
 
 namespace emu {
 
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+
 struct Options {
   // A thread runs until it blocks in a barrier or a warp collective. 0: lanes and warps in order; 1: the same
   // backwards; 2: each warp as far as it can go, warp 0 first; 3: the same backwards; >3: seed of a random
@@ -23,12 +25,13 @@ struct Options {
   long spin_limit = 20000;
   // What the machine has: 16 as sm_90, 1 as what came before.
   unsigned largest_cluster = 16;
+  // Of a block, in bytes: 64 KB as sm_75.
+  unsigned largest_shared = kMaxSharedBytes;
 };
 inline Options options;
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr uint64_t kCanary = 0x5afec0de5afec0de;
-constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr size_t kMaxStaticSharedBytes = 48 * 1024;
 
 enum class Status : char { kReady, kSpinning, kInWarp, kInBarrier, kDone };

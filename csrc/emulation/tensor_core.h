@@ -70,6 +70,8 @@ void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 
 namespace fd {
 
+inline void needs_sm80() {}
+
 // Each lane reads its own row, so that the sanitizers see who read.
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transpose = false, EMU_SITE) {
   struct Arguments {

@@ -35,6 +35,7 @@ class Mutation(NamedTuple):
 
 _OPS = "ops/conv_relu_maxpool"
 _RNN = "ops/rnn"
+_ATTENTION = "ops/attention"
 MUTATIONS = (
     Mutation(
         "no barrier between a stage's arrival and its use",
@@ -186,5 +187,47 @@ MUTATIONS = (
         "max(q_.lengths[b], int64_t{0})",
         "max(q_.lengths[b] + 1, int64_t{0})",
         "rnn",
+    ),
+    Mutation(
+        "a tile of keys is multiplied before the other warps' copies have arrived",
+        f"{_ATTENTION}/attention_forward.cuh",
+        "fd::cp_async_wait<0>();\n    __syncthreads();\n    const bool more",
+        "fd::cp_async_wait<0>();\n    const bool more",
+        "attention",
+    ),
+    Mutation(
+        "the only stage is overwritten while others still read it",
+        f"{_ATTENTION}/attention_grad_kv.cuh",
+        "__syncthreads();\n      begin(tile + 1);",
+        "begin(tile + 1);",
+        "attention",
+    ),
+    Mutation(
+        "dropout by key takes the words of the neighbour",
+        f"{_ATTENTION}/attention_scores.cuh",
+        "const int t = lane / 4 % 4;",
+        "const int t = lane % 4;",
+        "attention",
+    ),
+    Mutation(
+        "a key more than causality allows",
+        f"{_ATTENTION}/attention_head.cuh",
+        "distance <= left && distance >= -right",
+        "distance <= left && distance >= -right - 1",
+        "attention",
+    ),
+    Mutation(
+        "a new maximum does not scale what was summed before",
+        f"{_ATTENTION}/attention_forward.cuh",
+        "total[half] *= factor;",
+        "",
+        "attention",
+    ),
+    Mutation(
+        "rows behind the last are stored",
+        f"{_ATTENTION}/attention_tile.cuh",
+        "if (at >= count) continue;",
+        "",
+        "attention",
     ),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from . import library
 
 SCALARS = {
     "bool": ctypes.c_bool,
+    "float": ctypes.c_float,
     "double": ctypes.c_double,
     "int64_t": ctypes.c_int64,
     "uint32_t": ctypes.c_uint32,
@@ -16,10 +17,12 @@ SCALARS = {
     "DType": ctypes.c_int,
     "Cell": ctypes.c_int,
     "Activation": ctypes.c_int,
+    "Causal": ctypes.c_int,
 }
 STRUCT = re.compile(r"struct (\w+) \{(.*?)\};", re.DOTALL)
-FIELDS = re.compile(r"(?:const )?(\w+)(\*)? (\w+(?:\[\d+\])?(?:, \w+(?:\[\d+\])?)*)(?: = \w+)?")
-NAME = re.compile(r"(\w+)(?:\[(\d+)\])?")
+ONE = r"\*?\w+(?:\[\d+\])?"
+FIELDS = re.compile(rf"(?:const )?(\w+)(\*)? ({ONE}(?:, {ONE})*)(?: = \w+)?")
+NAME = re.compile(r"(\*)?(\w+)(?:\[(\d+)\])?")
 
 
 def structs(header: str) -> dict[str, type[ctypes.Structure]]:
@@ -34,7 +37,10 @@ def structs(header: str) -> dict[str, type[ctypes.Structure]]:
 
 def _fields(declaration: str, known: dict[str, type]) -> list[tuple[str, type]]:
     match = FIELDS.fullmatch(declaration)
-    if match is None or not (match[2] or match[1] in known):
+    if match is None:
         raise ValueError(f"not understood: {declaration}")
-    of = ctypes.c_void_p if match[2] else known[match[1]]
-    return [(name, of * int(count) if count else of) for name, count in NAME.findall(match[3])]
+    names = NAME.findall(match[3])
+    if not all(match[2] or star or match[1] in known for star, *_ in names):
+        raise ValueError(f"not understood: {declaration}")
+    of = [ctypes.c_void_p if match[2] or star else known[match[1]] for star, *_ in names]
+    return [(name, t * int(count) if count else t) for t, (_, name, count) in zip(of, names, strict=True)]

@@ -10,7 +10,9 @@ from tests.emulation import library
 from tests.emulation.structs import structs
 
 
-@pytest.mark.parametrize(("family", "count"), [("conv_relu_maxpool", 6), ("linear", 4), ("rnn", 6)])
+@pytest.mark.parametrize(
+    ("family", "count"), [("conv_relu_maxpool", 6), ("linear", 4), ("rnn", 6), ("attention", 4)]
+)
 @pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 def test_structs_have_the_compilers_size(family: str, count: int) -> None:
     built = library.load(family)
@@ -24,7 +26,7 @@ def test_structs_have_the_compilers_size(family: str, count: int) -> None:
 
 def test_a_declaration_that_is_not_understood_raises(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(library, "CSRC", tmp_path)
-    for declaration in ("std::vector<int> sizes;", "float scale;", "int64_t (*call)(int);"):
+    for declaration in ("std::vector<int> sizes;", "long scale;", "int64_t (*call)(int);"):
         (tmp_path / "a.h").write_text(f"struct A {{\n  {declaration}\n}};\n")
         with pytest.raises(ValueError, match="not understood"):
             structs("a.h")

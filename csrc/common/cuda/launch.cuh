@@ -59,6 +59,13 @@ inline int current_device() {
   return device;
 }
 
+// Of dynamic shared memory, that a block may have on the current device.
+inline int largest_shared_bytes() {
+  int bytes = 0;
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device());
+  return bytes;
+}
+
 // How many clusters (of one block: blocks) of this shape the current device runs at once; 0: it cannot.
 template <class... Parameters>
 int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {

@@ -7,6 +7,14 @@
 
 namespace fd {
 
+// What needs more than sm_75 has ends here there; nothing behind it is compiled.
+FD_DEVICE void needs_sm80() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+  __builtin_unreachable();
+#endif
+}
+
 // Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones); lane i gives the address of row i % 8 of
 // matrix i / 8.
 FD_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transpose = false) {

@@ -16,6 +16,9 @@ _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FEWEST_ROWS = 15
 # Below so many products of two numbers, the operator's own call costs more than torch's whole attention.
 FEWEST_PRODUCTS = 1 << 15
+# What the CUDA kernels hold of a head in shared memory, and the rows they count.
+LARGEST_D = 256
+MOST_ROWS = 1 << 29
 
 
 def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -76,16 +79,17 @@ def refuse_cpu_flash(
     """Why not the kernels that compute block by block of keys."""
     if (reason := _refuse_cpu(q)) is not None:
         return reason
-    differentiated = (q, k, v, context.bias, context.sink)
-    if (
-        dispatch.settings.precision == "strict"
-        and q.dtype is torch.float32
-        and _needs_gradient(*differentiated)
-    ):
+    if _refuses_recomputed(q, k, v, context):
         return "precision 'strict' refuses the error of gradients by recomputed scores"
     if _sdpa(q, k, context, call, return_lse) is None and _rows(q, k, call) < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} query rows a head of k are faster by torch"
     return None
+
+
+def _refuses_recomputed(q: Tensor, k: Tensor, v: Tensor, context: Context) -> bool:
+    """Whether the settings ask for smaller errors than gradients by recomputed scores have in float32."""
+    strict = dispatch.settings.precision == "strict" and q.dtype is torch.float32
+    return strict and _needs_gradient(q, k, v, context.bias, context.sink)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -106,10 +110,41 @@ def refuse_cuda_sdpa(
     return f"q is on {q.device}" if q.device.type != "cuda" else _sdpa(q, k, context, call, return_lse)
 
 
+def refuse_cuda_flash(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the CUDA kernels that compute block by block of keys."""
+    if (reason := _cuda_limits(q, k, v)) is not None:
+        return reason
+    if _refuses_recomputed(q, k, v, context):
+        return "precision 'strict' refuses the error of gradients by recomputed scores"
+    if _sdpa(q, k, context, call, return_lse) is None:
+        return "torch's attention serves this call, and these kernels were never timed against it"
+    return None
+
+
+def _cuda_limits(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    if q.device.type != "cuda":
+        return f"q is on {q.device}"
+    if not _extension.cuda.loaded:
+        return f"CUDA kernels are not loaded: {_extension.cuda.error}"
+    if q.dtype not in _SINGLE:
+        return f"no kernel for {q.dtype}"
+    D, bfloat16 = max(q.shape[-1], v.shape[-1]), q.dtype is torch.bfloat16
+    if D > LARGEST_D:
+        return f"a head is larger than {LARGEST_D}"
+    if (bfloat16 or D > 128) and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"{'bfloat16' if bfloat16 else 'a head larger than 128'} needs compute capability 8.0"
+    of_rows = 0 if q.dim() == 3 else 2
+    rows = max(q.shape[of_rows], k.shape[of_rows])
+    return f"{MOST_ROWS} rows or more" if rows >= MOST_ROWS else None
+
+
 CANDIDATES = [
     Candidate("cpu", "decode", refuse_cpu_decode),
     Candidate("cpu", "flash", refuse_cpu_flash),
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
+    Candidate("cuda", "flash", refuse_cuda_flash),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
     Candidate("triton", "flash", triton_ops.refusal),
 ]

@@ -1,0 +1,24 @@
+// The CUDA kernels of attention as host code, one entry per launcher.
+#include "emulation/control.h"
+#include "ops/attention/attention_backward_cuda.cu"
+#include "ops/attention/attention_cuda.cu"
+
+using namespace fastdl;
+
+EMULATION_SIZE_OF(AttentionStrides)
+EMULATION_SIZE_OF(AttentionCall)
+EMULATION_SIZE_OF(AttentionForward)
+EMULATION_SIZE_OF(AttentionBackward)
+
+extern "C" {
+
+const char* emulated_attention_refusal(const AttentionCall* p) { return cuda::attention_refusal(*p); }
+int emulated_attention_forward(const AttentionForward* p) { return cuda::attention_forward(*p, nullptr); }
+int64_t emulated_attention_backward_workspace(const AttentionCall* p) {
+  return cuda::attention_backward_workspace(*p);
+}
+int emulated_attention_backward(const AttentionBackward* p, void* workspace) {
+  return cuda::attention_backward(*p, workspace, nullptr);
+}
+
+}  // extern "C"

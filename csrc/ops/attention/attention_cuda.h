@@ -1,0 +1,18 @@
+// The CUDA launchers of attention: fp32, fp16, bf16; D and D_v up to 256. They enqueue on `stream` and return
+// what the launch returned; nothing waits.
+#pragma once
+#include <driver_types.h>
+
+#include "ops/attention/attention.h"
+
+namespace fastdl::cuda {
+
+// Why the kernels do not serve a call, or null. Rows are counted with 29 bits, blocks with 31.
+const char* attention_refusal(const AttentionCall& c);
+
+cudaError_t attention_forward(const AttentionForward& a, cudaStream_t stream);
+
+int64_t attention_backward_workspace(const AttentionCall& c);
+cudaError_t attention_backward(const AttentionBackward& a, void* workspace, cudaStream_t stream);
+
+}  // namespace fastdl::cuda
