@@ -1,10 +1,11 @@
-"""What every public op asks first: must plain PyTorch serve, does autocast apply."""
+"""What every public op asks first: must plain PyTorch serve, does autocast apply, is the call recorded."""
 
 from __future__ import annotations
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
 from torch._subclasses.fake_tensor import FakeTensor
 
 _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
@@ -15,16 +16,23 @@ def obstacle(*tensors: Tensor | None) -> str | None:
 
     Under a transform the reference is right by construction; an exporter can only read standard operators.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _are_functorch_transforms_active():
         return "a functorch transform is open"
     if forward_ad._current_level >= 0:
         return "a forward-mode level is open"
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if _get_tracing_state() is not None or torch.compiler.is_exporting():
         return "the call is being exported"
     for t in tensors:
         if t is not None and type(t) not in _PLAIN:
             return f"no kernel for the tensor subclass {type(t).__name__}"
     return None
+
+
+def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call is recorded for backward."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dispatch import Candidate, Choice
 from ..ops.linear.activations import activate
 from ..ops.linear.backends import Plan, make_plan
-from ..ops.linear.op import Linear
+from ..ops.linear.op import carried_out
 from ..ops.linear.reference import kept
 from ..ops.linear.refusals import CANDIDATES
 from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
@@ -82,7 +82,7 @@ def run_plan(
     """The sample by one backend and algorithm (`make_plan`)."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, philox_seed: Tensor) -> Tensor:
-        return Linear.apply(x, weight, bias, philox_seed if sample.dropout_p else None, plan)
+        return carried_out(plan, x, weight, bias, philox_seed if sample.dropout_p else None, recorded=True)
 
     return _run(sample, dtype, seed, compute, device, integers)
 

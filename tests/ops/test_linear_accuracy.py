@@ -64,12 +64,13 @@ def test_this_backend_ran(plan):
         fastdl.ops.linear(x, weight, bias, activation="relu").sum().backward()
     assert (explanation.backend, explanation.algorithm) == plan
     ran = {event.name for event in profiled.events()}
-    ours = {"fastdl::linear", "fastdl::linear_activation", "fastdl::linear_activation_backward"} & ran
+    passes = ("linear_activation", "linear_activation_inplace", "linear_activation_backward")
+    ours = {"fastdl::linear", *(f"fastdl::{name}" for name in passes)} & ran
     if plan.backend == "reference":
         assert not ours
         assert "aten::relu" in ran
         return
-    forward = "fastdl::linear_activation" if plan == COMPOSED else "fastdl::linear"
+    forward = "fastdl::linear_activation_inplace" if plan == COMPOSED else "fastdl::linear"
     assert ours == {forward, "fastdl::linear_activation_backward"}
     assert ("aten::addmm" in ran) == (plan == COMPOSED)
     assert not {"aten::relu", "aten::threshold_backward"} & ran

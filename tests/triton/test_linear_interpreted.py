@@ -44,6 +44,9 @@ def test_passes_equal_the_reference(activation, p):
     expected = theirs(pre, seed, code, p)
     assert_close(output, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert torch.equal(output == 0, expected == 0)
+    overwritten = pre.t().clone().t()
+    torch.ops.fastdl.linear_activation_inplace_triton(overwritten, seed, code, p)
+    assert torch.equal(overwritten.nan_to_num(7), output.nan_to_num(7))
     grad, saved = torch.randn(37, 70), expected if activation in BY_OUTPUT else pre
     backward = torch.ops.fastdl.linear_activation_backward_triton(grad, saved, seed, code, p, True)
     truth = torch.ops.fastdl.linear_activation_backward(grad, saved, seed, code, p, True)

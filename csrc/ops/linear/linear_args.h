@@ -48,6 +48,28 @@ inline Tensor empty_shaped_like(const Tensor& t) {
   return empty_contiguous(sizes, t.scalar_type(), t);
 }
 
+// One call of the pass whose result takes the place of its input, dense.
+struct ActivationInPlace {
+  Tensor values, dense;
+  bool copied;
+  LinearActivation args;
+
+  void finish() const {
+    Tensor result = values;
+    if (copied) torch::stable::copy_(result, dense);
+  }
+};
+
+inline ActivationInPlace activation_in_place(const Tensor& values, Dropout dropout, int64_t activation) {
+  const bool copied = !values.is_contiguous();
+  const Tensor dense = as_contiguous(values);
+  void* data = dense.data_ptr();
+  return {values,
+          dense,
+          copied,
+          {dense.numel(), dtype_of(values), activation_of(activation), dropout, data, data}};
+}
+
 // One call of the backward pass: its tensors, dense, kept alive, and what a kernel is given of them.
 struct ActivationGradient {
   Tensor grad_output, saved, grad_pre, grad_bias;

@@ -24,6 +24,15 @@ Tensor linear_activation(Tensor pre, std::optional<Tensor> seed, int64_t activat
   return output;
 }
 
+void linear_activation_inplace(Tensor values, std::optional<Tensor> seed, int64_t activation,
+                               double dropout_p) {
+  const OnDevice device(values);
+  const ActivationInPlace p = activation_in_place(values, dropout_of(seed, dropout_p, values), activation);
+  check_launch(cuda::linear_activation_forward(p.args, seed_pointer(seed, dropout_p), device.stream()),
+               "linear_activation_inplace");
+  p.finish();
+}
+
 std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor saved,
                                                       std::optional<Tensor> seed, int64_t activation,
                                                       double dropout_p, bool need_bias) {
@@ -42,5 +51,6 @@ std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CUDA, m) {
   m.impl("linear_activation", TORCH_BOX(&fastdl::linear_activation));
+  m.impl("linear_activation_inplace", TORCH_BOX(&fastdl::linear_activation_inplace));
   m.impl("linear_activation_backward", TORCH_BOX(&fastdl::linear_activation_backward));
 }

@@ -58,6 +58,14 @@ Tensor linear_activation(Tensor pre, std::optional<Tensor> seed, int64_t activat
   return output;
 }
 
+void linear_activation_inplace(Tensor values, std::optional<Tensor> seed, int64_t activation,
+                               double dropout_p) {
+  const ActivationInPlace p =
+      activation_in_place(values, with_seed(dropout_of(seed, dropout_p, values), seed), activation);
+  cpu::linear_activation_forward(p.args, torch_thread_pool());
+  p.finish();
+}
+
 std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor saved,
                                                       std::optional<Tensor> seed, int64_t activation,
                                                       double dropout_p, bool need_bias) {
@@ -73,5 +81,6 @@ std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("linear", TORCH_BOX(&fastdl::linear));
   m.impl("linear_activation", TORCH_BOX(&fastdl::linear_activation));
+  m.impl("linear_activation_inplace", TORCH_BOX(&fastdl::linear_activation_inplace));
   m.impl("linear_activation_backward", TORCH_BOX(&fastdl::linear_activation_backward));
 }

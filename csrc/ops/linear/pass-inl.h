@@ -1,7 +1,7 @@
 // Computes dropout(activation(pre)), and backward grad_pre and grad_bias from grad_output.
-// Chunks of elements (backward: parts of rows, as many as M alone says) are handed to the threads one by one;
-// partial bias sums are added in the order of the parts. Saves nothing of its own: the mask is drawn again
-// from the seed.
+// Each thread begins with its own share of the chunks of elements (backward: of the parts of rows, as many as
+// M alone says) and then takes the others'; partial bias sums are added in the order of the parts. Saves
+// nothing of its own: the mask is drawn again from the seed.
 #include "common/cpu/math-inl.h"
 #include "common/cpu/philox-inl.h"
 #include "ops/linear/activation-inl.h"
@@ -36,7 +36,7 @@ void activate_run(const T* pre, T* output, int64_t begin, int64_t n, const Dropo
 
 template <Activation kActivation, class T>
 void forward(const LinearActivation& args, const ThreadPool& pool) {
-  parallel_tasks(pool, (args.count + kChunk - 1) / kChunk, [&](int64_t task, int64_t) {
+  parallel_own_tasks_first(pool, (args.count + kChunk - 1) / kChunk, [&](int64_t task, int64_t) {
     const int64_t begin = task * kChunk, end = begin + kChunk < args.count ? begin + kChunk : args.count;
     activate_run<kActivation>(static_cast<const T*>(args.pre) + begin, static_cast<T*>(args.output) + begin,
                               begin, end - begin, args.dropout);
@@ -84,7 +84,7 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   if (args.grad_bias != nullptr)
     sums = static_cast<V*>(
         thread_scratch(static_cast<size_t>(parts > 0 ? parts * vectors : vectors) * sizeof(V)));
-  parallel_tasks(pool, parts, [&](int64_t part, int64_t) {
+  parallel_own_tasks_first(pool, parts, [&](int64_t part, int64_t) {
     V* own = sums == nullptr ? nullptr : sums + part * vectors;
     for (int64_t i = 0; own != nullptr && i < vectors; ++i) own[i] = V{};
     const int64_t end = (part + 1) * rows < M ? (part + 1) * rows : M;

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, obstacle
+from ...transforms import autocast, needs_gradient, obstacle
 from . import backends
 from .geometry import Geometry, IntPair, check_kinds, normalise
 from .reference import indices_from_record, reference
-from .refusals import CANDIDATES, needs_gradient
+from .refusals import CANDIDATES
 
 
 def conv_relu_maxpool(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate
+from ...transforms import needs_gradient
 from . import triton_ops
 from .geometry import Geometry
 
@@ -47,13 +48,6 @@ def _least_tiles(channels: int, recorded: bool) -> int:
     if channels >= 128 * 128:
         return 32
     return 16 if recorded and channels >= 32 * 32 else 0
-
-
-def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call is recorded for backward."""
-    return torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
 
 
 def _quads(g: Geometry) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...dispatch import Choice
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
-from .activations import ACTIVATIONS, BY_INPUT, BY_OUTPUT
+from .activations import ACTIVATIONS, BY_INPUT, BY_OUTPUT, function
 
 
 class RawOperators(NamedTuple):
@@ -18,11 +19,12 @@ class RawOperators(NamedTuple):
 
     forward: torch._ops.OpOverload
     activation: torch._ops.OpOverload
+    activation_inplace: torch._ops.OpOverload
     activation_backward: torch._ops.OpOverload
 
 
 def _raw(suffix: str) -> RawOperators:
-    names = ("linear", "linear_activation", "linear_activation_backward")
+    names = ("linear", "linear_activation", "linear_activation_inplace", "linear_activation_backward")
     return RawOperators(*(getattr(torch.ops.fastdl, name + suffix).default for name in names))
 
 
@@ -39,15 +41,35 @@ class Plan(NamedTuple):
     activation: str | None
     code: int
     dropout_p: float
+    # A product's fresh result may be overwritten: not where a compiler plans the memory.
+    overwrite: bool
 
     @property
     def plain(self) -> bool:
-        """Torch's own linear, nothing after it, autograd included."""
+        """Torch's own functions, autograd included."""
         return self.algorithm == "torch" and self.backend != "reference"
 
 
 def make_plan(choice: Choice, activation: str | None, dropout_p: float) -> Plan:
-    return Plan(*choice, activation, ACTIVATIONS[activation], float(dropout_p))
+    overwrite = not torch.compiler.is_compiling()
+    return Plan(*choice, activation, ACTIVATIONS[activation], float(dropout_p), overwrite)
+
+
+Computation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def computation(plan: Plan, recorded: bool) -> Computation:
+    """A plan without dropout as a function of x, weight and bias, with as little in between as there can be."""
+    activation, code = plan.activation, plan.code
+    if not plan.plain:
+        raw = RAW[plan.backend]
+        if plan.algorithm == "dot":
+            return lambda x, weight, bias: raw.forward(x, weight, bias, None, code, 0.0, False)[0]
+        return lambda x, weight, bias: forward(plan, x, weight, bias, None, False)[0]
+    if activation is None:
+        return F.linear
+    activate = function(activation, fresh=plan.overwrite and not recorded)
+    return lambda x, weight, bias: activate(F.linear(x, weight, bias))
 
 
 def forward(
@@ -59,7 +81,11 @@ def forward(
         pre = F.linear(x, weight, bias)
         if not code and not plan.dropout_p:
             return pre, None
-        output = raw.activation(pre, seed, code, plan.dropout_p)
+        if plan.overwrite and not (save and plan.activation in BY_INPUT):
+            raw.activation_inplace(pre, seed, code, plan.dropout_p)
+            output = pre
+        else:
+            output = raw.activation(pre, seed, code, plan.dropout_p)
     else:
         output, pre = raw.forward(x, weight, bias, seed, code, plan.dropout_p, save)
     if plan.activation in BY_OUTPUT:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, obstacle
+from ...transforms import autocast, needs_gradient, obstacle
 from ..philox import draw_seed
 from . import backends
 from .arguments import check, check_kinds
+from .quick import forget, quick_choice
 from .reference import reference
-from .refusals import CANDIDATES, quickly_torch
+from .refusals import CANDIDATES
 
 
 def linear(
@@ -51,25 +51,40 @@ def linear(
     >>> fastdl.ops.linear(torch.ones(1, 3), torch.tensor([[1.0, 1, 1], [-1, -1, -1]]), activation="relu")
     tensor([[3., 0.]])
     """
+    if type(dropout_p) is float and not dropout_p:
+        compute = quick_choice(x, weight, bias, activation)
+        if compute is not None:
+            try:
+                output = compute(x, weight, bias)
+            except RuntimeError:
+                check(x, weight, bias, activation, dropout_p)
+                raise
+            if output.is_cpu:
+                return output
+            forget(weight)
     check_kinds(x, weight, bias)
     if x.is_nested:
         dispatch.require_reference("linear", "no kernel for nested tensors")
         return reference(x, weight, bias, activation, dropout_p, draw_seed(x.device) if dropout_p else None)
-    if activation is None and dropout_p == 0 and type(dropout_p) is float and quickly_torch(x, weight, bias):
-        return F.linear(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
-    plan = _plan(x, weight, bias, activation, dropout_p)
+    recorded = needs_gradient(x, weight, bias)
+    plan = _plan(x, weight, bias, activation, dropout_p, recorded)
     reason = obstacle(x, weight, bias)
     if reason is not None:
         dispatch.require_reference("linear", reason)
-    elif plan.plain:
-        return F.linear(x, weight, bias)
     seed = draw_seed(x.device) if dropout_p else None
     if reason is not None or plan.backend == "reference":
         return reference(x, weight, bias, activation, dropout_p, seed)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    return carried_out(plan, x, weight, bias, seed, recorded)
+
+
+def carried_out(
+    plan: backends.Plan, x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor | None, recorded: bool
+) -> Tensor:
+    """The output by a plan; `recorded`: for backward."""
+    if plan.plain:
+        return backends.computation(plan, recorded)(x, weight, bias)
+    if recorded:
         return Linear.apply(x, weight, bias, seed, plan)
     return backends.forward(plan, x, weight, bias, seed, False)[0]
 
@@ -79,7 +94,12 @@ _PLANNED_MOST = 4096
 
 
 def _plan(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    dropout_p: float,
+    recorded: bool,
 ) -> backends.Plan:
     """The plan of a call, remembered by what it follows from."""
     if torch.compiler.is_compiling():
@@ -88,7 +108,7 @@ def _plan(
     key = (
         x.shape, x.dtype, x.device, weight.shape, weight.dtype, weight.device, weight.is_contiguous(),
         None if bias is None else (bias.shape, bias.dtype, bias.device),
-        activation, dropout_p, settings.backend, settings.strict,
+        activation, dropout_p, settings.backend, settings.strict, recorded,
     )  # fmt: skip
     try:
         planned = _planned.get(key)
@@ -122,8 +142,13 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
+        x, weight, bias, saved, seed = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        gradients = LinearBackward.apply(grad_output, *ctx.saved_tensors, ctx.plan, needs)
+        # without create_graph nothing asks for a second derivative, and a Function would cost 30 us
+        if torch.is_grad_enabled():
+            gradients = LinearBackward.apply(grad_output, x, weight, bias, saved, seed, ctx.plan, needs)
+        else:
+            gradients = backends.backward(ctx.plan, grad_output, x, weight, saved, seed, needs)
         return (*gradients, None, None)
 
 

@@ -7,11 +7,8 @@ from torch import Tensor
 
 from ... import _extension
 from ...dispatch import Candidate, settings
-from . import triton_ops
-
-# Measured in fp32 on AVX2: up to so many rows, or products, the kernel is 1.3 to 3 times as fast as torch's product.
-_FEW_ROWS, _SMALL = 48, 2**22
-_LITTLE = 2**15
+from ...transforms import needs_gradient
+from . import sizes, triton_ops
 
 
 def _cpu(x: Tensor, dropout_p: float) -> str | None:
@@ -34,51 +31,52 @@ def refuse_cpu_dot(
         return "weight is not contiguous"
     if x.dtype is not torch.float32:
         return "AMX tiles multiply faster" if _extension.cpu_isa() == "amx" else None
-    N, K = weight.shape
-    if activation is None and not dropout_p and N * K < _LITTLE:
-        return "nothing to fuse, and a small product of torch has less overhead"
-    if _large(x.numel(), N, K):
-        return f"torch's product of {x.shape[:-1].numel()} rows is near the machine's limit"
-    return None
+    if dropout_p or _kernel_asked_for():
+        N, K = weight.shape
+        return sizes.LIMIT if sizes.product_near_limit(_rows(x), N, K) else None
+    return sizes.dot_loses(*_size(x, weight, bias, activation))
 
 
-def _large(x_numel: int, N: int, K: int) -> bool:
-    return x_numel > _FEW_ROWS * K and x_numel * N > _SMALL
+def _rows(x: Tensor) -> int:
+    return x.shape[:-1].numel()
 
 
-def refuse_cpu_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
-) -> str | None:
-    """Why not torch's linear as it is, autograd included."""
-    return _plain(activation, dropout_p) or _cpu(x, dropout_p)
+def _size(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> tuple[int, int, int, str | None, bool]:
+    """What the fastest way follows from."""
+    return (_rows(x), *weight.shape, activation, needs_gradient(x, weight, bias))
 
 
-def _plain(activation: str | None, dropout_p: float) -> str | None:
-    return "there is something to fuse" if activation is not None or dropout_p else None
-
-
-def quickly_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a call without activation and dropout is surely `torch`'s, at less cost than a plan.
-
-    True only where nothing but the plain choice is left: arguments that fit, float32, no settings, no autocast.
-    """
-    if settings.backend is not None or settings.strict or not _extension.cpu.loaded:
-        return False
-    if x.dtype is not torch.float32 or weight.dtype is not torch.float32 or not (x.is_cpu and weight.is_cpu):
-        return False
-    if x.dim() < 1 or weight.dim() != 2 or torch.is_autocast_enabled("cpu"):
-        return False
-    N, K = weight.shape
-    if x.shape[-1] != K or not (N * K < _LITTLE or _large(x.numel(), N, K)):
-        return False
-    return bias is None or (bias.dtype is torch.float32 and bias.is_cpu and bias.shape == (N,))
+def _kernel_asked_for() -> bool:
+    """Whether "slower" is no reason: a backend is forced, or falling back is an error."""
+    return settings.strict or settings.backend is not None
 
 
 def refuse_cpu_composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not torch's product and one fused pass."""
-    return _cpu(x, dropout_p)
+    if (reason := _cpu(x, dropout_p)) is not None:
+        return reason
+    if dropout_p:
+        return None
+    if activation is None:
+        return "there is nothing to fuse"
+    if _kernel_asked_for() or x.dtype is not torch.float32:
+        return None
+    return sizes.pass_loses(*_size(x, weight, bias, activation))
+
+
+def refuse_cpu_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> str | None:
+    """Why not torch's linear and its activation, autograd included."""
+    return "there is dropout to fuse" if dropout_p else _cpu(x, dropout_p)
+
+
+def _plain(activation: str | None, dropout_p: float) -> str | None:
+    return "there is something to fuse" if activation is not None or dropout_p else None
 
 
 def _cuda(x: Tensor, dropout_p: float) -> str | None:
@@ -105,8 +103,8 @@ def refuse_cuda_composed(
 
 CANDIDATES = [
     Candidate("cpu", "dot", refuse_cpu_dot),
-    Candidate("cpu", "torch", refuse_cpu_torch),
     Candidate("cpu", "composed", refuse_cpu_composed),
+    Candidate("cpu", "torch", refuse_cpu_torch),
     Candidate("cuda", "torch", refuse_cuda_torch),
     Candidate("cuda", "composed", refuse_cuda_composed),
     # torch's product first: nothing on a GPU has shown that the fused one is faster.

@@ -33,6 +33,10 @@ def linear_activation(pre: Tensor, seed: Tensor | None, activation: int, dropout
     return output.clone() if output is pre else output
 
 
+def linear_activation_inplace(values: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> None:
+    values.copy_(linear_activation(values, seed, activation, dropout_p))
+
+
 def linear_activation_backward(
     grad_output: Tensor,
     saved: Tensor,
@@ -84,6 +88,12 @@ def fake_linear(
 
 def fake_linear_activation(pre: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> Tensor:
     return pre.new_empty(pre.shape)
+
+
+def fake_linear_activation_inplace(
+    values: Tensor, seed: Tensor | None, activation: int, dropout_p: float
+) -> None:
+    return None
 
 
 def fake_linear_activation_backward(

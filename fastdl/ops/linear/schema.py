@@ -7,6 +7,7 @@ SCHEMAS = (
     "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? seed, int activation, float dropout_p, bool save) "
     "-> (Tensor, Tensor)",
     "linear_activation(Tensor pre, Tensor? seed, int activation, float dropout_p) -> Tensor",
+    "linear_activation_inplace(Tensor(a!) values, Tensor? seed, int activation, float dropout_p) -> ()",
     "linear_activation_backward(Tensor grad_output, Tensor saved, Tensor? seed, int activation, float dropout_p, "
     "bool need_bias) -> (Tensor, Tensor)",
 )

@@ -70,16 +70,28 @@ def linear(
 
 
 def linear_activation(pre: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> Tensor:
+    output = pre.new_empty(pre.shape)
+    _activate(pre.contiguous(), output, seed, activation, dropout_p)
+    return output
+
+
+def linear_activation_inplace(values: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> None:
+    dense = values.contiguous()
+    _activate(dense, dense, seed, activation, dropout_p)
+    if dense is not values:
+        values.copy_(dense)
+
+
+def _activate(pre: Tensor, output: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> None:
     from .triton_kernels import linear_activation_kernel
 
-    output, block = pre.new_empty(pre.shape), triton_tiles.ELEMENTWISE_BLOCK
+    block = triton_tiles.ELEMENTWISE_BLOCK
     if output.numel():
         with _on_device_of(pre):
             linear_activation_kernel[(-(-output.numel() // block),)](
-                pre.contiguous(), seed, output, output.numel(), *_dropout(dropout_p),
+                pre, seed, output, output.numel(), *_dropout(dropout_p),
                 ACTIVATION=activation, DROPOUT=dropout_p > 0, BLOCK=block,
             )  # fmt: skip
-    return output
 
 
 def linear_activation_backward(

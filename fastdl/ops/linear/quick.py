@@ -1,0 +1,98 @@
+"""The choice for the calls that end in microseconds: fp32 on the CPU, no dropout, no setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import ref
+
+from torch import Tensor, float32, is_grad_enabled
+from torch._C import _is_any_autocast_enabled
+from torch.compiler import is_dynamo_compiling
+
+from ..._extension import cpu_isa
+from ...dispatch import Choice, settings
+from ...transforms import obstacle
+from .activations import ACTIVATIONS
+from .backends import Computation, computation, make_plan
+from .sizes import fastest
+
+# (elements of x, activation, recorded): how, and whether by kernels; None: not quickly.
+Choices = dict[tuple[int, str | None, bool], tuple[Computation, bool] | None]
+# By the weight's id: the weight, the bias that fits it, what was chosen for them.
+_known: dict[int, tuple[Callable[[], Tensor | None], Callable[[], Tensor | None], Choices]] = {}
+_CHOICES_MOST = 256
+
+
+def quick_choice(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Computation | None:
+    """What computes a call without dropout, found in 1 us instead of 5; None where more is to be asked.
+
+    Torch's functions are right under any transform and for any kind of tensor. Whether x fits the weight is left to
+    what computes, which raises or gives a result elsewhere: then `forget` it, it was moved.
+    """
+    if settings.backend is not None or settings.strict or _is_any_autocast_enabled() or is_dynamo_compiling():
+        return None
+    try:
+        if x.dtype is not float32:
+            return None
+        known = _known.get(id(weight))
+        if known is None or known[0]() is not weight or known[1]() is not bias:
+            known = _learn(weight, bias)
+            if known is None:
+                return None
+        recorded = is_grad_enabled() and (
+            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        )
+        key = (x.numel(), activation, recorded)
+        choices = known[2]
+        found = choices[key] if key in choices else _choose(choices, weight, *key)
+    except (AttributeError, TypeError):  # no tensors, an activation that is none
+        return None
+    if found is None:
+        return None
+    compute, by_kernels = found
+    if by_kernels and (obstacle(x, weight, bias) is not None or not weight.is_contiguous() or x.is_nested):
+        return None
+    return compute
+
+
+def forget(weight: Tensor) -> None:
+    """Look at the weight and its bias anew in the next call."""
+    _known.pop(id(weight), None)
+
+
+def _learn(weight: Tensor, bias: Tensor | None) -> tuple | None:
+    """A weight and a bias that fit each other, remembered unless they are made anew for each call."""
+    if weight.dtype is not float32 or not weight.is_cpu or weight.dim() != 2 or cpu_isa() is None:
+        return None
+    if bias is not None and not (bias.dtype is float32 and bias.is_cpu and bias.shape == weight.shape[:1]):
+        return None
+    if weight._is_view():
+        return None
+    key = id(weight)
+    found = (
+        ref(weight, lambda _: _known.pop(key, None)),
+        (lambda: None) if bias is None else ref(bias),
+        {},
+    )
+    _known[key] = found
+    return found
+
+
+def _choose(
+    choices: Choices, weight: Tensor, elements: int, activation: str | None, recorded: bool
+) -> tuple[Computation, bool] | None:
+    found, (N, K) = None, weight.shape
+    if type(elements) is not int or type(N) is not int:  # traced, symbolic
+        return None
+    if K and activation in ACTIVATIONS:
+        algorithm = fastest(elements // K, N, K, activation, recorded)
+        by_kernels = algorithm != "torch"
+        if not (by_kernels and recorded):
+            plan = make_plan(Choice("cpu", algorithm), activation, 0.0)
+            found = computation(plan, recorded), by_kernels
+    if len(choices) >= _CHOICES_MOST:
+        choices.clear()
+    choices[elements, activation, recorded] = found
+    return found

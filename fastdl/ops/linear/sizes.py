@@ -1,0 +1,76 @@
+"""Which way is fastest for a size, in fp32 on the CPU: measured limits and overheads.
+
+Asked by the refusals and by the quick choice alike. AVX-512 and AMX have no limit here that only AVX2 has shown.
+"""
+
+from __future__ import annotations
+
+from ..._extension import cpu_isa
+
+_WIDE = ("avx512", "avx512bf16", "amx")
+# Up to so many rows, or products, the kernel is expected to multiply faster than torch.
+_FEW_ROWS, _SMALL = 48, 2**22
+# For how many elements fusing saves more than an autograd.Function costs (50 us and more). Torch's exact gelu starts
+# slowly and is fast; its tanh is slow.
+_RECORDED = {"gelu": (0, 2**14), "gelu_tanh": (2**13, 2**63), "tanh": (2**17, 2**63), "silu": (2**20, 2**63)}
+
+LIMIT = "torch's product of so many rows is near the machine's limit"
+LITTLE = "a small product of torch has less overhead"
+RECORDED = "an autograd function costs more than fusing saves at this size"
+IN_PLACE = "torch's activation in place is as fast"
+
+
+def fastest(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str:
+    """The algorithm for a call without dropout."""
+    if dot_loses(rows, N, K, activation, recorded) is None:
+        return "dot"
+    return "composed" if pass_loses(rows, N, K, activation, recorded) is None else "torch"
+
+
+def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
+    """Why not the kernel that multiplies and activates; None if it is the fastest."""
+    if recorded and _function_loses(rows, N, K, activation):
+        return RECORDED
+    if rows == 1 and N * K < 2**16 and activation not in ("gelu", "gelu_tanh"):
+        return LITTLE
+    if activation is None and N * K < 2**15:
+        return LITTLE
+    if product_near_limit(rows, N, K):
+        return LIMIT
+    if cpu_isa() in _WIDE or _multiplies_faster(rows, N, K):
+        return None
+    # What is left to torch's product is an operator of its own after it.
+    if activation is None or activation == "relu" or not (rows <= 128 or rows * N * K <= 2**18):
+        return LIMIT
+    return None
+
+
+def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
+    """Why not torch's product and one pass over its result; None if that is faster than torch's activation."""
+    if recorded:
+        return RECORDED if _function_loses(rows, N, K, activation) else None
+    if activation is None or activation == "relu":
+        return IN_PLACE
+    return IN_PLACE if rows * N < 2**12 and activation not in ("gelu", "gelu_tanh") else None
+
+
+def product_near_limit(rows: int, N: int, K: int) -> bool:
+    """Whether torch's product is expected to be the faster one on every machine."""
+    return rows > _FEW_ROWS and rows * N * K > _SMALL
+
+
+def _multiplies_faster(rows: int, N: int, K: int) -> bool:
+    """Whether the kernel's product beats torch's on AVX2."""
+    if rows <= 16:
+        return K >= 64
+    if rows <= 32:
+        return K >= 128 and N * K >= 2**15
+    return rows <= 64 and K >= 256 and N * K >= 2**15
+
+
+def _function_loses(rows: int, N: int, K: int, activation: str | None) -> bool:
+    """Whether torch's own functions, recorded one by one, are faster than one function that is recorded."""
+    least, most = _RECORDED.get(activation, (2**63, 2**63))
+    if least <= rows * N <= most or (rows <= 16 and N * K >= 2**20):
+        return False
+    return cpu_isa() not in _WIDE or max(rows, K) * N < 2**18

@@ -1,0 +1,212 @@
+"""Which way a call takes on the CPU: by size, said by explain() and taken in truth; quick choices and their limits."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from linear_plans import eager, op
+from torch.profiler import ProfilerActivity, profile
+from torch.testing import assert_close
+
+import fastdl
+from fastdl import _extension
+from fastdl.ops import linear
+from fastdl.ops.linear import quick, sizes
+from fastdl.ops.linear.quick import quick_choice
+
+pytestmark = pytest.mark.skipif(
+    not _extension.cpu.loaded, reason=f"CPU kernels are not loaded: {_extension.cpu.error}"
+)
+narrow = pytest.mark.skipif(_extension.cpu_isa() not in ("baseline", "avx2"), reason="limits of AVX2")
+KERNELS = {"dot": {"fastdl::linear"}, "composed": {"fastdl::linear_activation_inplace"}, "torch": set()}
+
+
+def inputs(rows: int, K: int, N: int, recorded: bool = False) -> list[torch.Tensor]:
+    return [torch.randn(size, requires_grad=recorded) for size in ((rows, K), (N, K), (N,))]
+
+
+def ran(call) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call()
+    return {event.name for event in profiled.events() if event.name.startswith("fastdl::")}
+
+
+@narrow
+@pytest.mark.parametrize(
+    ("rows", "K", "N", "activation", "recorded", "algorithm"),
+    [
+        (1, 64, 10, None, False, "torch"),
+        (1, 512, 512, None, False, "dot"),
+        (1, 16, 16, "relu", False, "torch"),
+        (1, 16, 16, "gelu", False, "dot"),
+        (8, 64, 64, "tanh", False, "dot"),
+        (49, 64, 64, "relu", False, "torch"),
+        (300, 512, 512, "relu", False, "torch"),
+        (300, 512, 512, "silu", False, "composed"),
+        (8, 64, 64, "relu", True, "torch"),
+        (8, 64, 64, None, True, "torch"),
+        (8, 64, 64, "gelu", True, "dot"),
+        (8, 64, 64, "gelu_tanh", True, "torch"),
+        (300, 64, 512, "gelu_tanh", True, "composed"),
+        (4, 1024, 2048, "relu", True, "dot"),
+    ],
+)
+def test_what_is_explained_is_what_runs(rows, K, N, activation, recorded, algorithm):
+    x, weight, bias = inputs(rows, K, N, recorded)
+    explanation = fastdl.explain("linear", x, weight, bias, activation=activation)
+    assert (explanation.backend, explanation.algorithm) == ("cpu", algorithm)
+    expected = KERNELS[algorithm]
+    if recorded and activation in ("gelu", "gelu_tanh", "silu") and algorithm == "composed":
+        expected = {"fastdl::linear_activation"}  # what it is applied to is kept
+    assert ran(lambda: linear(x, weight, bias, activation=activation)) == expected
+    assert_close(
+        linear(x, weight, bias, activation=activation), eager(x, weight, bias, activation),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_quick_choice_is_the_explained_one(activation, recorded):
+    for rows in (1, 2, 48, 49, 700):
+        for K, N in ((1, 1), (64, 10), (64, 512), (512, 512)):
+            x, weight, bias = inputs(rows, K, N, recorded)
+            algorithm = fastdl.explain("linear", x, weight, bias, activation=activation).algorithm
+            assert algorithm == sizes.fastest(rows, N, K, activation, recorded)
+            quickly = quick_choice(x, weight, bias, activation) is not None
+            assert quickly == (algorithm == "torch" or not recorded)
+
+
+def test_a_refusal_says_that_it_is_about_speed():
+    x, weight, bias = inputs(8, 64, 64, recorded=True)
+    refused = fastdl.explain("linear", x, weight, bias, activation="relu").refused
+    assert [(backend, algorithm) for backend, algorithm, _ in refused] == [
+        ("cpu", "dot"),
+        ("cpu", "composed"),
+    ]
+    assert all(reason == sizes.RECORDED for *_, reason in refused)
+    output = linear(x, weight, bias, activation="relu")
+    assert output.grad_fn.name() == "ReluBackward0"
+
+
+@pytest.mark.parametrize("setting", [fastdl.backend("cpu"), fastdl.strict()], ids=["cpu", "strict"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_speed_is_no_reason_where_a_kernel_is_asked_for(setting, recorded):
+    with setting:
+        for rows, K, N, algorithm in ((1, 16, 16, "dot"), (300, 256, 512, "composed")):
+            x, weight, bias = inputs(rows, K, N, recorded)
+            assert fastdl.explain("linear", x, weight, bias, activation="relu").algorithm == algorithm
+            assert ran(lambda: linear(x, weight, bias, activation="relu")) == KERNELS[algorithm]  # noqa: B023
+
+
+def test_dropout_stays_fused():
+    x, weight, bias = inputs(8, 64, 64, recorded=True)
+    assert fastdl.explain("linear", x, weight, bias, dropout_p=0.5).algorithm == "dot"
+    assert ran(lambda: linear(x, weight, bias, activation="relu", dropout_p=0.5)) == {"fastdl::linear"}
+
+
+def test_other_dtypes_and_strides():
+    x, weight, _ = inputs(8, 64, 64)
+    assert fastdl.explain("linear", x.double(), weight.double()).algorithm == "torch"
+    assert fastdl.explain("linear", x.double(), weight.double(), activation="relu").algorithm == "composed"
+    strided = weight.t()
+    assert fastdl.explain("linear", x, strided, activation="gelu").algorithm == "composed"
+    assert_close(linear(x, strided, activation="gelu"), eager(x, strided, None, "gelu"))
+
+
+def test_no_quick_choice_where_more_is_to_be_asked():
+    x, weight, bias = inputs(2, 3, 4)
+
+    def refused(*args) -> bool:
+        return quick_choice(*args, "relu") is None
+
+    assert not refused(x, weight, bias)
+    for kind in (torch.float64, torch.bfloat16, torch.int64):
+        for args in (
+            (x.to(kind), weight.to(kind), None),
+            (x, weight.to(kind), None),
+            (x, weight, bias.to(kind)),
+        ):
+            assert refused(*args)
+    assert refused(x, weight[0], None)
+    for other in (bias[:1], torch.ones(()), bias.to("meta")):
+        assert refused(x, weight, other)
+    assert refused(x, weight.to("meta"), None)
+    assert quick_choice(x, weight, bias, "swish") is None
+    for setting in (fastdl.strict(), fastdl.backend("cpu"), torch.autocast("cpu", torch.bfloat16)):
+        with setting:
+            assert refused(x, weight, bias)
+
+
+def test_a_remembered_weight_that_changed_is_looked_at_anew():
+    layer, x = fastdl.nn.LinearGELU(64, 64), torch.randn(8, 64)
+    with torch.no_grad():
+        layer(x)
+        with pytest.raises(ValueError, match="in_features = 64"):
+            layer(x[:, :63])
+        with pytest.raises(TypeError, match="dtype of x"):
+            layer(x.double())
+        doubled = layer.double()(x.double())
+        assert doubled.dtype is torch.float64
+        assert_close(doubled, eager(x.double(), layer.weight, layer.bias, "gelu"))
+        with pytest.raises(TypeError, match="dtype of x"):
+            layer(x)
+        layer.float()
+        assert_close(layer(x), eager(x, layer.weight, layer.bias, "gelu"))
+        layer.weight.data, layer.bias.data = torch.randn(5, 64), torch.randn(5)
+        assert_close(layer(x), eager(x, layer.weight, layer.bias, "gelu"))
+        with pytest.raises(TypeError, match="device of x"):
+            layer(x.to("meta"))
+        assert layer.to("meta")(x.to("meta")).is_meta
+
+
+def test_weights_that_died_are_forgotten():
+    x, weight, bias = inputs(2, 3, 4)
+    before = len(quick._known)
+    linear(x, weight, bias)
+    assert len(quick._known) == before + 1
+    del weight
+    gc.collect()
+    assert len(quick._known) == before
+
+
+def test_transforms_see_torch_s_functions():
+    """Small calls too, whose activation would be applied in place."""
+    x, weight, bias = inputs(4, 6, 5)
+    expected = eager(x, weight, bias, "relu")
+    assert_close(torch.vmap(lambda row: linear(row, weight, bias, activation="relu"))(x), expected)
+    ours, theirs = (
+        torch.func.hessian(lambda t, call=call: call(t, weight, bias, activation="tanh").sum())(x)
+        for call in (linear, eager)
+    )
+    assert_close(ours, theirs)
+    tangent = torch.randn_like(x)
+    for call in (linear, eager):
+        _, forward = torch.func.jvp(
+            lambda t, call=call: call(t, weight, bias, activation="relu"), (x,), (tangent,)
+        )
+        assert_close(forward, tangent @ weight.t() * (expected > 0))
+
+
+def test_backward_is_a_function_of_its_own_for_second_derivatives_alone(monkeypatch):
+    applied = []
+
+    class Counted:
+        apply = staticmethod(lambda *args: applied.append(1) or original(*args))
+
+    original = op.LinearBackward.apply
+    monkeypatch.setattr(op, "LinearBackward", Counted)
+    with fastdl.backend("cpu"):
+        tensors = inputs(3, 20, 10, recorded=True)
+        first = torch.autograd.grad(linear(*tensors, activation="tanh").sum(), tensors)
+        assert not applied
+        again = torch.autograd.grad(linear(*tensors, activation="tanh").sum(), tensors, create_graph=True)
+        assert len(applied) == 1
+        second = torch.autograd.grad(sum(g.square().sum() for g in again), tensors)
+    for a, b in zip(first, again, strict=True):
+        assert_close(a, b)
+    theirs = torch.autograd.grad(eager(*tensors, activation="tanh").sum(), tensors, create_graph=True)
+    for a, b in zip(second, torch.autograd.grad(sum(g.square().sum() for g in theirs), tensors), strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-4)
