@@ -32,12 +32,24 @@ void check(bool condition, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_string(const Tensor& t) {
-  std::ostringstream out;
+inline IntList sizes_of(const Tensor& t) {
+  IntList sizes(static_cast<size_t>(t.dim()));
+  for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(static_cast<int64_t>(i));
+  return sizes;
+}
+
+// A shape as part of a message: written where the message is, so that a check that holds costs nothing.
+struct ShapeText {
+  const Tensor* tensor;
+  const IntList* sizes;
+};
+inline ShapeText shape_text(const Tensor& t) { return {&t, nullptr}; }
+inline ShapeText shape_text(const IntList& sizes) { return {nullptr, &sizes}; }
+inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+  if (shape.tensor) return out << shape_text(sizes_of(*shape.tensor));
   out << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
-  out << ']';
-  return out.str();
+  for (size_t i = 0; i < shape.sizes->size(); ++i) out << (i ? ", " : "") << (*shape.sizes)[i];
+  return out << ']';
 }
 
 inline DType dtype_of(const Tensor& t) {

@@ -80,6 +80,38 @@ def test_every_part_of_a_step_is_the_definition(shape, dtype):
             close(a, b, dtype, False)
 
 
+@needs_cpu
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_results_are_rounded_as_torch_rounds(dtype):
+    """Every 16-bit number with a part below its last place: ties to even, overflow, subnormals, infinity, NaN."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).repeat(3, 1)
+    below = torch.tensor([0.5, 0.25, -1.5], dtype=dtype)[:, None] * torch.finfo(dtype).eps
+    n = (x.abs().clamp(max=2.0) * below).nan_to_num()
+    coefficients = Table(1, SAMPLE=1.0, NOISE=2.0).on(torch.device("cpu"))
+    found = step(x, None, None, n, None, None, 0, coefficients, schema.WANT_PREV, 1.0, 0.0, 1.0, 0.5)[0]
+    expected = (x.float() + 2 * n.float()).to(dtype)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[~found.isnan()], expected[~expected.isnan()])
+    x = x[~x.isinf()]  # times a coefficient of 0
+    third = Table(1, SAMPLE=1 / 3).on(torch.device("cpu"))
+    found = backward(x, None, None, None, None, 0, third, schema.NEED_SAMPLE, 1.0, 1.0)[0]
+    expected = (x.float() * third[0, 3]).to(dtype)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[~found.isnan()], expected[~expected.isnan()])
+
+
+@needs_cpu
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_of_16_bits_is_that_of_32_rounded(dtype):
+    found, whole = (
+        torch.ops.fastdl.normal_noise.default(torch.empty(1000, dtype=d), torch.tensor([4, 2]))
+        for d in (dtype, torch.float32)
+    )
+    assert torch.equal(found, whole.to(dtype))
+
+
 def small_table() -> Table:
     return Table(3, **{name: torch.linspace(0.3, 1.1, 3) * (1 + i / 9) for i, name in enumerate(COLUMNS)})
 

@@ -6,13 +6,22 @@ FASTDL_INLINE Vec widen(VecHalfBits bits, BFloat16) {
   return reinterpret_cast<Vec>(__builtin_convertvector(bits, VecBits) << 16);
 }
 
-FASTDL_INLINE VecHalfBits narrow(Vec v, BFloat16) {
+// The bf16 nearest to each lane in its upper half, the lower half is anything; NaN has every bit set.
+FASTDL_INLINE VecBits rounded_to_upper_half(Vec v) {
   const VecBits bits = reinterpret_cast<VecBits>(v);
-  const VecBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const VecBits quiet_nan = (bits >> 16) | 0x40;
-  const VecBits result = reinterpret_cast<VecBits>(v != v ? reinterpret_cast<VecInt>(quiet_nan)
-                                                          : reinterpret_cast<VecInt>(rounded));
-  return __builtin_convertvector(result, VecHalfBits);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) | reinterpret_cast<VecBits>(v != v);
+}
+
+FASTDL_INLINE VecHalfBits narrow(Vec v, BFloat16) {
+  const VecBits halves = rounded_to_upper_half(v) >> 16;
+#if FASTDL_ISA == FASTDL_ISA_AVX2
+  // GCC masks what the shift has cleared.
+  const __m256i both = reinterpret_cast<__m256i>(halves);
+  return reinterpret_cast<VecHalfBits>(
+      _mm_packus_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#else
+  return __builtin_convertvector(halves, VecHalfBits);
+#endif
 }
 
 #if FASTDL_ISA >= FASTDL_ISA_AVX512

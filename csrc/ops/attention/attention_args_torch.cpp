@@ -12,7 +12,7 @@ bool same_device(const Tensor& t, const Tensor& like) {
 }
 
 void check_tensor(const char* name, const Tensor& t, const Tensor& q, int64_t rank) {
-  check(t.dim() == rank, name, " must have ", rank, " dimensions, got ", shape_string(t));
+  check(t.dim() == rank, name, " must have ", rank, " dimensions, got ", shape_text(t));
   check(t.scalar_type() == q.scalar_type(), name, " must have the dtype of q");
   check(same_device(t, q), name, " must be on the device of q");
 }
@@ -30,11 +30,11 @@ AttentionStrides broadcast_strides(const char* name, const Tensor& t, const Tens
                                    const AttentionCall& c) {
   const int64_t full[4] = {c.B, c.H, c.L_q, c.L_k};
   check(t.dim() == 4 && same_device(t, q), name, " must have 4 dimensions on the device of q, got ",
-        shape_string(t));
+        shape_text(t));
   int64_t strides[4];
   for (int i = 0; i < 4; ++i) {
     check(t.size(i) == 1 || t.size(i) == full[i], name,
-          " does not broadcast to [B, H, L_q, L_k]: ", shape_string(t));
+          " does not broadcast to [B, H, L_q, L_k]: ", shape_text(t));
     strides[i] = t.size(i) == 1 ? 0 : t.stride(i);
   }
   return {strides[0], strides[1], strides[2], strides[3]};
@@ -61,7 +61,7 @@ void sizes_of(const Tensor& q, const Tensor& k, const Tensor& v, const Attention
   c.H = q.size(heads), c.H_kv = k.size(heads), c.L_q = q.size(rows), c.L_k = k.size(rows);
   c.D = q.size(last), c.D_v = v.size(last);
   check(k.size(last) == c.D && v.size(heads) == c.H_kv && v.size(rows) == c.L_k,
-        "k and v do not fit q: ", shape_string(q), shape_string(k), shape_string(v));
+        "k and v do not fit q: ", shape_text(q), shape_text(k), shape_text(v));
   check(packed || (k.size(0) == c.B && v.size(0) == c.B), "q, k and v must have one batch size");
   check(c.H_kv > 0 && c.H % c.H_kv == 0, "the heads of k must divide those of q");
 }
@@ -146,8 +146,8 @@ AttentionSaved attention_saved(const AttentionArrived& arrived, const Tensor& q,
     check_tensor("grad_output and output", *t, q, static_cast<int64_t>(rows.size()) + 1);
     for (size_t i = 0; i < rows.size(); ++i)
       check(t->size(static_cast<int64_t>(i)) == rows[i],
-            "grad_output and output do not fit q: ", shape_string(*t));
-    check(t->size(t->dim() - 1) == c.D_v, "grad_output and output do not fit v: ", shape_string(*t));
+            "grad_output and output do not fit q: ", shape_text(*t));
+    check(t->size(t->dim() - 1) == c.D_v, "grad_output and output do not fit v: ", shape_text(*t));
   }
   AttentionSaved saved{attention_rows(arrived.grad_output, args.grad_output_strides),
                        torch::stable::contiguous(arrived.output),

@@ -26,7 +26,7 @@ Tensor like_format(const Tensor& t, bool channels_last) {
 std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& like, int64_t C) {
   if (!bias) return bias;
   check(bias->dim() == 1 && bias->size(0) == C, "bias must have shape [C_out] = [", C, "], got ",
-        shape_string(*bias));
+        shape_text(*bias));
   check(bias->scalar_type() == like.scalar_type(), "bias must have the dtype of the other inputs");
   check(bias->device() == like.device(), "bias must be on the device of the other inputs");
   return bias->is_contiguous() ? bias : torch::stable::contiguous(*bias);
@@ -37,8 +37,8 @@ std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tens
 void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGeometry& g,
             PoolGeometry& pool) {
   check(packed.size() == 7 || packed.size() == 16, "geometry must hold 7 or 16 ints, got ", packed.size());
-  check(x.dim() == 4, "x must have shape [N, C, H, W], got ", shape_string(x));
-  check(weight.dim() == 4, "weight must have shape [C_out, C/groups, KH, KW], got ", shape_string(weight));
+  check(x.dim() == 4, "x must have shape [N, C, H, W], got ", shape_text(x));
+  check(weight.dim() == 4, "weight must have shape [C_out, C/groups, KH, KW], got ", shape_text(weight));
   g.N = x.size(0), g.C = x.size(1), g.H = x.size(2), g.W = x.size(3);
   g.C_out = weight.size(0), g.KH = weight.size(2), g.KW = weight.size(3);
   copy_pair(packed.data(), g.stride, "stride", 1);
@@ -47,12 +47,12 @@ void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGe
   g.groups = packed[6];
   check(g.groups >= 1 && g.C == weight.size(1) * g.groups && g.C_out % g.groups == 0,
         "weight must have shape [C_out, C/groups, KH, KW] with C = ", g.C, " and groups = ", g.groups,
-        ", got ", shape_string(weight));
+        ", got ", shape_text(weight));
   check(g.C_out > 0 && weight.size(1) > 0 && g.KH > 0 && g.KW > 0, "weight must not be empty, got ",
-        shape_string(weight));
+        shape_text(weight));
   const int64_t span_h = g.H + 2 * g.padding[0] - g.dilation[0] * (g.KH - 1) - 1;
   const int64_t span_w = g.W + 2 * g.padding[1] - g.dilation[1] * (g.KW - 1) - 1;
-  check(span_h >= 0 && span_w >= 0, "the kernel is larger than the padded input of ", shape_string(x));
+  check(span_h >= 0 && span_w >= 0, "the kernel is larger than the padded input of ", shape_text(x));
   g.CH = span_h / g.stride[0] + 1, g.CW = span_w / g.stride[1] + 1;
   pool = unpack_pool(IntList(packed.begin() + 7, packed.end()), g.CH, g.CW);
 }
@@ -92,7 +92,7 @@ ConvInputs conv_inputs(const Tensor& x, const Tensor& weight, const std::optiona
 }
 
 ConvOutput conv_output(const Tensor& conv, const std::optional<Tensor>& bias) {
-  check(conv.dim() == 4, "conv must have shape [N, C_out, CH, CW], got ", shape_string(conv));
+  check(conv.dim() == 4, "conv must have shape [N, C_out, CH, CW], got ", shape_text(conv));
   return {dense(conv), checked_bias(bias, conv, conv.size(1))};
 }
 
@@ -112,7 +112,7 @@ PooledGradient pooled_gradient(const Tensor& grad_output, const Tensor& saved, i
   for (int i = 0; i < 4; ++i)
     check(grad_output.size(i) == expected[i] && saved.size(i) == expected[i],
           "grad_output and saved must have shape [", N, ", ", C, ", ", pool.OH, ", ", pool.OW, "], got ",
-          shape_string(grad_output), " and ", shape_string(saved));
+          shape_text(grad_output), " and ", shape_text(saved));
   if (pool.present)
     check(saved.scalar_type() == ScalarType::Byte, "the record must be uint8");
   else

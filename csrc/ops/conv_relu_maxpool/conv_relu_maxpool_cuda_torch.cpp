@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor
                                                       int64_t CW, IntList pool) {
   BiasReluMaxpoolBackward args;
   args.pool = unpack_pool(pool, CH, CW);
-  check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_string(grad_output));
+  check(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", shape_text(grad_output));
   const OnDevice device(grad_output);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, grad_output.size(0), grad_output.size(1), args.pool);

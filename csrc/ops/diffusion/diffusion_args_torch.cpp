@@ -19,12 +19,6 @@ enum Flag : int64_t {
   kNeedNoise = 512
 };
 
-IntList sizes_of(const Tensor& t) {
-  IntList sizes(t.dim());
-  for (int64_t i = 0; i < t.dim(); ++i) sizes[i] = t.size(i);
-  return sizes;
-}
-
 Tensor empty_in(const IntList& sizes, bool channels_last, const Tensor& like) {
   if (channels_last)
     return empty_image(sizes[0], sizes[1], sizes[2], sizes[3], true, like.scalar_type(), like);
@@ -42,7 +36,7 @@ Tensor in_order(const Tensor& t, bool channels_last) {
 MaybeTensor matching(const MaybeTensor& t, const char* name, const IntList& sizes, const Tensor& like,
                      bool channels_last) {
   if (!t) return t;
-  check(sizes_of(*t) == sizes, name, " has the wrong shape ", shape_string(*t));
+  check(sizes_of(*t) == sizes, name, " has the wrong shape ", shape_text(*t));
   check(t->scalar_type() == like.scalar_type(), name, " must have the dtype of the sample");
   check(t->device() == like.device(), name, " must be on the device of the sample");
   return in_order(*t, channels_last);
@@ -69,7 +63,7 @@ int64_t checked_rows(const MaybeTensor& rows, int64_t row, const Tensor& table, 
   check(rows->dim() <= like.dim(), "rows has more dimensions than the sample");
   for (int64_t i = 0; i < rows->dim(); ++i)
     check(rows->size(i) == like.size(i), "rows must have the sample's leading sizes, got ",
-          shape_string(*rows));
+          shape_text(*rows));
   out.row_stride = 1;
   return rows->numel();
 }

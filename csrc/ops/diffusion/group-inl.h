@@ -16,15 +16,13 @@ struct Vector<double> {
 template <class T>
 constexpr int kWidth = FASTDL_VEC_BYTES / static_cast<int>(sizeof(typename Vector<T>::scalar));
 
-FASTDL_INLINE Vec splat(double x, Vec) { return set1(static_cast<float>(x)); }
+// NaN is torch's.
+FASTDL_INLINE Vec splat(double x, Vec) { return set1(x == x ? static_cast<float>(x) : __builtin_nanf("")); }
 FASTDL_INLINE VecDouble splat(double x, VecDouble) { return x - VecDouble{}; }
 FASTDL_INLINE VecDouble fma(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
 
 // NaN stays NaN.
-FASTDL_INLINE Vec clamp(Vec v, Vec low, Vec high) {
-  v = select(v < low, low, v);
-  return select(v > high, high, v);
-}
+FASTDL_INLINE Vec clamp(Vec v, Vec low, Vec high) { return min(high, max(low, v)); }
 FASTDL_INLINE VecDouble clamp(VecDouble v, VecDouble low, VecDouble high) {
   for (int i = 0; i < kLanes / 2; ++i) {
     if (v[i] < low[i]) v[i] = low[i];
@@ -40,11 +38,57 @@ FASTDL_INLINE VecDouble within(VecDouble x, VecDouble limit, VecDouble v) {
   return v;
 }
 
-FASTDL_INLINE Vec widened(const float* p, Vec) { return load(p); }
-FASTDL_INLINE VecDouble widened(const float* p, VecDouble) {
-  VecDouble v;
-  for (int i = 0; i < kLanes / 2; ++i) v[i] = p[i];
-  return v;
+// Two vectors of elements in the order that costs least: bf16 by even and odd places, others one half after
+// the other. A step treats all elements alike.
+template <class T, class V>
+FASTDL_INLINE void load_two(const T* p, V& a, V& b) {
+  a = load(p), b = load(p + kWidth<T>);
+}
+FASTDL_INLINE void load_two(const BFloat16* p, Vec& a, Vec& b) { load_pairs(p, kLanes, a, b); }
+
+template <class T, class V>
+FASTDL_INLINE void store_two(T* p, V a, V b) {
+  store(p, a), store(p + kWidth<T>, b);
+}
+// Rounds to nearest even. A NaN here comes from a bf16, from `splat` or from arithmetic: its lower half is 0,
+// and it rounds to itself.
+FASTDL_INLINE void store_two(BFloat16* p, Vec a, Vec b) {
+  typedef uint16_t Halves __attribute__((vector_size(FASTDL_VEC_BYTES)));
+  typedef int16_t SignedHalves __attribute__((vector_size(FASTDL_VEC_BYTES)));
+  Halves from_a_and_b;
+  for (int i = 0; i < 2 * kLanes; ++i) from_a_and_b[i] = static_cast<uint16_t>(i & 1 ? 2 * kLanes + i : i);
+  const VecBits even = reinterpret_cast<VecBits>(a), odd = reinterpret_cast<VecBits>(b);
+  const Halves upper =
+      __builtin_shuffle(reinterpret_cast<Halves>(even >> 16), reinterpret_cast<Halves>(odd), from_a_and_b);
+  const Halves lower =
+      __builtin_shuffle(reinterpret_cast<Halves>(even), reinterpret_cast<Halves>(odd << 16), from_a_and_b);
+  // up where the lower half is over 0x8000, or is it and the upper one is odd; compared as signed numbers
+  const SignedHalves up =
+      reinterpret_cast<SignedHalves>(lower ^ 0x8000) > -reinterpret_cast<SignedHalves>(upper & 1);
+  const Halves rounded = upper - reinterpret_cast<Halves>(up);
+  std::memcpy(p, &rounded, sizeof(rounded));
+}
+
+// The same elements of T's two vectors, in memory of another type.
+template <class T, class V>
+FASTDL_INLINE void load_two_floats(const float* p, T, V& a, V& b) {
+  load_two(p, a, b);
+}
+FASTDL_INLINE void load_two_floats(const float* p, BFloat16, Vec& a, Vec& b) {
+  deinterleave(load(p), load(p + kLanes), a, b);
+}
+FASTDL_INLINE void load_two_floats(const float* p, double, VecDouble& a, VecDouble& b) {
+  constexpr int w = kLanes / 2;
+  for (int i = 0; i < w; ++i) a[i] = p[i], b[i] = p[w + i];
+}
+template <class T, class S, class V>
+FASTDL_INLINE void store_two_widened(S* p, T, V a, V b) {
+  store_two(p, a, b);
+}
+FASTDL_INLINE void store_two_widened(float* p, BFloat16, Vec even, Vec odd) {
+  Vec a, b;
+  interleave(even, odd, a, b);
+  store_two(p, a, b);
 }
 
 // The noise of elements `first` .. first + kGroup - 1.

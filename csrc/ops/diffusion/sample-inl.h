@@ -21,19 +21,61 @@ void point(const DiffusionStep& a, int64_t offset, const T* (&in)[kStepInputs], 
   out[kOutX0] = at(static_cast<T*>(a.x_0), offset);
 }
 
-// Everything a vector of the step is made of, loop invariants as vectors.
+// What a step has and does. A term whose coefficient is 0 is left out.
+enum Part : unsigned {
+  kHasModel = 1,
+  kHasConditional = 2,
+  kRescales = 4,
+  kReadsNoise = 8,
+  kMakesNoise = 16,
+  kHasHistory = 32,
+  kNeedsX0 = 64,
+  kNoiseInX0 = 128,
+  kClamps = 256,
+  kDivides = 512,
+  kWritesX0 = 1024,
+  kWritesPrev = 2048,
+  kAddsSample = 4096,
+  kAddsModel = 8192,
+};
+constexpr unsigned kAnyParts = ~0u;
+
+// Loops over the commonest sets of parts are compiled without a branch: their kKnown is that set. The loop
+// for kAnyParts asks what the step has.
+template <unsigned kKnown>
+FASTDL_INLINE bool has(unsigned parts, unsigned part) {
+  return (kKnown == kAnyParts ? parts : kKnown) & part;
+}
+
+FASTDL_INLINE unsigned parts_of(const DiffusionStep& a, const float* c, const SamplePlan& plan) {
+  const bool noise = a.noise || a.seed, x_0 = a.x_0 || c[kX0] != 0;
+  unsigned parts = (a.model_output ? kHasModel : 0u) | (a.guided ? kHasConditional : 0u) |
+                   (plan.scale != 1.0 ? kRescales : 0u) |
+                   (a.noise  ? kReadsNoise
+                    : a.seed ? kMakesNoise
+                             : 0u) |
+                   (a.history ? kHasHistory : 0u) | (a.prev ? kWritesPrev : 0u) |
+                   (a.model_output && c[kModel] != 0 ? kAddsModel : 0u);
+  if (!x_0) return parts;
+  return parts | kNeedsX0 | (noise && c[kX0Noise] != 0 ? kNoiseInX0 : 0u) |
+         (a.limit != Limit::kNone ? kClamps : 0u) | (a.x_0 ? kWritesX0 : 0u) |
+         (a.x_0 && a.limit == Limit::kThreshold ? kDivides : 0u) | (c[kSample] != 0 ? kAddsSample : 0u);
+}
+
+// Everything a vector of the step is made of, loop invariants as vectors. `of_x_0` multiplies x_0 from the
+// start.
 template <class T>
 struct Terms {
   typedef typename Vector<T>::type V;
   V c[kColumns], guidance, scale, high, divide;
-  bool rescaled, clamped, divided;
+  unsigned parts;
 
-  Terms(const DiffusionStep& a, const float* coefficients, const SamplePlan& plan) {
+  Terms(const DiffusionStep& a, const float* coefficients, const SamplePlan& plan, double of_x_0)
+      : parts(parts_of(a, coefficients, plan)) {
     for (int i = 0; i < kColumns; ++i) c[i] = splat(coefficients[i], V{});
+    for (int i = kX0Sample; i <= kX0Noise; ++i) c[i] = splat(coefficients[i] * of_x_0, V{});
     guidance = splat(a.guidance, V{}), scale = splat(plan.scale, V{});
-    high = splat(plan.limit, V{}), divide = splat(plan.divide, V{});
-    rescaled = plan.scale != 1.0, clamped = a.limit != Limit::kNone;
-    divided = a.limit == Limit::kThreshold;
+    high = splat(plan.limit * (of_x_0 < 0 ? -of_x_0 : of_x_0), V{}), divide = splat(plan.divide, V{});
   }
 };
 
@@ -43,8 +85,17 @@ FASTDL_INLINE V guided(V u, V c, V guidance) {
   return fma(guidance, c - u, u);
 }
 
-// Branches on what a call has are taken once for this many vectors; more would not stay in registers.
+// Vectors done together; more would not stay in registers.
 constexpr int kQuad = 4;
+
+template <class T, class V>
+FASTDL_INLINE void load_quad(const T* p, V (&v)[kQuad]) {
+  for (int k = 0; k < kQuad; k += 2) load_two(p + k * kWidth<T>, v[k], v[k + 1]);
+}
+template <class T, class V>
+FASTDL_INLINE void store_quad(T* p, const V (&v)[kQuad]) {
+  for (int k = 0; k < kQuad; k += 2) store_two(p + k * kWidth<T>, v[k], v[k + 1]);
+}
 
 // The inputs of kQuad vectors; absent ones are 0.
 template <class T>
@@ -53,47 +104,47 @@ struct Quad {
   V x[kQuad], m[kQuad], n[kQuad];
 };
 
-template <class T>
+template <unsigned kKnown, class T>
 FASTDL_INLINE void load_model(const Terms<T>& t, const T* const (&in)[kStepInputs], int64_t i, Quad<T>& q) {
-  constexpr int w = kWidth<T>;
-  const T *model = in[kInModel], *conditional = in[kInConditional];
-  for (int k = 0; k < kQuad; ++k) q.m[k] = load(model + i + k * w);
-  if (conditional)
-    for (int k = 0; k < kQuad; ++k) q.m[k] = guided(q.m[k], load(conditional + i + k * w), t.guidance);
-  if (t.rescaled)
+  load_quad(in[kInModel] + i, q.m);
+  if (has<kKnown>(t.parts, kHasConditional)) {
+    typename Vector<T>::type conditional[kQuad];
+    load_quad(in[kInConditional] + i, conditional);
+    for (int k = 0; k < kQuad; ++k) q.m[k] = guided(q.m[k], conditional[k], t.guidance);
+  }
+  if (has<kKnown>(t.parts, kRescales))
     for (int k = 0; k < kQuad; ++k) q.m[k] *= t.scale;
 }
 
 // f(i, quad) for each quad of whole groups; elements count from `first` for the noise.
-template <class T, class F>
+template <unsigned kKnown, class T, class F>
 FASTDL_INLINE void for_quads(const DiffusionStep& a, const Terms<T>& t, const T* const (&in)[kStepInputs],
                              int64_t count, int64_t first, const F& f) {
-  using V = typename Vector<T>::type;
   constexpr int w = kWidth<T>;
   float made[kGroup];
-  const T *sample = in[kInSample], *noise = in[kInNoise];
-  const bool makes = a.seed && !noise;
   for (int64_t group = 0; group < count; group += kGroup) {
-    if (makes) noise_group(a.seed, first + group, made);
+    if (has<kKnown>(t.parts, kMakesNoise)) noise_group(a.seed, first + group, made);
     for (int j = 0; j < kGroup; j += kQuad * w) {
       const int64_t i = group + j;
       Quad<T> q = {};
-      for (int k = 0; k < kQuad; ++k) q.x[k] = load(sample + i + k * w);
-      if (in[kInModel]) load_model(t, in, i, q);
-      if (noise)
-        for (int k = 0; k < kQuad; ++k) q.n[k] = load(noise + i + k * w);
-      else if (makes)
-        for (int k = 0; k < kQuad; ++k) q.n[k] = widened(made + j + k * w, V{});
+      load_quad(in[kInSample] + i, q.x);
+      if (has<kKnown>(t.parts, kHasModel)) load_model<kKnown>(t, in, i, q);
+      if (has<kKnown>(t.parts, kReadsNoise)) load_quad(in[kInNoise] + i, q.n);
+      if (has<kKnown>(t.parts, kMakesNoise))
+        for (int k = 0; k < kQuad; k += 2) load_two_floats(made + j + k * w, T{}, q.n[k], q.n[k + 1]);
       f(i, q);
     }
   }
 }
 
 // x_0 before it is limited.
-template <class T>
+template <unsigned kKnown, class T>
 FASTDL_INLINE void raw_x_0(const Terms<T>& t, const Quad<T>& q, typename Vector<T>::type (&x_0)[kQuad]) {
-  for (int k = 0; k < kQuad; ++k)
-    x_0[k] = fma(t.c[kX0Noise], q.n[k], fma(t.c[kX0Model], q.m[k], t.c[kX0Sample] * q.x[k]));
+  for (int k = 0; k < kQuad; ++k) x_0[k] = t.c[kX0Sample] * q.x[k];
+  if (has<kKnown>(t.parts, kHasModel))
+    for (int k = 0; k < kQuad; ++k) x_0[k] = fma(t.c[kX0Model], q.m[k], x_0[k]);
+  if (has<kKnown>(t.parts, kNoiseInX0))
+    for (int k = 0; k < kQuad; ++k) x_0[k] = fma(t.c[kX0Noise], q.n[k], x_0[k]);
 }
 
 // f(vectors...) over a sample: `whole` sees (offset, in, out, count) of each run of whole groups.
@@ -115,7 +166,7 @@ double rescale_of(const DiffusionStep& a, const SamplePlan& plan, int64_t sample
   using V = typename Vector<T>::type;
   if (a.sample_size < 2) return 1.0;
   const float none[kColumns] = {};
-  const Terms<T> t(a, none, plan);
+  const Terms<T> t(a, none, plan, 1.0);
   double mean[2] = {}, squares[2] = {};
   for (int pass = 0; pass < 2; ++pass) {
     double total[2] = {};
@@ -178,14 +229,15 @@ double threshold_of(const DiffusionStep& a, const float* c, const SamplePlan& pl
                     typename Vector<T>::scalar* scratch) {
   using V = typename Vector<T>::type;
   using S = typename Vector<T>::scalar;
-  const Terms<T> t(a, c, plan);
+  const Terms<T> t(a, c, plan, 1.0);
   S* filled = scratch;
   over_sample<T>(a, sample, 0, a.sample_size,
                  [&](const T*(&in)[kStepInputs], T*(&)[kStepOutputs], int64_t count, int64_t first, int64_t) {
-                   for_quads(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
+                   for_quads<kAnyParts>(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
                      V x_0[kQuad];
-                     raw_x_0(t, q, x_0);
-                     for (int k = 0; k < kQuad; ++k) store(filled + i + k * kWidth<T>, x_0[k]);
+                     raw_x_0<kAnyParts>(t, q, x_0);
+                     for (int k = 0; k < kQuad; k += 2)
+                       store_two_widened(filled + i + k * kWidth<T>, T{}, x_0[k], x_0[k + 1]);
                    });
                    filled += count;
                  });

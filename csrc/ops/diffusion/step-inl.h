@@ -1,34 +1,67 @@
 // x_0 and the result of a step, element by element; and noise alone.
 
+// The sum of whole groups. Where x_0 itself is not written, it is multiplied already.
+template <unsigned kKnown, class T>
+void step_groups(const DiffusionStep& a, const Terms<T>& t, const T* const (&in)[kStepInputs],
+                 T* const (&out)[kStepOutputs], int64_t count, int64_t first) {
+  using V = typename Vector<T>::type;
+  for_quads<kKnown>(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
+    V sum[kQuad];
+    const auto add = [&](unsigned part, Column column, const V(&v)[kQuad]) {
+      if (has<kKnown>(t.parts, part))
+        for (int k = 0; k < kQuad; ++k) sum[k] = fma(t.c[column], v[k], sum[k]);
+    };
+    if (has<kKnown>(t.parts, kNeedsX0)) {
+      raw_x_0<kKnown>(t, q, sum);
+      if (has<kKnown>(t.parts, kClamps))
+        for (int k = 0; k < kQuad; ++k) sum[k] = clamp(sum[k], -t.high, t.high);
+      if (has<kKnown>(t.parts, kDivides))
+        for (int k = 0; k < kQuad; ++k) sum[k] = sum[k] / t.divide;
+      if (has<kKnown>(t.parts, kWritesX0)) {
+        store_quad(out[kOutX0] + i, sum);
+        if (!has<kKnown>(t.parts, kWritesPrev)) return;
+        for (int k = 0; k < kQuad; ++k) sum[k] *= t.c[kX0];
+      }
+      add(kAddsSample, kSample, q.x);
+    } else {
+      for (int k = 0; k < kQuad; ++k) sum[k] = t.c[kSample] * q.x[k];
+    }
+    add(kAddsModel, kModel, q.m);
+    add(kReadsNoise | kMakesNoise, kNoise, q.n);
+    if (has<kKnown>(t.parts, kHasHistory)) {
+      V history[kQuad];
+      load_quad(in[kInHistory] + i, history);
+      add(kHasHistory, kHistory, history);
+    }
+    store_quad(out[kOutPrev] + i, sum);
+  });
+}
+
+// The loop of the first set that is the step's, or of any.
+template <unsigned... kCommon>
+struct CommonSteps {
+  template <class T>
+  static void run(const DiffusionStep& a, const Terms<T>& t, const T* const (&in)[kStepInputs],
+                  T* const (&out)[kStepOutputs], int64_t count, int64_t first) {
+    const bool done =
+        ((t.parts == kCommon && (step_groups<kCommon>(a, t, in, out, count, first), true)) || ...);
+    if (!done) step_groups<kAnyParts>(a, t, in, out, count, first);
+  }
+};
+constexpr unsigned kAddNoise = kReadsNoise | kWritesPrev, kFlowMatch = kHasModel | kAddsModel | kWritesPrev;
+constexpr unsigned kFromX0 = kHasModel | kNeedsX0 | kClamps | kWritesPrev;
+constexpr unsigned kDdim = kFromX0 | kAddsModel, kDdpm = kFromX0 | kAddsSample | kReadsNoise;
+typedef CommonSteps<kAddNoise, kFlowMatch, kDdim, kDdim | kReadsNoise, kDdim | kHasConditional,
+                    kDdim | kHasConditional | kReadsNoise, kDdpm, kDdpm | kHasConditional, kDdim | kWritesX0>
+    Steps;
+
 template <class T>
 void step_piece(const DiffusionStep& a, const float* c, const SamplePlan& plan, int64_t sample, int64_t begin,
                 int64_t end) {
-  using V = typename Vector<T>::type;
-  const Terms<T> t(a, c, plan);
-  over_sample<T>(
-      a, sample, begin, end,
-      [&](const T*(&in)[kStepInputs], T*(&out)[kStepOutputs], int64_t count, int64_t first, int64_t) {
-        constexpr int w = kWidth<T>;
-        const T* history = in[kInHistory];
-        T *prev = out[kOutPrev], *x_0_out = out[kOutX0];
-        for_quads(a, t, in, count, first, [&](int64_t i, const Quad<T>& q) {
-          V x_0[kQuad], sum[kQuad];
-          raw_x_0(t, q, x_0);
-          if (t.clamped)
-            for (int k = 0; k < kQuad; ++k) x_0[k] = clamp(x_0[k], -t.high, t.high);
-          if (t.divided)
-            for (int k = 0; k < kQuad; ++k) x_0[k] = x_0[k] / t.divide;
-          if (x_0_out)
-            for (int k = 0; k < kQuad; ++k) store(x_0_out + i + k * w, x_0[k]);
-          if (!prev) return;
-          for (int k = 0; k < kQuad; ++k)
-            sum[k] = fma(t.c[kNoise], q.n[k],
-                         fma(t.c[kModel], q.m[k], fma(t.c[kX0], x_0[k], t.c[kSample] * q.x[k])));
-          if (history)
-            for (int k = 0; k < kQuad; ++k) sum[k] = fma(t.c[kHistory], load(history + i + k * w), sum[k]);
-          for (int k = 0; k < kQuad; ++k) store(prev + i + k * w, sum[k]);
-        });
-      });
+  const Terms<T> t(a, c, plan, a.x_0 || c[kX0] == 0 ? 1.0 : c[kX0] / plan.divide);
+  over_sample<T>(a, sample, begin, end,
+                 [&](const T*(&in)[kStepInputs], T*(&out)[kStepOutputs], int64_t count, int64_t first,
+                     int64_t) { Steps::run<T>(a, t, in, out, count, first); });
 }
 
 template <class T>
@@ -38,7 +71,7 @@ void step(const DiffusionStep& given, const ThreadPool& pool) {
   if (a.value)
     for (int64_t i = 0; i < (share_a_row(a.rows) ? 1 : a.samples); ++i)
       a.value[i] = coefficients(a.rows, i)[kValue];
-  if (a.samples * a.sample_size == 0) return;
+  if (a.samples * a.sample_size == 0 || !(a.prev || a.x_0)) return;
   const int64_t piece = a.seed && !a.noise ? kNoisePiece : kPiece;
   const bool rescaled = a.guided && a.rescale != 0, threshold = a.limit == Limit::kThreshold;
   const SamplePlan plain = {1.0, a.limit_value, 1.0};
@@ -70,6 +103,7 @@ void step(const DiffusionStep& given, const ThreadPool& pool) {
 template <class T>
 void noise(const NormalNoise& a, const ThreadPool& pool) {
   using V = typename Vector<T>::type;
+  constexpr int w = kWidth<T>;
   T* output = static_cast<T*>(a.output);
   parallel_pieces(pool, 1, a.count, kNoisePiece, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kGroup) {
@@ -77,7 +111,11 @@ void noise(const NormalNoise& a, const ThreadPool& pool) {
       T rest[kGroup];
       noise_group(a.seed, first, made);
       T* target = first + kGroup <= end ? output + first : rest;
-      for (int j = 0; j < kGroup; j += kWidth<T>) store(target + j, widened(made + j, V{}));
+      for (int j = 0; j < kGroup; j += 2 * w) {
+        V n[2];
+        load_two_floats(made + j, T{}, n[0], n[1]);
+        store_two(target + j, n[0], n[1]);
+      }
       if (target == rest) std::memcpy(output + first, rest, static_cast<size_t>(end - first) * sizeof(T));
     }
   });

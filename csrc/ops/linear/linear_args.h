@@ -35,7 +35,7 @@ inline void check_alike(const Tensor& t, const Tensor& other, const char* what) 
 inline void check_same_shape(const Tensor& t, const Tensor& other, const char* what) {
   bool same = t.dim() == other.dim();
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == other.size(d);
-  check(same, what, " must have shape ", shape_string(other), ", got ", shape_string(t));
+  check(same, what, " must have shape ", shape_text(other), ", got ", shape_text(t));
 }
 
 inline bool by_output(Activation a) {

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor> linear(Tensor x, Tensor weight, std::optional<Tensor>
                                   bool save) {
   check(x.dim() >= 1 && weight.dim() == 2 && x.size(x.dim() - 1) == weight.size(1),
         "weight must have shape [out_features, in_features] with in_features the last size of x ",
-        shape_string(x), ", got ", shape_string(weight));
+        shape_text(x), ", got ", shape_text(weight));
   check_alike(weight, x, "weight");
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
   const int64_t N = weight.size(0), K = weight.size(1);
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> linear(Tensor x, Tensor weight, std::optional<Tensor>
   std::optional<Tensor> dense_bias;
   if (bias) {
     check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [out_features] = [", N, "], got ",
-          shape_string(*bias));
+          shape_text(*bias));
     check_alike(*bias, x, "bias");
     dense_bias = as_contiguous(*bias);
   }

@@ -5,14 +5,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-std::string shape_string(const IntList& sizes) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
-  out << ']';
-  return out.str();
-}
-
 bool has_shape(const Tensor& t, const IntList& sizes) {
   if (t.dim() != static_cast<int64_t>(sizes.size())) return false;
   for (int64_t i = 0; i < t.dim(); ++i)
@@ -51,8 +43,7 @@ class Filler {
   const Tensor& keep(const Tensor& t, ScalarType dtype, const IntList& sizes, const char* name) {
     check(t.scalar_type() == dtype, name, " has a dtype that does not fit the other inputs");
     check(t.device() == like_.device(), name, " must be on the device of the other inputs");
-    check(has_shape(t, sizes), name, " must have shape ", shape_string(sizes), ", got ",
-          fastdl::shape_string(t));
+    check(has_shape(t, sizes), name, " must have shape ", shape_text(sizes), ", got ", shape_text(t));
     call_.inputs.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     return call_.inputs.back();
   }
@@ -90,16 +81,15 @@ class Filler {
     q.dtype = dtype_of(t);
     RnnRows& r = q.rows;
     if (!context.batch_sizes) {
-      check(t.dim() == 3, name, " must have 3 dimensions, or 2 with batch_sizes, got ",
-            fastdl::shape_string(t));
+      check(t.dim() == 3, name, " must have 3 dimensions, or 2 with batch_sizes, got ", shape_text(t));
       r.T = t.size(q.s.batch_first ? 1 : 0), r.B = t.size(q.s.batch_first ? 0 : 1);
       r.count = r.T * r.B;
       r.row_t = q.s.batch_first ? 1 : r.B, r.row_b = q.s.batch_first ? r.T : 1;
       return;
     }
-    check(t.dim() == 2, name, " must have 2 dimensions with batch_sizes, got ", fastdl::shape_string(t));
+    check(t.dim() == 2, name, " must have 2 dimensions with batch_sizes, got ", shape_text(t));
     check(h_0.has_value(), "packed rows need h_0");
-    check(h_0->dim() == 3, "h_0 must have shape [D, B, R], got ", fastdl::shape_string(*h_0));
+    check(h_0->dim() == 3, "h_0 must have shape [D, B, R], got ", shape_text(*h_0));
     set_packed(*context.batch_sizes, t.size(0), h_0->size(1));
   }
 
@@ -111,13 +101,12 @@ class Filler {
     check(weights.size() == each * static_cast<size_t>(s.directions), "expected ", each * s.directions,
           " weights, got ", weights.size());
     const Tensor& weight_hh = weights[s.projected ? 0 : 1];
-    check(weight_hh.dim() == 2, "weight_hh must have shape [G * H, R], got ",
-          fastdl::shape_string(weight_hh));
+    check(weight_hh.dim() == 2, "weight_hh must have shape [G * H, R], got ", shape_text(weight_hh));
     const int64_t G = num_gates(s.cell);
     q.H = weight_hh.size(0) / G, q.R = weight_hh.size(1), q.I = s.projected ? 0 : width;
-    check(q.H > 0 && q.R > 0, "weight_hh must not be empty, got ", fastdl::shape_string(weight_hh));
+    check(q.H > 0 && q.R > 0, "weight_hh must not be empty, got ", shape_text(weight_hh));
     check(q.s.has_projection || q.R == q.H, "weight_hh must have shape [G * H, H] without a projection, got ",
-          fastdl::shape_string(weight_hh));
+          shape_text(weight_hh));
     for (int64_t d = 0; d < s.directions; ++d) {
       const Tensor* next = weights.data() + static_cast<size_t>(d) * each;
       const auto take = [&](bool present, const IntList& sizes, const char* name) {
@@ -214,7 +203,7 @@ void fill(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h_0, co
   filler.set_state_and_context(h_0, c_0, context);
   const int64_t D = s.directions, width = s.projected ? D * num_gates(s.cell) * q.H : q.I;
   const Tensor rows = has_row_stride(x) ? x : torch::stable::contiguous(x);
-  check(rows.size(rows.dim() - 1) == width, "x must have ", width, " columns, got ", fastdl::shape_string(x));
+  check(rows.size(rows.dim() - 1) == width, "x must have ", width, " columns, got ", shape_text(x));
   call.inputs.push_back(rows);
   args.x = rows.data_ptr(), args.x_row_stride = row_stride(rows);
 

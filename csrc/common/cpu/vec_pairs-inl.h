@@ -1,0 +1,92 @@
+// Pairs of neighbouring elements, taken apart and put together. Included by vec-inl.h only.
+
+// even[i] = a[2 i] and odd[i] = a[2 i + 1] of the 2 kLanes elements a, b; and back.
+FASTDL_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
+  VecInt low, high;
+  for (int lane = 0; lane < kLanes; ++lane) low[lane] = 2 * lane, high[lane] = 2 * lane + 1;
+  even = __builtin_shuffle(a, b, low);
+  odd = __builtin_shuffle(a, b, high);
+}
+FASTDL_INLINE void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
+  VecInt low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane / 2 + (lane & 1 ? kLanes : 0);
+    high[lane] = low[lane] + kLanes / 2;
+  }
+  a = __builtin_shuffle(even, odd, low);
+  b = __builtin_shuffle(even, odd, high);
+}
+
+// The first n pairs of a row, 0 <= n <= kLanes: their first and their second elements.
+FASTDL_INLINE void load_pairs(const float* p, int n, Vec& first, Vec& second) {
+  if (n == kLanes) return deinterleave(load(p), load(p + kLanes), first, second);
+  const int low = 2 * n < kLanes ? 2 * n : kLanes;
+  deinterleave(load_first(p, low), load_first(p + low, 2 * n - low), first, second);
+}
+// A pair of 16-bit floats is one 32-bit lane.
+template <class Half>
+FASTDL_INLINE VecBits load_bit_pairs(const Half* p, int n) {
+  if (n != kLanes) return reinterpret_cast<VecBits>(load_first(reinterpret_cast<const float*>(p), n));
+  VecBits pairs;
+  std::memcpy(&pairs, p, sizeof(pairs));
+  return pairs;
+}
+FASTDL_INLINE void load_pairs(const BFloat16* p, int n, Vec& first, Vec& second) {
+  const VecBits pairs = load_bit_pairs(p, n);
+  first = reinterpret_cast<Vec>(pairs << 16);
+  second = reinterpret_cast<Vec>(pairs & 0xffff0000);
+}
+FASTDL_INLINE void load_pairs(const Float16* p, int n, Vec& first, Vec& second) {
+  const VecBits pairs = load_bit_pairs(p, n);
+  first = widen(__builtin_convertvector(pairs & 0xffff, VecHalfBits), Float16{});
+  second = widen(__builtin_convertvector(pairs >> 16, VecHalfBits), Float16{});
+}
+
+// The first n elements as they lie in memory, one a 32-bit lane.
+FASTDL_INLINE VecBits load_bits(const float* p, int n) {
+  return reinterpret_cast<VecBits>(n == kLanes ? load(p) : load_first(p, n));
+}
+template <class Half>
+FASTDL_INLINE VecBits load_bits(const Half* p, int n) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return reinterpret_cast<VecBits>(_mm512_cvtepu16_epi32(bits));
+#else
+  VecHalfBits bits = {};
+  if (n == kLanes)
+    std::memcpy(&bits, p, sizeof(bits));
+  else
+    std::memcpy(&bits, p, static_cast<size_t>(n) * 2);
+  return __builtin_convertvector(bits, VecBits);
+#endif
+}
+
+// The same back: kLanes elements.
+FASTDL_INLINE void store_bits(float* p, VecBits bits) { store(p, reinterpret_cast<Vec>(bits)); }
+template <class Half>
+FASTDL_INLINE void store_bits(Half* p, VecBits bits) {
+  const VecHalfBits narrow = __builtin_convertvector(bits, VecHalfBits);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+
+// Writes the first n pairs (first[i], second[i]) of elements as load_bits gives them.
+FASTDL_INLINE void store_bit_pairs(float* p, int n, VecBits first, VecBits second) {
+  Vec a, b;
+  interleave(reinterpret_cast<Vec>(first), reinterpret_cast<Vec>(second), a, b);
+  if (n == kLanes) {
+    store(p, a);
+    store(p + kLanes, b);
+    return;
+  }
+  const int low = 2 * n < kLanes ? 2 * n : kLanes;
+  store_first(p, a, low);
+  store_first(p + low, b, 2 * n - low);
+}
+template <class Half>
+FASTDL_INLINE void store_bit_pairs(Half* p, int n, VecBits first, VecBits second) {
+  const VecBits pairs = first | second << 16;
+  if (n == kLanes)
+    std::memcpy(p, &pairs, sizeof(pairs));
+  else
+    store_first(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs), n);
+}
