@@ -16,6 +16,7 @@ from ..ops.rnn.backends import Plan, make_plan
 from ..ops.rnn.checks import Sizes
 from ..ops.rnn.layer import run_layer
 from ..ops.rnn.masks import recurrent_mask, zoneout_mask
+from ..ops.rnn.options import Options
 from ..ops.rnn.reference import accumulate_dtype, reference_layer
 from ..ops.rnn.refusals import CANDIDATES, Call, not_torchs
 from ..ops.rnn.steps import Context
@@ -239,10 +240,9 @@ def _torchs(sample: Sample, q: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
     c_0 = q.c_0
     if sample.cell == "lstm":
         c_0 = q.x.new_zeros(S.directions, sample.B, sample.H) if c_0 is None else c_0
-    return backends.delegate(
-        S.cell, q.x, h_0, c_0, q.params, q.context.batch_sizes, S.has_bias, 1, 0.0, sample.train, S.directions == 2,
-        S.batch_first,
-    )  # fmt: skip
+    hx = h_0 if sample.cell != "lstm" else (h_0, c_0.to(h_0.dtype))
+    options = Options(S.cell, S.has_bias, 1, 0.0, sample.train, S.directions == 2, S.batch_first)
+    return backends.delegate(q.x, hx, q.params, q.context.batch_sizes, sample.B, options)
 
 
 def _double(q: Inputs) -> Inputs:

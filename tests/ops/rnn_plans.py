@@ -61,7 +61,8 @@ def fused_serves(sample: Sample, dtype: torch.dtype) -> bool:
     """Whether the C++ kernels' own contract covers the sample."""
     if not KERNELS_ARE_COMPILED:
         return True
-    return refusals.refuse_cpu_fused(sample.call(dtype)) is None
+    with fastdl.backend("cpu"):
+        return refusals.refuse_cpu_fused(sample.call(dtype)) is None
 
 
 class Operators(TorchDispatchMode):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...dispatch import Choice
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
+from .options import Options
 from .parameter_gradients import recurrent_gradients
 from .projection import Projected, project, project_backward
 from .reference import Sequence
@@ -133,7 +134,7 @@ def backward(
     outside = any(name in wanted for name in ("weight_ih", "bias_ih", "weight_norm_ih"))
     grad_x, projections = project_backward(found.grad_gates, x, directions, saved.norms, s, needs[0], outside)
     sequence = Sequence(saved.output, saved.output, saved.output, saved.gates, saved.cells, saved.rstd)
-    recurrences = recurrent_gradients(found, h_0, c_0, directions, sequence, context, s, wanted)
+    recurrences = recurrent_gradients(found, h_0, c_0, directions, sequence, context, s, wanted, projections)
     by_name = [a | b for a, b in zip(projections, recurrences, strict=True)]
     parameters = [
         d.get(name) if needs[3 + i * len(names) + j] else None
@@ -152,26 +153,26 @@ _TORCHS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rn
 
 
 def delegate(
-    cell: str,
     x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor | None,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
     params: list[Tensor],
     batch_sizes: Tensor | None,
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
+    B: int,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(output, h_n, c_n) of a whole stack by torch's own function, with its own autograd."""
-    hx = h_0 if c_0 is None else (h_0, c_0.to(x.dtype))
-    rows = (x, hx) if batch_sizes is None else (x, batch_sizes, hx)
-    options = (has_biases, num_layers, dropout, train, bidirectional)
-    layout = (batch_first,) if batch_sizes is None else ()
-    result = _TORCHS[cell](*rows, params, *options, *layout)
-    return (*result, None) if c_0 is None else result
+    """(output, h_n, c_n) of a whole stack of B sequences by torch's own function, with its own autograd."""
+    lstm = options.cell == "lstm"
+    if hx is None:
+        states, rows, R = options.num_layers * options.directions, *params[1].shape
+        hx = x.new_zeros(states, B, R)
+        if lstm:
+            hx = (hx, hx if rows == 4 * R else x.new_zeros(states, B, rows // 4))
+    layout = (options.batch_first,) if batch_sizes is None else ()
+    result = _TORCHS[options.cell](
+        x, *(() if batch_sizes is None else (batch_sizes,)), hx, params, options.has_biases, options.num_layers,
+        float(options.dropout), options.train, options.bidirectional, *layout,
+    )  # fmt: skip
+    return result if lstm else (*result, None)
 
 
 _TORCHS_CELLS = {
@@ -182,14 +183,14 @@ _TORCHS_CELLS = {
 }
 
 
-def delegate_cell(
-    cell: str, x: Tensor, h: Tensor | None, c: Tensor | None, params: list[Tensor], call: Call
-) -> tuple[Tensor, Tensor]:
-    """(h', c') of one step by torch's own function; c' means nothing where the cell has none."""
-    shape = (call.sizes.B, call.sizes.H)
-    h = x.new_zeros(shape) if h is None else h
-    if cell != "lstm":
-        h = _TORCHS_CELLS[cell](x, h, *params)
-        return h, h
-    c = x.new_zeros(shape) if c is None else c.to(x.dtype)
-    return torch.lstm_cell(x, (h, c), *params)
+def torchs_cell(
+    cell: str,
+    x: Tensor,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    params: tuple[Tensor | None, ...] | list[Tensor],
+) -> Tensor | tuple[Tensor, Tensor]:
+    """h', or (h', c'), of one step by torch's own function."""
+    if hx is None:
+        h = x.new_zeros(x.shape[0], params[1].shape[-1])
+        hx = (h, h) if cell == "lstm" else h
+    return _TORCHS_CELLS[cell](x, hx, *params)

@@ -17,7 +17,7 @@ from .op import rnn_cell_name
 from .options import zoneout_pair
 from .plans import remembered, signature
 from .reference import accumulate_dtype
-from .refusals import CANDIDATES, Call
+from .refusals import CANDIDATES, Call, quickly_torch
 from .stack import is_mixed
 from .steps import Context
 from .structure import Structure
@@ -63,10 +63,13 @@ def lstm_cell(
     >>> h.shape, c.shape
     (torch.Size([2, 4]), torch.Size([2, 4]))
     """
+    own = (weight_ih, weight_hh, bias_ih, bias_hh)
     extras = (weight_peephole, weight_norm_ih, weight_norm_hh, weight_norm_c, bias_norm_c)
-    return _step(
-        "lstm_cell", "lstm", x, hx, (weight_ih, weight_hh, bias_ih, bias_hh, *extras), zoneout, train
-    )
+    if all(t is None for t in extras) and zoneout == (0.0, 0.0):
+        found = _by_torch("lstm", x, hx, own)
+        if found is not None:
+            return found
+    return _step("lstm_cell", "lstm", x, hx, own + extras, zoneout, train)
 
 
 def gru_cell(
@@ -96,10 +99,8 @@ def gru_cell(
     >>> fastdl.ops.gru_cell(torch.ones(2, 3), None, *cell.parameters()).shape
     torch.Size([2, 4])
     """
-    extras = (None, weight_norm_ih, weight_norm_hh, None, None)
-    return _step("gru_cell", "gru", x, hx, (weight_ih, weight_hh, bias_ih, bias_hh, *extras), zoneout, train)[
-        0
-    ]
+    own, norms = (weight_ih, weight_hh, bias_ih, bias_hh), (weight_norm_ih, weight_norm_hh)
+    return _step_of_h("gru_cell", "gru", x, hx, own, norms, zoneout, train)
 
 
 def rnn_cell(
@@ -130,9 +131,36 @@ def rnn_cell(
     >>> fastdl.ops.rnn_cell(torch.ones(2, 3), None, *cell.parameters()).shape
     torch.Size([2, 4])
     """
-    extras = (None, weight_norm_ih, weight_norm_hh, None, None)
-    every = (weight_ih, weight_hh, bias_ih, bias_hh, *extras)
-    return _step("rnn_cell", rnn_cell_name(nonlinearity), x, hx, every, zoneout, train)[0]
+    own, norms = (weight_ih, weight_hh, bias_ih, bias_hh), (weight_norm_ih, weight_norm_hh)
+    return _step_of_h("rnn_cell", rnn_cell_name(nonlinearity), x, hx, own, norms, zoneout, train)
+
+
+def _step_of_h(
+    op: str,
+    cell: str,
+    x: Tensor,
+    h: Tensor | None,
+    own: tuple[Tensor | None, ...],
+    norms: tuple[Tensor | None, Tensor | None],
+    zoneout: float | tuple[float, float],
+    train: bool,
+) -> Tensor:
+    """h' of a cell whose state is h alone."""
+    if norms[0] is None and norms[1] is None and not zoneout:
+        found = _by_torch(cell, x, h, own)
+        if found is not None:
+            return found
+    return _step(op, cell, x, h, (*own, None, *norms, None, None), zoneout, train)[0]
+
+
+def _by_torch(
+    cell: str, x: Tensor, hx: checks.HX, own: tuple[Tensor | None, ...]
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """The step by torch's own cell where that is what dispatch would choose; None: look closer."""
+    try:
+        return backends.torchs_cell(cell, x, hx, own) if quickly_torch(cell, x, *own) else None
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return None  # the checks say what does not fit
 
 
 # The order in which the parameters of a cell travel here; every one of them but weight_hr, as in Structure.names().
@@ -181,7 +209,8 @@ def _step(
     plan, call = remembered(key, lambda: _decide(op, cell, step, zoneout, train, reason))
     given = [t for t in params if t is not None]
     if plan.delegated:
-        h, c = backends.delegate_cell(cell, x, h, c, given, call)
+        result = backends.torchs_cell(cell, x, h if c is None else (h, c.to(x.dtype)), given)
+        h, c = result if cell == "lstm" else (result, result)
     else:
         h, c = _by_layer(plan, call, x, h, c, given, gradient)
     if cell != "lstm":

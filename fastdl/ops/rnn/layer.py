@@ -69,8 +69,21 @@ class RnnLayer(torch.autograd.Function):
         grads = grads if plan.s.cell == "lstm" else (*grads[:2], None)
         if all(grad is None for grad in grads):
             return (None,) * (1 + n)
-        found = RnnLayerBackward.apply(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
+        # without create_graph nothing asks for a second derivative, and a Function would cost 60 us
+        compute = RnnLayerBackward.apply if torch.is_grad_enabled() else _backward
+        found = compute(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
         return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
+
+
+def _backward(
+    plan: Plan, needs: tuple[bool, ...], num_kept: int, *tensors: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, h_0, c_0 and the parameters; `tensors`: three gradients, what forward kept, its inputs."""
+    grads, kept, inputs = tensors[:3], tensors[3 : 3 + num_kept], tensors[3 + num_kept :]
+    (x, h_0, c_0), context, params = _split(plan, inputs)
+    saved = Saved(kept[0], kept[0], kept[0], *kept[1:4], kept[4:])
+    needs = (*needs[:_STATES], *needs[_STATES + _CONTEXT :])
+    return backends.backward(plan, grads, x, h_0, c_0, params, context, saved, needs)
 
 
 class RnnLayerBackward(torch.autograd.Function):
@@ -78,14 +91,10 @@ class RnnLayerBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, needs, num_kept, *tensors):
-        grads, kept, inputs = tensors[:3], tensors[3 : 3 + num_kept], tensors[3 + num_kept :]
-        (x, h_0, c_0), context, params = _split(plan, inputs)
         ctx.plan, ctx.num_kept = plan, num_kept
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*grads, *inputs)
-        saved = Saved(kept[0], kept[0], kept[0], *kept[1:4], kept[4:])
-        needs = (*needs[:_STATES], *needs[_STATES + _CONTEXT :])
-        return backends.backward(plan, grads, x, h_0, c_0, params, context, saved, needs)
+        ctx.save_for_backward(*tensors[:3], *tensors[3 + num_kept :])
+        return _backward(plan, needs, num_kept, *tensors)
 
     @staticmethod
     @once_differentiable

@@ -22,10 +22,14 @@ def recurrent_gradients(
     context: Context,
     s: Structure,
     wanted: tuple[str, ...],
+    projections: list[dict[str, Tensor]],
 ) -> list[dict[str, Tensor]]:
-    """Those of each direction by name; of `saved`, h_n and c_n are not read. `wanted`: names that need one."""
+    """Those of each direction by name; of `saved`, h_n and c_n are not read. `wanted`: names that need one.
+
+    `projections`: what `project_backward` found for each direction.
+    """
     return [
-        _Direction(grads, h_0, c_0, by_direction[d], saved, context, s, d).gradients(wanted)
+        _Direction(grads, h_0, c_0, by_direction[d], saved, context, s, d, projections[d]).gradients(wanted)
         for d in range(s.directions)
     ]
 
@@ -43,8 +47,9 @@ class _Direction:
         context: Context,
         s: Structure,
         d: int,
+        projection: dict[str, Tensor],
     ) -> None:
-        self.s, self.d, self.w, self.context = s, d, w, context
+        self.s, self.d, self.w, self.context, self.projection = s, d, w, context, projection
         self.h_0, self.c_0 = (None if t is None else t[d] for t in (h_0, c_0))
         self.grad_gates, self.grad_gates_hh, self.grad_projected, self.grad_norm_c = (
             self._own(t)
@@ -126,10 +131,14 @@ class _Direction:
         return torch.cat([self.grad_gates[..., : 2 * H], n], -1)
 
     def _bias_hh(self) -> Tensor:
-        if self.s.cell == "gru" and not self.s.layer_norm:
-            parts = (self.grad_gates[..., : 2 * self.H], self.grad_gates_hh)
-            return torch.cat([flat(part).sum(0) for part in parts])
-        return flat(self._recurrent_sum()).sum(0)
+        if self.s.layer_norm:
+            return flat(self._recurrent_sum()).sum(0)
+        # both biases enter the gates alike, but for n of a gru
+        alike = self.projection.get("bias_ih")
+        alike = flat(self.grad_gates).sum(0) if alike is None else alike
+        if self.s.cell == "gru":
+            return torch.cat([alike[: 2 * self.H], flat(self.grad_gates_hh).sum(0)])
+        return alike.clone()
 
     def _weight_norm_hh(self) -> Tensor:
         normalised = self.gates[..., -self.s.num_gates * self.H :]

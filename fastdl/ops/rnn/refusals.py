@@ -59,7 +59,40 @@ def refuse_cpu_fused(call: Call, *tensors: Tensor | None) -> str | None:
         return f"CPU kernels are not loaded: {_extension.cpu.error or 'built without this family'}"
     if call.dtype == torch.float64:
         return "the CPU kernels compute in float32"
+    if dispatch.settings.strict or dispatch.settings.backend is not None:
+        return None
+    return _faster_in_torch(call)
+
+
+# Measured in float32. An autograd function of ours costs 0.2 ms more than torch's: so many steps it must save.
+_FEW_STEPS = {"lstm": 4, "gru": 4, "rnn_tanh": 8, "rnn_relu": 8}
+_PLAIN = ("rnn_tanh", "rnn_relu")
+# Elements of the weights up to which a single step without gradient costs less in torch.
+_SMALL_CELL = 2**18
+
+
+def _faster_in_torch(call: Call) -> str | None:
+    """Why torch's own layer would be faster, where one computes the call."""
+    if call.dtype is not torch.float32 or call.packed or call.compiling or not_torchs(call) is not None:
+        return None
+    (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
+    if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
+        return f"{T} steps do not pay for an autograd function"
+    if not call.gradient and T == 1 and (small_cell(cell, I, H) if call.one_step else cell in _PLAIN):
+        return "a single step this small has less overhead in torch"
+    if cell != "lstm" or call.s.has_projection or _extension.cpu_isa() not in ("baseline", "avx2"):
+        return None
+    # oneDNN's layer
+    if call.gradient and H <= 64 and B >= 16:
+        return f"torch trains {B} sequences of {H} units faster"
+    if not call.gradient and H >= 256 and B >= 128:
+        return f"torch's products of {B} rows are near the machine's limit"
     return None
+
+
+def small_cell(cell: str, I: int, H: int) -> bool:  # noqa: E741
+    """Whether one step without gradient costs less in torch than what the kernel needs to be called."""
+    return cell in _PLAIN or H * (I + H) * (4 if cell == "lstm" else 3) < _SMALL_CELL
 
 
 def refuse_cuda_fused(call: Call, *tensors: Tensor | None) -> str | None:
@@ -83,6 +116,42 @@ def refuse_cuda_cudnn(call: Call, *tensors: Tensor | None) -> str | None:
     if call.device.type != "cuda":
         return f"x is on {call.device}"
     return not_torchs(call)
+
+
+def quickly_torch(
+    cell: str,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> bool:
+    """Whether a cell without variants is surely torch's (see `_faster_in_torch`), at less cost than a plan."""
+    if not _simple(x, 2) or (bias_ih is None) != (bias_hh is None):
+        return False
+    if torch.is_grad_enabled() and (weight_ih.requires_grad or x.requires_grad):
+        return True
+    return not torch.is_grad_enabled() and small_cell(cell, weight_ih.shape[-1], weight_hh.shape[-1])
+
+
+def quickly_torch_sequence(cell: str, x: Tensor, params: list[Tensor], batch_first: bool) -> bool:
+    """Whether a dense stack without variants is surely torch's, at less cost than a plan."""
+    if not _simple(x, 3):
+        return False
+    steps, B = x.shape[1 if batch_first else 0], x.shape[0 if batch_first else 1]
+    if torch.is_grad_enabled():
+        return 0 < steps < _FEW_STEPS[cell] and B > 0 and params[0].requires_grad
+    return steps == 1 and B > 0 and cell in _PLAIN
+
+
+def _simple(x: Tensor, dim: int) -> bool:
+    """float32 on the CPU, no settings, no autocast, nothing traced: what `_faster_in_torch` was measured for."""
+    settings = dispatch.settings
+    if settings.backend is not None or settings.strict or not _CPU_KERNELS or torch.compiler.is_compiling():
+        return False
+    if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu or x.dim() != dim:
+        return False
+    return not torch.is_autocast_enabled("cpu") and torch._C._get_tracing_state() is None
 
 
 def not_torchs(call: Call) -> str | None:

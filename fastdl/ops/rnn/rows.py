@@ -11,17 +11,18 @@ def flat(rows: Tensor) -> Tensor:
     return rows.reshape(-1, rows.shape[-1]) if rows.dim() != 2 else rows
 
 
-# torch's CPU product adds this many terms one after the other where M and N are small; more lose digits.
-_MOST_ROWS = 512
+# torch's CPU product of so few elements adds all its terms one after the other: many lose digits.
+_UNBLOCKED, _MOST_ROWS = 4096, 512
 
 
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     """Sum over rows of left x right: [*rows, M], [*rows, N] -> [M, N]."""
     left, right = flat(left), flat(right)
-    if left.device.type != "cpu" or left.dtype is not torch.float32 or torch.compiler.is_compiling():
+    rows, elements = left.shape[0], left.shape[1] * right.shape[1]
+    plain = left.device.type != "cpu" or left.dtype is not torch.float32 or torch.compiler.is_compiling()
+    if plain or elements >= _UNBLOCKED or rows <= _MOST_ROWS:
         return left.t() @ right
-    first, *more = zip(left.split(_MOST_ROWS), right.split(_MOST_ROWS), strict=True)
-    total = first[0].t() @ first[1]
-    for a, b in more:
-        total += a.t() @ b  # addmm_ would go on with the same long sum
-    return total
+    even = rows - rows % _MOST_ROWS
+    a, b = (t[:even].unflatten(0, (-1, _MOST_ROWS)) for t in (left, right))
+    total = torch.bmm(a.transpose(1, 2), b).sum(0)
+    return total + left[even:].t() @ right[even:] if even < rows else total

@@ -17,7 +17,7 @@ from .masks import recurrent_mask, zoneout_mask
 from .options import Options
 from .plans import remembered, signature
 from .reference import accumulate_dtype
-from .refusals import Call, not_torchs
+from .refusals import Call, not_torchs, quickly_torch_sequence
 from .steps import Context
 
 
@@ -59,6 +59,10 @@ def run_stack(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(output, h_n, c_n) of `fastdl.ops.<op>`; c_n is None where the cell has none."""
+    if batch_sizes is None and lengths is None and reset is None:
+        found = _quickly(x, hx, params, options)
+        if found is not None:
+            return found
     inputs = sequence_inputs(x, hx, params, options, batch_sizes, lengths, reset)
     reason = obstacle(*inputs.floating)
     key = (
@@ -68,12 +72,26 @@ def run_stack(
     plan, call, options = remembered(key, lambda: _decide(op, inputs, options, reason))
     inputs = _ready(inputs, call)
     if plan.delegated:
-        output, h_n, c_n = _delegate(inputs, call, options)
+        x, h_0, c_0 = inputs.x, inputs.h_0, inputs.c_0
+        hx = h_0 if c_0 is None else (h_0, c_0.to(x.dtype))
+        output, h_n, c_n = backends.delegate(x, hx, inputs.params, inputs.batch_sizes, call.sizes.B, options)
     else:
         output, h_n, c_n = _layers(plan, inputs, call, options)
     if options.cell != "lstm":
         return output, h_n, None
     return output, h_n, c_n.to(torch.float32 if inputs.mixed else output.dtype)
+
+
+def _quickly(
+    x: Tensor, hx: checks.HX, params: list[Tensor], options: Options
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The call by torch's own layer where that is what dispatch would choose; None: look closer."""
+    try:
+        if not options.plain or not quickly_torch_sequence(options.cell, x, params, options.batch_first):
+            return None
+        return backends.delegate(x, hx, params, None, x.shape[0 if options.batch_first else 1], options)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return None  # the checks say what does not fit
 
 
 def sequence_inputs(
@@ -152,19 +170,6 @@ def _ready(inputs: Inputs, call: Call) -> Inputs:
     if c_0 is not None:
         c_0 = c_0.to(accumulate_dtype(x.dtype))
     return inputs._replace(x=x, lengths=lengths, c_0=c_0)
-
-
-def _delegate(inputs: Inputs, call: Call, options: Options) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, h_0, c_0, (_, B, _, H, R) = inputs.x, inputs.h_0, inputs.c_0, call.sizes
-    states = call.num_layers * call.s.directions
-    if h_0 is None:
-        h_0 = x.new_zeros(states, B, R)
-    if c_0 is None and options.cell == "lstm":
-        c_0 = x.new_zeros(states, B, H)
-    return backends.delegate(
-        options.cell, x, h_0, c_0, inputs.params, inputs.batch_sizes, options.has_biases, options.num_layers,
-        float(options.dropout), options.train, options.bidirectional, options.batch_first,
-    )  # fmt: skip
 
 
 def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[Tensor, Tensor, Tensor]:
