@@ -67,13 +67,15 @@ def linear(
         dispatch.require_reference("linear", "no kernel for nested tensors")
         return reference(x, weight, bias, activation, dropout_p, draw_seed(x.device) if dropout_p else None)
     x, weight, bias = autocast(x, weight, bias)
-    recorded = needs_gradient(x, weight, bias)
-    plan = _plan(x, weight, bias, activation, dropout_p, recorded)
     reason = obstacle(x, weight, bias)
     if reason is not None:
+        check(x, weight, bias, activation, dropout_p)
         dispatch.require_reference("linear", reason)
+        return reference(x, weight, bias, activation, dropout_p, draw_seed(x.device) if dropout_p else None)
+    recorded = needs_gradient(x, weight, bias)
+    plan = _plan(x, weight, bias, activation, dropout_p, recorded)
     seed = draw_seed(x.device) if dropout_p else None
-    if reason is not None or plan.backend == "reference":
+    if plan.backend == "reference":
         return reference(x, weight, bias, activation, dropout_p, seed)
     return carried_out(plan, x, weight, bias, seed, recorded)
 

@@ -10,9 +10,10 @@ from ..._extension import cpu_isa
 _WIDE = ("avx512", "avx512bf16", "amx")
 # Up to so many rows, or products, the kernel is expected to multiply faster than torch.
 _FEW_ROWS, _SMALL = 48, 2**22
+_ANY = 2**62
 # For how many elements fusing saves more than an autograd.Function costs (50 us and more). Torch's exact gelu starts
 # slowly and is fast; its tanh is slow.
-_RECORDED = {"gelu": (0, 2**14), "gelu_tanh": (2**13, 2**63), "tanh": (2**17, 2**63), "silu": (2**20, 2**63)}
+_RECORDED = {"gelu": (0, 2**14), "gelu_tanh": (2**13, _ANY), "tanh": (2**17, _ANY), "silu": (2**20, _ANY)}
 
 LIMIT = "torch's product of so many rows is near the machine's limit"
 LITTLE = "a small product of torch has less overhead"
@@ -70,7 +71,7 @@ def _multiplies_faster(rows: int, N: int, K: int) -> bool:
 
 def _function_loses(rows: int, N: int, K: int, activation: str | None) -> bool:
     """Whether torch's own functions, recorded one by one, are faster than one function that is recorded."""
-    least, most = _RECORDED.get(activation, (2**63, 2**63))
+    least, most = _RECORDED.get(activation, (_ANY, _ANY))
     if least <= rows * N <= most or (rows <= 16 and N * K >= 2**20):
         return False
     return cpu_isa() not in _WIDE or max(rows, K) * N < 2**18
