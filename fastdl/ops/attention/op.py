@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -13,7 +16,7 @@ from . import backends
 from .call import Call
 from .checks import check_call, check_kinds, check_tensors
 from .reference import Context, accumulate_dtype, reference
-from .refusals import CANDIDATES
+from .refusals import CANDIDATES, quickly_torch
 
 
 def attention(
@@ -82,6 +85,12 @@ def attention(
     tensor([[1., 1., 1., 1.],
             [1., 1., 1., 1.]])
     """
+    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+    biased = mask is not None or bias is not None or alibi_slopes is not None or sink is not None
+    if not (packed or biased or dropout_p or return_lse) and window is None and softcap is None:
+        output = _by_torch(q, k, v, causal, scale, enable_gqa)
+        if output is not None:
+            return output
     check_kinds(
         q=q, k=k, v=v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sink=sink, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -109,6 +118,21 @@ def attention(
     else:
         output, lse = backends.forward(plan, q, k, v, context)
     return (output, lse.to(accumulate_dtype(q.dtype))) if return_lse else output
+
+
+def _by_torch(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool | str, scale: float | None, enable_gqa: bool
+) -> Tensor | None:
+    """A small plain call by torch's attention, where dispatch would choose that; None: look closer."""
+    try:
+        finite = scale is None or abs(scale) < math.inf
+        if not finite or not quickly_torch(q, k, v, causal, enable_gqa):
+            return None
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
+        )
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # the checks say what does not fit
 
 
 def _context(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:
@@ -194,24 +218,30 @@ class Attention(torch.autograd.Function):
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         needs = (ctx.needs_input_grad[4], ctx.needs_input_grad[6])
-        grad_q, grad_k, grad_v, grad_bias, grad_sink = AttentionBackward.apply(
+        # without create_graph nothing asks for a second derivative, and a Function would cost 60 us
+        compute = AttentionBackward.apply if torch.is_grad_enabled() else _backward
+        grad_q, grad_k, grad_v, grad_bias, grad_sink = compute(
             grad_output, grad_lse, q, k, v, output, lse, *context, ctx.plan, needs
         )
         return grad_q, grad_k, grad_v, None, grad_bias, None, grad_sink, None, None, None, None
+
+
+def _backward(grad_output, grad_lse, q, k, v, output, lse, *rest):
+    *context, plan, needs = rest
+    return tuple(
+        backends.backward(plan, grad_output, grad_lse, q, k, v, output, lse, Context(*context), *needs)
+    )
 
 
 class AttentionBackward(torch.autograd.Function):
     """The fused backward; its own backward is the vector-Jacobian product of the reference's."""
 
     @staticmethod
-    def forward(
-        ctx, grad_output, grad_lse, q, k, v, output, lse,
-        mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k, plan, needs,
-    ):  # fmt: skip
-        context = Context(mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k)
+    def forward(ctx, grad_output, grad_lse, q, k, v, output, lse, *rest):
+        *context, plan, needs = rest
         ctx.save_for_backward(grad_output, grad_lse, q, k, v, *context)
         ctx.call = plan.call
-        return tuple(backends.backward(plan, grad_output, grad_lse, q, k, v, output, lse, context, *needs))
+        return _backward(grad_output, grad_lse, q, k, v, output, lse, *context, plan, needs)
 
     @staticmethod
     @once_differentiable
