@@ -195,7 +195,8 @@ class Survey:
 
 
 def _is_written_outside_torch(kind: type) -> bool:
-    return kind.forward.__module__.partition(".")[0] not in ("torch", "fastdl")
+    """Whether a forward is a model's own, not that of a layer of torch or of ours."""
+    return not f"{kind.forward.__module__}.".startswith(("torch.", "fastdl.nn."))
 
 
 def _own_heads(

@@ -8,6 +8,10 @@ from architectures import ARCHITECTURES, Architecture
 from torch import Tensor, nn
 
 import fastdl
+from fastdl.models.convnet.reference import ReferenceConvNet
+from fastdl.models.rnn_lm.reference import ReferenceRecurrentLanguageModel
+from fastdl.models.text_to_image.reference import ReferenceTextToImage
+from fastdl.models.transformer.reference import ReferenceTransformer
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -55,6 +59,36 @@ def test_equals_the_untouched_copy(architecture, training):
         assert_same(gradients[name], theirs, exact, 1e-5)
     for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+TOKENS = torch.arange(12).view(2, 6) % 7 + 3
+REFERENCES = {
+    "convnet": (lambda: ReferenceConvNet(10), lambda: (torch.randn(2, 3, 48, 48),)),
+    "rnn_lm": (lambda: ReferenceRecurrentLanguageModel(10), lambda: (TOKENS,)),
+    "transformer": (lambda: ReferenceTransformer(10, 10, 32, 4, 1, 1, 64), lambda: (TOKENS, TOKENS)),
+    "text_to_image": (
+        lambda: ReferenceTextToImage(10, width=32),
+        lambda: (torch.randn(2, 1, 28, 28), torch.tensor([3, 7]), TOKENS),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_plain_twins_of_our_models_are_accelerated(name):
+    make, inputs = REFERENCES[name]
+    torch.manual_seed(0)
+    model, args = make().eval(), inputs()
+    plain = copy.deepcopy(model)
+    report = fastdl.report(fastdl.accelerate(model)).to_dict()
+    assert report["fused"] > 0
+    if name == "convnet":
+        assert report["fused"] == 5
+    ours, theirs = (first(m(*args)) for m in (model, plain))
+    assert relative_l2(ours, theirs) < 1e-5
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
 
 
 def test_kernels_of_this_machine_stay_within_the_documented_error(architecture):
