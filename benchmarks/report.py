@@ -79,16 +79,16 @@ def case_lines(rows: list[Row]) -> str:
         if row.ms is None:
             lines.append(f"{name} {row.status}")
             continue
-        ratio = f"{row.over_best:5.2f}x best" if row.over_best is not None else ""
-        f" {100 * row.copy_fraction:3.0f}% of copy" if row.copy_fraction is not None else ""
+        ratio = f"{row.over_eager:5.2f}x eager  " if row.over_eager is not None else ""
+        ratio += f"{row.over_best:5.2f}x best" if row.over_best is not None else ""
         limit = f"{row.limit_fraction or 0:.2f} of peak"
         if row.copy_fraction is not None:
             limit = f"{row.copy_fraction:.2f} of copy"
         saved = f"  saves {_count(row.saved_bytes)} B" if row.saved_bytes is not None else ""
         peak = f"  +{row.peak_mib:.1f} MiB" if row.peak_mib is not None else ""
         lines.append(
-            f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {row.over_eager or 0:5.2f}x eager  "
-            f"{ratio}  {limit}  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
+            f"{name} {row.ms:9.3f} ms [{row.ms_p20:.3f}, {row.ms_p80:.3f}]  {ratio}  "
+            f"{limit}  error {row.error:.1e}{peak}{saved}  {row.algorithm}"
         )
     return "\n".join(lines)
 

@@ -72,12 +72,14 @@ def errors(outputs: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[s
 def allowed(dtype: torch.dtype, device: str, eager: Mapping[str, float] | None) -> dict[str, float] | float:
     """The limit on each output's relative L2: twice eager's error, in fp32 at least Winograd's exception.
 
-    Without eager's errors, the limit on eager itself: an ulp of the dtype (on GPUs fp32 convolves in TF32).
+    Without eager's errors, the limit on eager itself: what rounding may do in a long recurrence (on GPUs fp32
+    convolves in TF32). It finds a case set up wrongly, whose error is near 1; ours is held to eager's own.
     """
     least = WINOGRAD_RELATIVE_L2 if dtype is torch.float32 else 0.0
     if eager is None:
-        eps = 2.0**-10 if dtype is torch.float32 and device == "cuda" else torch.finfo(dtype).eps
-        return max(eps, least)
+        if dtype is torch.float32:
+            return 2.0**-10 if device == "cuda" else 1e-4
+        return 4 * torch.finfo(dtype).eps
     return {name: max(MAX_FACTOR * error, least) for name, error in eager.items()}
 
 

@@ -36,7 +36,8 @@ def cases(device: str) -> list[Case]:
     goals = {long: 1.25 if amx else 3.0, wide: 1.15 if amx else 2.0}
     found = [LinearCase.of("inference", s, goal_eager=g) for s, g in goals.items()]
     found += [LinearCase.of("training", s, training=True) for s in goals]
-    return found + [LinearCase.of("bf16 inference", s, torch.bfloat16) for s in goals]
+    found += [LinearCase.of("bf16 inference", s, torch.bfloat16) for s in goals]
+    return found + [LinearCase.of("bf16 training", s, torch.bfloat16, training=True) for s in goals]
 
 
 @dataclass(frozen=True)

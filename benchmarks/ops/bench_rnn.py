@@ -181,11 +181,11 @@ class Tensors:
         params = list(self.module.parameters())
         batch = {"batch_sizes": self.x.batch_sizes} if self.case.packed else {}
         x = self.x.data if self.case.packed else self.x
-        if self.case.cell:
-            why = fastdl.explain(op, x, None, *params)
-        else:
-            options = {name: value for name, value in self.case.options.items() if name != "proj_size"}
-            with torch.set_grad_enabled(self.case.training):
+        with torch.set_grad_enabled(self.case.training):
+            if self.case.cell:
+                why = fastdl.explain(op, x, None, *params)
+            else:
+                options = {name: value for name, value in self.case.options.items() if name != "proj_size"}
                 why = fastdl.explain(op, x, None, params, train=self.case.training, **options, **batch)
         return f"{why.backend} {why.algorithm}"
 

@@ -45,17 +45,26 @@ def samples(
 
     A turn sleeps `settle_seconds` (thread pools of the previous one spin for milliseconds), calls once untimed,
     then times calls for at least `least_seconds`. The order is reversed in every other round, so that none
-    always follows the same neighbour. Rounds stop after `budget_seconds`, but not before `least_rounds`.
+    always follows the same neighbour. Rounds stop after `budget_seconds`, but not before `least_rounds`; a call
+    that takes longer than the whole budget is timed once.
     """
     turn = turn or host_turn
-    repeats = {name: _repeats(call, least_seconds, turn) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = {}
+    for name, call in calls.items():
+        begin = time.perf_counter()
+        call()
+        cold = time.perf_counter() - begin
+        if budget_seconds and cold > budget_seconds:
+            times[name].append(cold)
+        else:
+            repeats[name] = _repeats(call, least_seconds, turn)
     collecting = gc.isenabled()
     gc.disable()
     try:
         begin = time.perf_counter()
         for i in range(rounds):
-            for name in list(calls) if i % 2 == 0 else reversed(calls):
+            for name in list(repeats) if i % 2 == 0 else reversed(repeats):
                 time.sleep(settle_seconds)
                 times[name].append(turn(calls[name], repeats[name]))
             spent = time.perf_counter() - begin
@@ -102,6 +111,5 @@ class CudaTurn:
 
 
 def _repeats(call: Callable[[], object], least_seconds: float, turn: Turn) -> int:
-    call()
     once = max(turn(call, 1), 1e-7)
     return max(1, min(1000, round(least_seconds / once)))

@@ -1,5 +1,7 @@
 """What the runner measures with: timer, memory, and where a gradient is decided."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,13 @@ def test_every_call_takes_its_turn():
 def test_a_budget_ends_the_rounds():
     times = samples({"a": lambda: None}, rounds=50, least_rounds=4, budget_seconds=0.0, least_seconds=0.0)
     assert len(times["a"]) == 4
+
+
+def test_a_call_longer_than_the_budget_is_timed_once():
+    times = samples({"a": lambda: None, "b": lambda: time.sleep(0.02)}, rounds=3, budget_seconds=0.01)
+    assert len(times["b"]) == 1
+    assert times["b"][0] >= 0.02
+    assert len(times["a"]) == 3
 
 
 def test_interleaved_returns_medians():
