@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch import Choice
+from .. import products
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
 from .geometry import Geometry
 
@@ -72,11 +73,36 @@ def forward(
         g = plan.g
         # oneDNN adds the bias for free and before it rounds; cuDNN would take a kernel of its own for it
         early, late = (bias, None) if plan.backend == "cpu" else (None, bias)
-        conv = torch.conv2d(x, weight, early, g.stride, g.padding, g.dilation, g.groups)
+        conv = _conv2d(x, weight, early, g)
         if plan.torch_alone:
             return conv.relu_(), None
         return raw.pass_forward(conv, late, plan.packed_pool, save_record)
     return raw.forward(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+    """Torch's convolution."""
+
+    def conv2d(*tensors: Tensor | None) -> Tensor:
+        return torch.conv2d(*tensors, g.stride, g.padding, g.dilation, g.groups)
+
+    if products.slow_in_torch(x):
+        return products.through_float32(conv2d, x, weight, bias)
+    return conv2d(x, weight, bias)
+
+
+def _conv2d_backward(
+    grad_conv: Tensor, x: Tensor, weight: Tensor, g: Geometry, need_input: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and weight by torch."""
+    dtype, slow = x.dtype, products.slow_in_torch(x)
+    if slow:
+        grad_conv, x, weight = grad_conv.float(), x.float(), weight.float()
+    gradients = torch.ops.aten.convolution_backward.default(
+        grad_conv, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
+        (need_input, need_weight, False),
+    )[:2]  # fmt: skip
+    return tuple(t if t is None or not slow else t.to(dtype) for t in gradients)
 
 
 def backward(
@@ -96,10 +122,7 @@ def backward(
         g = plan.g
         CH, CW = g.conv_size(x, weight)
         grad_conv, grad_bias = raw.pass_backward(grad_output, saved, CH, CW, plan.packed_pool)
-        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-            grad_conv, x, weight, None, g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
-            (need_input, need_weight, False),
-        )  # fmt: skip
+        grad_input, grad_weight = _conv2d_backward(grad_conv, x, weight, g, need_input, need_weight)
     else:
         code = ALGORITHMS[plan.backward_algorithm]
         grad_input, grad_weight, grad_bias = raw.backward(

@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import _extension, dispatch
 from ...dispatch import Candidate
 from ...transforms import needs_gradient
+from .. import products
 from . import triton_ops
 from .geometry import Geometry
 
@@ -78,6 +79,8 @@ def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
     if (reason := _cpu(x)) is not None:
         return reason
     if not g.pool_size or dispatch.settings.strict or dispatch.settings.backend is not None:
+        return None
+    if products.slow_in_torch(x):
         return None
     if g.pool_size[0] * g.pool_size[1] > 16:
         return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...dispatch import Choice
+from .. import products
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
 from .activations import ACTIVATIONS, BY_INPUT, BY_OUTPUT, function
 
@@ -78,7 +79,7 @@ def forward(
     """(output, what backward needs of it)."""
     raw, code = RAW[plan.backend], plan.code
     if plan.algorithm == "composed":
-        pre = F.linear(x, weight, bias)
+        pre = products.linear(x, weight, bias)
         if not code and not plan.dropout_p:
             return pre, None
         if plan.overwrite and not (save and plan.activation in BY_INPUT):
@@ -116,8 +117,8 @@ def backward(
             grad_bias = as_rows(grad_pre).sum(0)
     rows = as_rows(grad_pre)
     return (
-        rows.mm(weight).view(x.shape) if need_input else None,
-        rows.t().mm(as_rows(x)) if need_weight else None,
+        products.product(rows, weight).view(x.shape) if need_input else None,
+        products.product(rows.t(), as_rows(x)) if need_weight else None,
         grad_bias if need_bias else None,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import products
 from .previous_states import previous_states
 from .reference import Sequence, accumulate_dtype, normalise
 from .reference_backward import SequenceGradients
@@ -106,7 +107,10 @@ class _Direction:
             return outer_sum(later, earlier)
         if T == 1:
             return outer_sum(first, self.h_0)
-        return torch.addmm(outer_sum(later, earlier), first.t(), self.h_0)
+        total = outer_sum(later, earlier)
+        if products.slow_in_torch(total):
+            return total + outer_sum(first, self.h_0)
+        return torch.addmm(total, first.t(), self.h_0)
 
     def _by_rows(self, piece: Tensor) -> Tensor:
         if not hasattr(self, "_h_old"):

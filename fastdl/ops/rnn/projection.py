@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .. import products
 from .reference import EPSILON
 from .rows import flat, outer_sum
 from .structure import Structure
@@ -24,10 +24,10 @@ def project(x: Tensor, by_direction: list[dict[str, Tensor]], s: Structure) -> P
     """Not differentiable; see `project_backward`."""
     if not s.layer_norm:
         weight, bias = (joined(by_direction, name) for name in ("weight_ih", "bias_ih"))
-        return Projected(F.linear(x, weight, bias))
+        return Projected(products.linear(x, weight, bias))
     parts, norms = [], []
     for w in by_direction:
-        product = F.linear(x, w["weight_ih"])
+        product = products.linear(x, w["weight_ih"])
         scale, shift = _norm_parameters(product, w)
         part, mean, rstd = torch.native_layer_norm(product, product.shape[-1:], scale, shift, EPSILON)
         parts.append(part)
@@ -55,7 +55,7 @@ def project_backward(
     if need_weight:
         for d, part in enumerate(outer_sum(rows, x).chunk(s.directions)):
             found[d]["weight_ih"] = part
-    grad_x = (rows @ joined(by_direction, "weight_ih")).view(x.shape) if need_x else None
+    grad_x = products.product(rows, joined(by_direction, "weight_ih")).view(x.shape) if need_x else None
     return grad_x, found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..products import product
+
 
 def flat(rows: Tensor) -> Tensor:
     """[*rows, width] -> [number of rows, width]."""
@@ -21,7 +23,7 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     rows, elements = left.shape[0], left.shape[1] * right.shape[1]
     plain = left.device.type != "cpu" or left.dtype is not torch.float32 or torch.compiler.is_compiling()
     if plain or elements >= _UNBLOCKED or rows <= _MOST_ROWS:
-        return left.t() @ right
+        return product(left.t(), right)
     even = rows - rows % _MOST_ROWS
     a, b = (t[:even].unflatten(0, (-1, _MOST_ROWS)) for t in (left, right))
     total = torch.bmm(a.transpose(1, 2), b).sum(0)
