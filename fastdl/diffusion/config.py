@@ -80,8 +80,8 @@ def check(name: str, config: Config) -> None:
         raise ValueError(f"{name}: use_beta_sigmas is not supported")
 
 
-def refuse_epsilon_with_zero_snr(name: str, config: Config) -> None:
-    """alpha is exactly 0 at the last timestep: its epsilon says nothing about x_0."""
+def _refuse_epsilon_with_zero_snr(name: str, config: Config) -> None:
+    # alpha is 0 at the last timestep: its epsilon says nothing about x_0
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
         raise ValueError(
             f"{name}: prediction_type 'epsilon' contradicts rescale_betas_zero_snr: at the last timestep x_t is all "
@@ -90,7 +90,8 @@ def refuse_epsilon_with_zero_snr(name: str, config: Config) -> None:
 
 
 def betas_of(name: str, config: Config) -> Tensor:
-    """beta_t, fp64, each in (0, 1], as the configuration says."""
+    """beta_t, fp64, each in (0, 1], as the configuration says; refused where they contradict what is predicted."""
+    _refuse_epsilon_with_zero_snr(name, config)
     if config.trained_betas is not None:
         betas = torch.as_tensor(config.trained_betas, dtype=torch.float64).flatten()
         if len(betas) != config.num_train_timesteps:

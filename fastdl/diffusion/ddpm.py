@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps, velocity
 from ..ops.diffusion.learned_variance import LEARNED, learned_noise, learned_step
 from ..ops.diffusion.op import make_options
-from .config import betas_of, refuse_epsilon_with_zero_snr
+from .config import betas_of
 from .scheduler import Scheduler, SchedulerOutput, run_step
 
 
@@ -20,7 +20,6 @@ class VariancePreservingScheduler(Scheduler):
     init_noise_sigma = 1.0
 
     def _build(self) -> None:
-        refuse_epsilon_with_zero_snr(type(self).__name__, self.config)
         self.schedule = Schedule.from_betas(betas_of(type(self).__name__, self.config))
         self.timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
 
@@ -69,7 +68,6 @@ class DDPMScheduler(VariancePreservingScheduler):
 
     def _build(self) -> None:
         super()._build()
-        self._previous = torch.arange(-1, len(self) - 1)
         if self.config.variance_type not in (*steps.VARIANCES, *LEARNED):
             raise ValueError(
                 f"DDPMScheduler: variance_type must be one of {(*steps.VARIANCES, *LEARNED)}, "
@@ -114,10 +112,11 @@ class DDPMScheduler(VariancePreservingScheduler):
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
-        """x_t -> x of the next timestep, one fused kernel; without `set_timesteps` of timestep - 1.
+        """x_t -> x of the next timestep, one fused kernel.
 
         With guidance_scale the model's output is [2 B, ...], unconditional first. Others: `fastdl.ops.diffusion_step`.
         """
+        self._needs_timesteps()
         config = self.config
         options = self._options(guidance_scale, guidance_rescale)
         if config.variance_type in LEARNED and model_output.shape[1] == 2 * sample.shape[1]:

@@ -53,6 +53,7 @@ class SigmaScheduler(IndexedScheduler):
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """x_t / sqrt(sigma_t^2 + 1)."""
+        self._needs_timesteps()
         table = self._table("scale", lambda: steps.scaling_input(self._sigmas[:-1]))
         return apply(sample, None, None, None, None, self._row(timestep), table, _SCALE)[0]
 
@@ -153,6 +154,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
 
         With guidance_scale the model's output is [2 B, ...], unconditional first. Others: `fastdl.ops.diffusion_step`.
         """
+        self._needs_timesteps()
         row = self._row(timestep)
 
         def table() -> steps.Table:

@@ -51,6 +51,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
 
         With guidance_scale the model's output is [2 B, ...], unconditional first. Others: `fastdl.ops.diffusion_step`.
         """
+        self._needs_timesteps()
         row = self._row(timestep)
         table = self._table("step", lambda: steps.euler_ancestral(self._sigmas, self.config.prediction_type))
         options = make_options(schema.WANT_PREV | schema.WANT_X0, guidance_scale, guidance_rescale)

@@ -149,6 +149,7 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
         own. With guidance_scale the model's output is [2 B, ...], unconditional first. Others:
         `fastdl.ops.diffusion_step`.
         """
+        self._needs_timesteps()
         row = (
             self._row(timestep) if per_token_timesteps is None else self._rows_on_device(per_token_timesteps)
         )

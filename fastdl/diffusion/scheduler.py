@@ -107,7 +107,7 @@ class Scheduler:
 
     def _needs_timesteps(self) -> None:
         if self.num_inference_steps is None:
-            raise ValueError(f"{type(self).__name__}: call set_timesteps before step")
+            raise ValueError(f"{type(self).__name__}: call set_timesteps first")
 
     def _table(self, key: Hashable, make: Callable[[], Table]) -> Table:
         table = self._tables.get(key)

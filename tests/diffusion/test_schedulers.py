@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastdl
-from tests.diffusion.trajectories import SHAPE, STEPS, noises, ours
+from tests.diffusion.trajectories import NAMES, SHAPE, STEPS, noises, ours
 
 diffusion = fastdl.diffusion
 
@@ -258,8 +258,11 @@ def test_configurations_travel(caplog):
 @pytest.mark.parametrize(
     ("scheduler", "config", "message"),
     [
-        ("DDPM", dict(rescale_betas_zero_snr=True), "contradicts rescale_betas_zero_snr"),
-        ("DDIM", dict(rescale_betas_zero_snr=True), "contradicts rescale_betas_zero_snr"),
+        *(
+            (name, dict(rescale_betas_zero_snr=True), "contradicts rescale_betas_zero_snr")
+            for name in NAMES
+            if name != "FlowMatchEulerDiscrete"
+        ),
         ("DDPM", dict(num_train_timesteps=10**12), "num_train_timesteps must be in"),
         ("DDPM", dict(beta_end=1.5), "every beta must be in"),
         ("DDPM", dict(beta_start=float("nan")), "beta_start must be"),
@@ -287,11 +290,20 @@ def test_refused_configurations(scheduler, config, message):
         use()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_before_set_timesteps(name):
+    x = torch.zeros(1, 2)
+    scheduler = getattr(diffusion, f"{name}Scheduler")()
+    with pytest.raises(ValueError, match=f"{name}Scheduler: call set_timesteps first"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    if name.startswith("Euler"):
+        with pytest.raises(ValueError, match="call set_timesteps first"):
+            scheduler.scale_model_input(x, scheduler.timesteps[0])
+    scheduler.add_noise(x, x, scheduler.timesteps[:1])  # training needs no steps
+
+
 def test_refused_calls():
     x = torch.zeros(1, 2)
-    for name in ("DDIM", "DPMSolverMultistep"):
-        with pytest.raises(ValueError, match="call set_timesteps before step"):
-            getattr(diffusion, f"{name}Scheduler")().step(x, 0, x)
     with pytest.raises(TypeError, match="no configuration key"):
         diffusion.DDPMScheduler(beta_begin=0.1)
     with pytest.raises(TypeError, match="num_train_timesteps must be an int"):

@@ -42,6 +42,9 @@ def case(scheduler: str, keywords: dict | None = None, **config: object) -> tupl
     return scheduler, config, keywords or {}
 
 
+NAMES = (
+    "DDPM", "DDIM", "DPMSolverMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "FlowMatchEulerDiscrete",
+)  # fmt: skip
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _BOTH = [dict(prediction_type=p, timestep_spacing=s) for p in PREDICTIONS for s in SPACINGS]
