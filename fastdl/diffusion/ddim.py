@@ -37,7 +37,18 @@ class DDIMScheduler(VariancePreservingScheduler):
         listed = schedules.spaced_timesteps(
             config.timestep_spacing, len(self), num_inference_steps, config.steps_offset
         )
-        self._start(torch.tensor(listed).to(device), num_inference_steps)
+        self._start(torch.tensor(listed), num_inference_steps, device)
+        self._step_table()
+
+    def _step_table(self, eta: float = 0.0, use_clipped_model_output: bool = False) -> steps.Table:
+        def make() -> steps.Table:
+            previous = torch.arange(len(self)) - len(self) // self.num_inference_steps
+            final = 1.0 if self.config.set_alpha_to_one else self.schedule.alpha_bar[0]
+            return steps.ddim(
+                self.schedule, previous, self.config.prediction_type, eta, final, use_clipped_model_output
+            )
+
+        return self._table((eta, use_clipped_model_output), make)
 
     def step(
         self,
@@ -59,16 +70,8 @@ class DDIMScheduler(VariancePreservingScheduler):
         With guidance_scale the model's output is [2 B, ...], unconditional first. Others: `fastdl.ops.diffusion_step`.
         """
         self._needs_timesteps()
-
-        def table() -> steps.Table:
-            previous = torch.arange(len(self)) - len(self) // self.num_inference_steps
-            final = 1.0 if self.config.set_alpha_to_one else self.schedule.alpha_bar[0]
-            return steps.ddim(
-                self.schedule, previous, self.config.prediction_type, eta, final, use_clipped_model_output
-            )
-
         found = run_step(
-            model_output, timestep, sample, self._table((eta, use_clipped_model_output), table),
+            model_output, timestep, sample, self._step_table(eta, bool(use_clipped_model_output)),
             self._options(guidance_scale, guidance_rescale),
             noise=variance_noise, seed=seed, generator=generator,
         )  # fmt: skip

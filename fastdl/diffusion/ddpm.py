@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps, velocity
-from ..ops.diffusion.learned_variance import LEARNED, learned_noise, learned_step
+from ..ops.diffusion.learned_variance import LEARNED, LearnedTables, learned_noise, learned_tables
 from ..ops.diffusion.op import make_options
 from .config import betas_of
 from .scheduler import Scheduler, SchedulerOutput, run_step
@@ -94,10 +94,24 @@ class DDPMScheduler(VariancePreservingScheduler):
                 raise ValueError("timesteps must be in descending order")
         if not listed or not 0 <= min(listed) <= max(listed) < len(self):
             raise ValueError(f"timesteps must be in [0, {len(self) - 1}], got {listed}")
-        self._start(torch.tensor(listed).to(device), len(listed))
+        self._start(torch.tensor(listed), len(listed), device)
         # the largest listed timestep below each t
         below = torch.searchsorted(torch.tensor(sorted(listed)), torch.arange(len(self)))
         self._previous = torch.tensor([-1, *sorted(listed)])[below]
+        self._step_table()
+        if self.config.variance_type in LEARNED:
+            self._learned_tables()
+
+    def _step_table(self) -> steps.Table:
+        kind = "fixed_small" if self.config.variance_type in LEARNED else self.config.variance_type
+        return self._table(
+            "step", lambda: steps.ddpm(self.schedule, self._previous, self.config.prediction_type, kind)
+        )
+
+    def _learned_tables(self) -> LearnedTables:
+        return self._table(
+            "learned", lambda: learned_tables(self.schedule, self._previous, self.config.prediction_type)
+        )
 
     def step(
         self,
@@ -120,19 +134,14 @@ class DDPMScheduler(VariancePreservingScheduler):
         config = self.config
         options = self._options(guidance_scale, guidance_rescale)
         if config.variance_type in LEARNED and model_output.shape[1] == 2 * sample.shape[1]:
-            table = self._table(
-                "learned", lambda: learned_step(self.schedule, self._previous, config.prediction_type)
-            )
+            table, log_std = self._learned_tables()
             model_output, variance_noise = learned_noise(
-                model_output, sample, timestep, self.schedule, self._previous, config.variance_type,
+                model_output, sample, timestep, log_std, config.variance_type,
                 noise=variance_noise, seed=seed, generator=generator, guided=guidance_scale is not None,
             )  # fmt: skip
             generator = None
         else:
-            kind = "fixed_small" if config.variance_type in LEARNED else config.variance_type
-            table = self._table(
-                "step", lambda: steps.ddpm(self.schedule, self._previous, config.prediction_type, kind)
-            )
+            table = self._step_table()
         found = run_step(
             model_output,
             timestep,

@@ -76,7 +76,7 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
             self._alpha = (self._sigmas**2 + 1).rsqrt()
             self._sigma = self._sigmas * self._alpha
             self.schedule = Schedule(self._alpha[:-1], self._sigma[:-1])
-        self._start(timesteps.to(device), len(timesteps))
+        self._start(timesteps, len(timesteps), device)
         self.model_outputs: list[Tensor | None] = [None] * self.config.solver_order
         self.lower_order_nums = 0
 
@@ -121,6 +121,8 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
             sigmas = schedules.interpolated(everything, at)
         last = everything[0].item() if config.final_sigmas_type == "sigma_min" else 0.0
         self._set(at.long(), sigmas, last, device)
+        for second in (False, True)[: config.solver_order]:
+            self._step_table(second)
 
     def _spaced(self, steps: int) -> Tensor:
         config = self.config
@@ -146,6 +148,18 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
         second[-1] = not (config.euler_at_final or few or config.final_sigmas_type == "zero")
         return second & (config.solver_order == 2)
 
+    def _step_table(self, second: bool) -> steps.Table:
+        config = self.config
+
+        def make() -> steps.Table:
+            return steps.dpm_solver(
+                self._alpha, self._sigma, config.prediction_type, self.schedule.kind,
+                second_order=self._second_order() & second,
+                stochastic=config.algorithm_type == "sde-dpmsolver++", heun=config.solver_type == "heun",
+            )  # fmt: skip
+
+        return self._table(second, make)
+
     def step(
         self,
         model_output: Tensor,
@@ -167,19 +181,11 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
         config = self.config
         row = self._row(timestep)
         second = config.solver_order == 2 and self.lower_order_nums > 0
-
-        def table() -> steps.Table:
-            return steps.dpm_solver(
-                self._alpha, self._sigma, config.prediction_type, self.schedule.kind,
-                second_order=self._second_order() & second,
-                stochastic=config.algorithm_type == "sde-dpmsolver++", heun=config.solver_type == "heun",
-            )  # fmt: skip
-
         threshold = (
             (config.dynamic_thresholding_ratio, config.sample_max_value) if config.thresholding else None
         )
         prev_sample, x_0 = run_step(
-            model_output, row, sample, self._table(second, table),
+            model_output, row, sample, self._step_table(second),
             make_options(_BOTH, guidance_scale, guidance_rescale, threshold=threshold),
             history=self.model_outputs[-1] if second else None,
             noise=variance_noise, seed=seed, generator=generator,

@@ -28,6 +28,7 @@ class SigmaScheduler(IndexedScheduler):
             alpha_bar[-1] = 2.0**-24  # as diffusers: a sigma that is large, not infinite
         self.all_sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
         self.alphas_cumprod = alpha_bar
+        self._trained = Schedule.from_alpha_bar(alpha_bar)
         self._set(torch.arange(len(self)).flip(0).float(), self.all_sigmas.flip(0), 0.0, None)
         self.num_inference_steps = None
 
@@ -35,7 +36,7 @@ class SigmaScheduler(IndexedScheduler):
         self._sigmas = torch.cat((sigmas, torch.tensor([last], dtype=torch.float64)))
         self.sigmas = self._sigmas.float()
         self.schedule = Schedule.from_sigmas(sigmas)
-        self._start(timesteps.float().to(device), len(timesteps))
+        self._start(timesteps.float(), len(timesteps), device)
 
     def _spaced(self, steps: int) -> Tensor:
         config = self.config
@@ -43,6 +44,9 @@ class SigmaScheduler(IndexedScheduler):
             raise ValueError(f"num_inference_steps must be in [1, {len(self)}], got {steps}")
         listed = schedules.spaced_floats(config.timestep_spacing, len(self), steps, config.steps_offset)
         return torch.tensor(listed, dtype=torch.float64)
+
+    def _scaling_table(self) -> steps.Table:
+        return self._table("scale", lambda: steps.scaling_input(self._sigmas[:-1]))
 
     @property
     def init_noise_sigma(self) -> float:
@@ -54,8 +58,8 @@ class SigmaScheduler(IndexedScheduler):
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """x_t / sqrt(sigma_t^2 + 1)."""
         self._needs_timesteps()
-        table = self._table("scale", lambda: steps.scaling_input(self._sigmas[:-1]))
-        return apply(sample, None, None, None, None, self._row(timestep), table, _SCALE)[0]
+        row = self._row(timestep)
+        return apply(sample, None, None, None, None, row, self._scaling_table(), _SCALE)[0]
 
     def add_noise(
         self, original_samples: Tensor, noise: Tensor | None, timesteps: float | Tensor, **keywords: object
@@ -132,6 +136,19 @@ class EulerDiscreteScheduler(SigmaScheduler):
         if config.timestep_type == "continuous" and config.prediction_type == "v_prediction":
             at = 0.25 * chosen.log()
         self._set(at, chosen, last, device)
+        self._scaling_table()
+        self._step_table()
+
+    def _step_table(
+        self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+    ) -> steps.Table:
+        def make() -> steps.Table:
+            sigma = self._sigmas[:-1]
+            gamma = min(s_churn / len(sigma), math.sqrt(2) - 1)
+            gammas = torch.where((s_tmin <= sigma) & (sigma <= s_tmax), gamma, 0.0)
+            return steps.euler(self._sigmas, self.config.prediction_type, gammas, s_noise)
+
+        return self._table((s_churn, s_tmin, s_tmax, s_noise), make)
 
     def step(
         self,
@@ -156,25 +173,18 @@ class EulerDiscreteScheduler(SigmaScheduler):
         """
         self._needs_timesteps()
         row = self._row(timestep)
-
-        def table() -> steps.Table:
-            sigma = self._sigmas[:-1]
-            gamma = min(s_churn / len(sigma), math.sqrt(2) - 1)
-            gammas = torch.where((s_tmin <= sigma) & (sigma <= s_tmax), gamma, 0.0)
-            return steps.euler(self._sigmas, self.config.prediction_type, gammas, s_noise)
-
         found = run_step(
-            model_output, row, sample, self._table((s_churn, s_tmin, s_tmax, s_noise), table),
+            model_output, row, sample, self._step_table(s_churn, s_tmin, s_tmax, s_noise),
             make_options(_BOTH, guidance_scale, guidance_rescale),
             noise=variance_noise, seed=seed, generator=generator,
         )  # fmt: skip
         self._advance()
         return SchedulerOutput(*found) if return_dict else found
 
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: float | Tensor) -> Tensor:
         """alpha_t noise - sigma_t x_0 of the variance preserving schedule at training timesteps."""
-        schedule = Schedule.from_alpha_bar(self.alphas_cumprod)
-        return velocity(sample, noise, timesteps.long(), schedule)
+        at = timesteps.long() if isinstance(timesteps, Tensor) else int(timesteps)
+        return velocity(sample, noise, at, self._trained)
 
 
 _BOTH = schema.WANT_PREV | schema.WANT_X0

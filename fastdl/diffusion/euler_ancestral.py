@@ -33,6 +33,11 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         """Choose `num_inference_steps` steps by the configuration's spacing."""
         at = self._spaced(num_inference_steps)
         self._set(at, schedules.interpolated(self.all_sigmas, at), 0.0, device)
+        self._scaling_table()
+        self._step_table()
+
+    def _step_table(self) -> steps.Table:
+        return self._table("step", lambda: steps.euler_ancestral(self._sigmas, self.config.prediction_type))
 
     def step(
         self,
@@ -53,10 +58,10 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         """
         self._needs_timesteps()
         row = self._row(timestep)
-        table = self._table("step", lambda: steps.euler_ancestral(self._sigmas, self.config.prediction_type))
         options = make_options(schema.WANT_PREV | schema.WANT_X0, guidance_scale, guidance_rescale)
         found = run_step(
-            model_output, row, sample, table, options, noise=variance_noise, seed=seed, generator=generator
-        )
+            model_output, row, sample, self._step_table(), options,
+            noise=variance_noise, seed=seed, generator=generator,
+        )  # fmt: skip
         self._advance()
         return SchedulerOutput(*found) if return_dict else found

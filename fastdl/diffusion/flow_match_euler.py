@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..dispatch import settings
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps
+from ..ops.diffusion.copies import OnDevices
 from ..ops.diffusion.op import make_options
 from .euler import converted_sigmas
 from .scheduler import IndexedScheduler, SchedulerOutput, run_step
@@ -59,9 +60,9 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
     def _set(self, timesteps: Tensor, sigmas: Tensor, device: object) -> None:
         self._sigmas = sigmas
         self._differences = (sigmas[1:] - sigmas[:-1]).float().tolist()
-        self.sigmas = sigmas.float().to(device)
         self.schedule = Schedule.flow(sigmas[:-1])
-        self._start(timesteps.float().to(device), len(timesteps))
+        self._start(timesteps.float(), len(timesteps), device)
+        self.sigmas = OnDevices(sigmas.float()).on(self._device)
 
     def set_timesteps(
         self,
@@ -92,11 +93,7 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
             chosen = given / len(self)
         else:
             chosen = torch.linspace(self.sigma_max, self.sigma_min, count, dtype=torch.float64)
-        chosen = (
-            self._time_shifted(mu, chosen)
-            if config.use_dynamic_shifting
-            else schedules.shifted(chosen, self._shift)
-        )
+        chosen = schedules.shifted(chosen, self._scale(mu))
         if config.shift_terminal:
             rest = 1 - chosen
             chosen = 1 - rest * (1 - config.shift_terminal) / rest[-1]
@@ -107,6 +104,11 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
         last = 1.0 if config.invert_sigmas else 0.0
         at = chosen * len(self) if given is None or config.invert_sigmas else given
         self._set(at, torch.cat((chosen, torch.tensor([last], dtype=torch.float64))), device)
+        self._step_table()
+
+    def _step_table(self) -> steps.Table:
+        stochastic = self.config.stochastic_sampling
+        return self._table("step", lambda: steps.flow_match_euler(self._sigmas, stochastic))
 
     def _scale(self, mu: float | None) -> float:
         if not self.config.use_dynamic_shifting:
@@ -157,13 +159,12 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
         if guidance_scale is None and not stochastic and _one_addition(model_output, row, sample):
             prev_sample = torch.add(sample, model_output, alpha=self._differences[row])
         else:
-            table = self._table("step", lambda: steps.flow_match_euler(self._sigmas, stochastic))
             options = make_options(schema.WANT_PREV, guidance_scale, guidance_rescale)
             prev_sample, _ = run_step(
                 model_output,
                 row,
                 sample,
-                table,
+                self._step_table(),
                 options,
                 noise=variance_noise,
                 seed=seed,

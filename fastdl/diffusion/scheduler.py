@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..ops.diffusion import Table
 from ..ops.diffusion.checks import random_seed
+from ..ops.diffusion.copies import OnDevices, sent
 from ..ops.diffusion.op import apply
 from ..ops.diffusion.reference import Options
 from . import config as configuration
 from .config import Config
 
+_T = TypeVar("_T", Table, tuple)
 _known: dict[str, set[str]] = {}
 
 
@@ -66,7 +68,7 @@ class Scheduler:
         checked = Config({key: self.config[key] for key in self.DEFAULTS})
         configuration.check(type(self).__name__, checked)
         self.num_inference_steps: int | None = None
-        self._tables: dict[Hashable, Table] = {}
+        self._tables: dict[Hashable, object] = {}
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._build()
@@ -99,8 +101,10 @@ class Scheduler:
         """The sample as the model wants it: unchanged here."""
         return sample
 
-    def _start(self, timesteps: Tensor, steps: int) -> None:
-        self.timesteps, self._count = timesteps, len(timesteps)
+    def _start(self, timesteps: Tensor, steps: int, device: object = None) -> None:
+        self._device = torch.device("cpu") if device is None else torch.empty(0, device=device).device
+        self._at = OnDevices(timesteps)
+        self.timesteps, self._count = self._at.on(self._device), len(timesteps)
         self.num_inference_steps = steps
         self._tables.clear()
         self._step_index = self._begin_index = None
@@ -109,11 +113,14 @@ class Scheduler:
         if self.num_inference_steps is None:
             raise ValueError(f"{type(self).__name__}: call set_timesteps first")
 
-    def _table(self, key: Hashable, make: Callable[[], Table]) -> Table:
-        table = self._tables.get(key)
-        if table is None:
-            table = self._tables[key] = make()
-        return table
+    def _table(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What `make` gives, a table or a tuple of tables: made once, and sent to the device of `set_timesteps`."""
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = make()
+            for table in (found,) if isinstance(found, Table) else found:
+                table.on(self._device)
+        return found
 
 
 class IndexedScheduler(Scheduler):
@@ -144,7 +151,7 @@ class IndexedScheduler(Scheduler):
         return self._listed[timestep]
 
     def _rows_on_device(self, timesteps: Tensor) -> Tensor:
-        equal = timesteps[..., None] == self.timesteps.to(timesteps.device, non_blocking=True)
+        equal = timesteps[..., None] == self._at.on(timesteps.device)
         return torch.where(equal.any(-1), equal.to(torch.int8).argmax(-1), -1)
 
     def _rows_of_noise(self, timesteps: object) -> int | Tensor:
@@ -154,8 +161,8 @@ class IndexedScheduler(Scheduler):
             return self._rows_on_device(timesteps)
         return self._place(timesteps)
 
-    def _start(self, timesteps: Tensor, steps: int) -> None:
-        super()._start(timesteps, steps)
+    def _start(self, timesteps: Tensor, steps: int, device: object = None) -> None:
+        super()._start(timesteps, steps, device)
         # like diffusers, the second of two equal ones: started in the middle, no step is skipped
         self._listed: dict[float, int] = {}
         seen: set[float] = set()
@@ -207,4 +214,4 @@ def each_with_its_generator(sample: Tensor, generators: list[torch.Generator]) -
     drawn = [
         torch.randn(sample.shape[1:], generator=g, device=g.device, dtype=sample.dtype) for g in generators
     ]
-    return torch.stack([n.to(sample.device, non_blocking=True) for n in drawn])
+    return torch.stack([n if n.device == sample.device else sent(n, sample.device) for n in drawn])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastdl
 from tests.diffusion.trajectories import CASES, STEPS, first_sample, model, name, noises, ours, run
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -55,3 +56,16 @@ def test_trajectories(case):
         scale = y.abs().max().item()
         # diffusers computes its tables in fp32: a sigma has 1e-5 of error where 1 - alpha_bar cancels
         assert (x - y).abs().max().item() <= 5e-4 * scale, f"step {i}"
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_dynamic_shifting(kind):
+    config = dict(use_dynamic_shifting=True, time_shift_type=kind)
+    a = fastdl.diffusion.FlowMatchEulerDiscreteScheduler(**config)
+    b = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    for scheduler in (a, b):
+        scheduler.set_timesteps(STEPS, mu=0.8)
+    torch.testing.assert_close(a.sigmas, b.sigmas)
+    torch.testing.assert_close(a.timesteps, b.timesteps)
+    with pytest.raises(ValueError, match="use_dynamic_shifting needs mu"):
+        a.set_timesteps(STEPS)

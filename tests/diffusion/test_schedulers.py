@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import pickle
@@ -194,6 +195,16 @@ def test_learned_variance_range():
     for v, expected in ((-1.0, small), (1.0, large)):
         output = torch.cat((mean, torch.full_like(mean, v)), 1)
         torch.testing.assert_close(scheduler.step(output, t, x, variance_noise=noise).prev_sample, expected)
+
+
+def test_learned_variance_has_no_noise_at_the_last_timestep():
+    scheduler = ours("DDPM", dict(variance_type="learned_range", clip_sample=False))
+    x, m, v = torch.randn(3, 2, 3, 4, 4)
+    plain = ours("DDPM", dict(clip_sample=False)).step(m, 0, x).prev_sample
+    for choice in (contextlib.nullcontext(), fastdl.backend("reference")):
+        with choice:
+            found = scheduler.step(torch.cat((m, v), 1), 0, x).prev_sample
+        torch.testing.assert_close(found, plain)
 
 
 def test_guidance_is_combined_in_the_step():

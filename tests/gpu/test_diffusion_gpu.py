@@ -10,6 +10,7 @@ from fastdl import _extension
 from fastdl.ops.diffusion import registration
 from fastdl.ops.normal import normals
 from fastdl.testing.diffusion import SAMPLES, reports
+from tests.diffusion.trajectories import NAMES
 from tests.ops.diffusion_calls import calls, table
 
 if not torch.cuda.is_available() or _extension.cuda.error:
@@ -59,6 +60,27 @@ def test_more_elements_than_32_bits_count():
     with fastdl.backend("cuda"):
         found = fastdl.ops.add_noise(x, t, schedule, noise=x)
     assert bool((found == 1).all())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "learned"])
+def test_a_schedulers_steps_wait_for_nothing(name):
+    """From the first step on: the tables were made by set_timesteps."""
+    config = {"variance_type": "learned_range"} if name == "learned" else {}
+    scheduler = getattr(fastdl.diffusion, f"{'DDPM' if name == 'learned' else name}Scheduler")(**config)
+    x = torch.randn(4, 3, 16, 16, device="cuda")
+    for device in (None, "cuda"):
+        scheduler.set_timesteps(5, device=device)
+        each = [t.expand(4).to("cuda") for t in scheduler.timesteps]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for i, t in enumerate(scheduler.timesteps[:3]):
+                seen = scheduler.scale_model_input(x, t)
+                scheduler.step(torch.cat((seen, seen), 1) if name == "learned" else seen, t, x)
+                scheduler.add_noise(x, None, each[i])
+                if hasattr(scheduler, "get_velocity"):
+                    scheduler.get_velocity(x, x, each[i])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_this_backend_ran_waits_for_nothing_and_can_be_captured():

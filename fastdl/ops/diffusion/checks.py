@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...transforms import obstacle
 from . import schema
+from .copies import sent
 
 
 def check_tensors(
@@ -64,7 +66,9 @@ def rows_of(t: int | Tensor, sample: Tensor, count: int, flags: int) -> tuple[Te
     if t.device != sample.device:
         if t.device.type != "cpu":
             raise ValueError(f"timesteps must be on the device of sample, {sample.device}, got {t.device}")
-        t = t.to(sample.device, non_blocking=True)
+        if t.numel() == 1 and _readable(t):
+            return rows_of(int(t), sample, count, flags)
+        t = sent(t, sample.device)
     if t.dim() > 0 and t.shape != sample.shape[: t.dim()] and t.numel() != 1:
         raise ValueError(
             f"timesteps must have no dimension or the leading sizes of the sample, {list(sample.shape)}, "
@@ -73,6 +77,11 @@ def rows_of(t: int | Tensor, sample: Tensor, count: int, flags: int) -> tuple[Te
     if t.dim() > 1 and flags & schema.THRESHOLD:
         raise ValueError("dynamic thresholding takes one timestep a sample")
     return t.contiguous(), 0
+
+
+def _readable(t: Tensor) -> bool:
+    # A plain tensor of the host: reading it waits for nothing.
+    return type(t) is Tensor and not torch.compiler.is_compiling() and obstacle() is None
 
 
 def _integer(t: object) -> int:
@@ -89,7 +98,7 @@ def random_seed(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """int64 [2] on the device of `like`, drawn from the generator: torch.manual_seed reproduces it."""
     device = like.device if generator is None else generator.device
     seed = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=device)
-    return seed if device == like.device else seed.to(like.device, non_blocking=True)
+    return seed if device == like.device else sent(seed, like.device)
 
 
 def with_index_error(

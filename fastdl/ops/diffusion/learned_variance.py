@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,37 @@ from .table import Table
 LEARNED = ("learned", "learned_range")
 
 
-def learned_step(schedule: Schedule, previous: Tensor, prediction_type: str) -> Table:
-    """The table of `ddpm` with noise of unit scale: its standard deviation is in the noise already."""
+class LearnedTables(NamedTuple):
+    """`step`: as `ddpm`, with noise of unit scale: its standard deviation is in the noise already.
+
+    `log_std`: log std = VALUE + SAMPLE * v, of "learned_range".
+    """
+
+    step: Table
+    log_std: Table
+
+
+def learned_tables(schedule: Schedule, previous: Tensor, prediction_type: str) -> LearnedTables:
+    """The tables of a step whose variance is predicted. Row 0 has no noise."""
     table = ddpm(schedule, previous, prediction_type)
     unit = torch.ones(len(schedule), dtype=torch.float64)
     unit[0] = 0.0
     columns = {name: table.column(name) for name in ("X0_SAMPLE", "X0_MODEL", "SAMPLE", "X0")}
-    return Table(len(schedule), NOISE=unit, **columns)
+    low, high = (
+        ddpm(schedule, previous, prediction_type, name).column("VALUE").double().clamp(min=1e-10).log()
+        for name in ("fixed_small", "fixed_large")
+    )
+    return LearnedTables(
+        Table(len(schedule), NOISE=unit, **columns),
+        Table(len(schedule), SAMPLE=(high - low) / 2, VALUE=(high + low) / 2),
+    )
 
 
 def learned_noise(
     model_output: Tensor,
     sample: Tensor,
     t: int | Tensor,
-    schedule: Schedule,
-    previous: Tensor,
+    log_std: Table,
     kind: str,
     *,
     noise: Tensor | None,
@@ -52,18 +70,9 @@ def learned_noise(
         noise = torch.ops.fastdl.normal_noise(sample, seed)
     if kind == "learned":
         return prediction, noise * v.sqrt()
-    low, high = (
-        ddpm(schedule, previous, "epsilon", name).column("VALUE") for name in ("fixed_small", "fixed_large")
-    )
-    low, high = low.double().clamp(min=1e-10).log(), high.double().log()
-    # log std = VALUE + SAMPLE * v
-    table = Table(len(schedule), SAMPLE=(high - low) / 2, VALUE=(high + low) / 2)
-    (
-        slope,
-        middle,
-    ) = apply(v, None, None, None, None, t, table, _SLOPE)[::2]
-    middle = middle.to(v.dtype).reshape(-1, *(1,) * (v.dim() - 1))
-    return prediction, noise * (slope + middle).exp()
+    from_v, _, middle = apply(v, None, None, None, None, t, log_std, _LOG_STD)
+    std = (from_v + middle.reshape(-1, *(1,) * (v.dim() - 1))).exp()
+    return prediction, noise * std.to(noise.dtype)
 
 
-_SLOPE = make_options(schema.WANT_PREV | schema.WANT_VALUE)
+_LOG_STD = make_options(schema.WANT_PREV | schema.WANT_VALUE)

@@ -11,16 +11,16 @@ loss).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
+
+from .copies import OnDevices
 
 COLUMNS = ("X0_SAMPLE", "X0_MODEL", "X0_NOISE", "SAMPLE", "X0", "MODEL", "HISTORY", "NOISE", "VALUE")
 X0_SAMPLE, X0_MODEL, X0_NOISE, SAMPLE, X0, MODEL, HISTORY, NOISE, VALUE = range(len(COLUMNS))
 
 
-class Table:
+class Table(OnDevices):
     """Coefficients [rows, 9] in fp32, computed in fp64 on the host; a copy for each device it was used on.
 
     Columns are given by name, each a float or [rows]; those not given are 0.
@@ -34,26 +34,12 @@ class Table:
         values = torch.zeros(rows, len(COLUMNS), dtype=torch.float64)
         for name, value in columns.items():
             values[:, COLUMNS.index(name)] = torch.as_tensor(value, dtype=torch.float64)
+        super().__init__(values.float())
         self.rows = rows
-        self.values = values.float()
         used = {name for name in columns if any(self.column(name).tolist())}
         self.noise_in_x0 = "X0_NOISE" in used
         self.has_noise = bool(used & {"NOISE", "X0_NOISE"})
-        self._copies: dict[tuple, Tensor] = {}
-
-    def on(self, device: torch.device) -> Tensor:
-        """The coefficients on `device`; copied there once."""
-        if device.type == "cpu":
-            return self.values
-        key = (device.type, device.index)
-        copy = self._copies.get(key)
-        if copy is None:
-            copy = self._copies[key] = self.values.to(device)
-        return copy
 
     def column(self, name: str) -> Tensor:
         """One column on the host."""
         return self.values[:, COLUMNS.index(name)]
-
-    def __getstate__(self) -> Mapping[str, object]:
-        return {**self.__dict__, "_copies": {}}
