@@ -10,7 +10,6 @@ from torch import Tensor
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps, velocity
 from ..ops.diffusion.learned_variance import LEARNED, LearnedTables, learned_noise, learned_tables
 from ..ops.diffusion.op import make_options
-from .config import betas_of
 from .scheduler import Scheduler, SchedulerOutput, run_step
 
 
@@ -20,7 +19,7 @@ class VariancePreservingScheduler(Scheduler):
     init_noise_sigma = 1.0
 
     def _build(self) -> None:
-        self.schedule = Schedule.from_betas(betas_of(type(self).__name__, self.config))
+        self.schedule = Schedule.from_alpha_bar(self._alpha_bar())
         self.timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
 
     def add_noise(

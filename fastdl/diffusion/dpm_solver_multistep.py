@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps
 from ..ops.diffusion.op import make_options
-from .config import betas_of
 from .euler import converted_sigmas
 from .scheduler import IndexedScheduler, SchedulerOutput, run_step
 
@@ -57,9 +56,7 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
             raise ValueError(
                 f"prediction_type {config.prediction_type!r} contradicts use_flow_sigmas={config.use_flow_sigmas}"
             )
-        alpha_bar = (1 - betas_of("DPMSolverMultistepScheduler", config)).cumprod(0)
-        if config.rescale_betas_zero_snr:
-            alpha_bar[-1] = 2.0**-24  # as diffusers: a sigma that is large, not infinite
+        alpha_bar = self._alpha_bar(2.0**-24)  # as diffusers: a sigma that is large, not infinite
         self.all_sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
         self._flow_shift = config.flow_shift
         falling = torch.arange(len(self)).flip(0)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..ops.diffusion import Schedule, add_noise, schedules, schema, steps, velocity
 from ..ops.diffusion.op import apply, make_options
-from .config import betas_of
 from .scheduler import IndexedScheduler, SchedulerOutput, run_step
 
 _SCALE = make_options(schema.WANT_PREV)
@@ -23,11 +22,8 @@ class SigmaScheduler(IndexedScheduler):
         config = self.config
         if config.prediction_type == "flow_prediction":
             raise ValueError(f"{type(self).__name__}: for flow models use FlowMatchEulerDiscreteScheduler")
-        alpha_bar = (1 - betas_of(type(self).__name__, config)).cumprod(0)
-        if config.rescale_betas_zero_snr:
-            alpha_bar[-1] = 2.0**-24  # as diffusers: a sigma that is large, not infinite
+        alpha_bar = self._alpha_bar(2.0**-24)  # as diffusers: a sigma that is large, not infinite
         self.all_sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
-        self.alphas_cumprod = alpha_bar
         self._trained = Schedule.from_alpha_bar(alpha_bar)
         self._set(torch.arange(len(self)).flip(0).float(), self.all_sigmas.flip(0), 0.0, None)
         self.num_inference_steps = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -76,6 +79,27 @@ class Scheduler:
     def _build(self) -> None:
         """What depends on the configuration alone."""
         raise NotImplementedError
+
+    def _alpha_bar(self, least: float = 0.0) -> Tensor:
+        """alpha_bar of the training timesteps, fp64, its zero replaced by `least`; `betas` and `alphas_cumprod`."""
+        betas = configuration.betas_of(type(self).__name__, self.config)
+        alpha_bar = (1 - betas).cumprod(0)
+        if self.config.rescale_betas_zero_snr:
+            alpha_bar[-1] = least
+        self.betas, self.alphas_cumprod = betas.float(), alpha_bar.float()
+        return alpha_bar
+
+    def save_config(self, save_directory: str | os.PathLike) -> None:
+        """Writes scheduler_config.json, which diffusers' `from_pretrained` of any compatible scheduler reads."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / "scheduler_config.json.unfinished"
+        unfinished.write_text(
+            json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n"
+        )
+        unfinished.replace(folder / "scheduler_config.json")
+
+    save_pretrained = save_config
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
