@@ -32,7 +32,7 @@ def _limits(call: Call) -> str | None:
     return None
 
 
-def refuse_cpu(call: Call) -> str | None:
+def refuse_cpu(call: Call, *_: Tensor | None) -> str | None:
     """Why not the CPU kernels."""
     if call.device.type != "cpu":
         return f"sample is on {call.device}"
@@ -47,7 +47,7 @@ def _limits_on_gpus(call: Call) -> str | None:
     return _limits(call)
 
 
-def refuse_cuda(call: Call) -> str | None:
+def refuse_cuda(call: Call, *_: Tensor | None) -> str | None:
     """Why not the CUDA kernels."""
     if call.device.type != "cuda":
         return f"sample is on {call.device}"
@@ -56,7 +56,7 @@ def refuse_cuda(call: Call) -> str | None:
     return _limits_on_gpus(call)
 
 
-def refuse_triton(call: Call) -> str | None:
+def refuse_triton(call: Call, *_: Tensor | None) -> str | None:
     """Why not the Triton kernels."""
     if (reason := triton_ops.unavailable(call.device, call.dtype)) is not None:
         return reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,18 @@ from torch import Tensor
 from ...transforms import obstacle
 from . import schema
 from .copies import sent
+
+
+def in_the_widest_dtype(sample: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast tensors of different dtypes meet in the wider one, as in torch's own additions."""
+    tensors, device = (sample, *others), sample.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        return tensors
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return tuple(None if t is None else t.to(widest) for t in tensors)
 
 
 def check_tensors(

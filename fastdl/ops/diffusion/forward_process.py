@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from . import schema
+from .backends import CANDIDATES
 from .checks import random_seed
-from .op import apply, make_options
+from .op import apply, explained, make_options
 from .schedule import Schedule
 
 
@@ -46,7 +48,7 @@ def add_noise(
     """
     if noise is None and seed is None:
         seed = random_seed(x_0, generator)
-    return apply(x_0, None, None, noise, seed, t, schedule.adding_noise(), _RESULT)[0]
+    return apply(x_0, None, None, noise, seed, t, schedule.adding_noise(), _RESULT, "add_noise")[0]
 
 
 def velocity(x_0: Tensor, noise: Tensor, t: int | Tensor, schedule: Schedule) -> Tensor:
@@ -61,7 +63,7 @@ def velocity(x_0: Tensor, noise: Tensor, t: int | Tensor, schedule: Schedule) ->
     >>> fastdl.ops.velocity(torch.ones(1, 1), torch.ones(1, 1), 0, schedule)
     tensor([[0.2000]])
     """
-    return apply(x_0, None, None, noise, None, t, schedule.velocity(), _RESULT)[0]
+    return apply(x_0, None, None, noise, None, t, schedule.velocity(), _RESULT, "velocity")[0]
 
 
 def predict_x0(
@@ -90,7 +92,8 @@ def predict_x0(
     tensor([[2.]])
     """
     options = make_options(schema.WANT_X0, guidance_scale, guidance_rescale, clip, threshold)
-    return apply(x_t, model_output, None, None, None, t, schedule.predicting_x0(prediction_type), options)[1]
+    table = schedule.predicting_x0(prediction_type)
+    return apply(x_t, model_output, None, None, None, t, table, options, "predict_x0")[1]
 
 
 def training_target(
@@ -128,8 +131,37 @@ def training_target(
     if noise is None and seed is None:
         seed = random_seed(x_0, generator)
     table = schedule.training(prediction_type, weighting, gamma)
-    return apply(x_0, None, None, noise, seed, t, table, _ALL)
+    return apply(x_0, None, None, noise, seed, t, table, _ALL, "training_target")
 
 
 _RESULT = make_options(schema.WANT_PREV)
 _ALL = make_options(schema.WANT_PREV | schema.WANT_X0 | schema.WANT_VALUE)
+
+
+def _explain_add_noise(x_0: Tensor, schedule: Schedule, noise: Tensor | None, **_: object) -> tuple:
+    return explained(x_0, None, None, noise, schedule.adding_noise(), _RESULT)
+
+
+def _explain_velocity(x_0: Tensor, noise: Tensor, schedule: Schedule, **_: object) -> tuple:
+    return explained(x_0, None, None, noise, schedule.velocity(), _RESULT)
+
+
+def _explain_predict_x0(
+    x_t: Tensor, model_output: Tensor, t: object, schedule: Schedule, prediction_type: str, **limits: object
+) -> tuple:
+    options = make_options(schema.WANT_X0, **limits)
+    return explained(x_t, model_output, None, None, schedule.predicting_x0(prediction_type), options)
+
+
+def _explain_training_target(
+    x_0: Tensor, schedule: Schedule, prediction_type: str, weighting: str | None, gamma: float,
+    noise: Tensor | None, **_: object,
+) -> tuple:  # fmt: skip
+    table = schedule.training(prediction_type, weighting, gamma)
+    return explained(x_0, None, None, noise, table, _ALL)
+
+
+dispatch.register("add_noise", CANDIDATES, add_noise, _explain_add_noise)
+dispatch.register("velocity", CANDIDATES, velocity, _explain_velocity)
+dispatch.register("predict_x0", CANDIDATES, predict_x0, _explain_predict_x0)
+dispatch.register("training_target", CANDIDATES, training_target, _explain_training_target)

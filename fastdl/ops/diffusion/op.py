@@ -13,7 +13,7 @@ from ... import dispatch
 from ...transforms import obstacle
 from . import backends, schema
 from .backends import CANDIDATES, Call
-from .checks import check_tensors, random_seed, rows_of, with_index_error
+from .checks import check_tensors, in_the_widest_dtype, random_seed, rows_of, with_index_error
 from .reference import Options, reference
 from .table import Table
 
@@ -73,7 +73,8 @@ def diffusion_step(
         DiffusionStep(prev_sample, x_0, log_prob); the first two in the dtype and format of x_t.
 
     Raises:
-        TypeError: a tensor is not floating point, dtypes differ, or t is not an integer.
+        TypeError: a tensor is not floating point, dtypes differ (under autocast they meet in the widest), or t is not
+            an integer.
         ValueError: a shape does not fit; the message says expected and got.
         IndexError: t outside the table (CPU).
 
@@ -154,19 +155,12 @@ def apply(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The step as chosen by the settings: (result, x_0, value), each empty unless its flag is set."""
     flags = options.flags
+    sample, model_output, history, noise = in_the_widest_dtype(sample, model_output, history, noise)
     check_tensors(sample, model_output, history, noise, flags)
     if noise is not None and noise.shape != sample.shape:
         noise = noise.expand(sample.shape)
     rows, row = rows_of(t, sample, table.rows, flags)
-    needs_grad = torch.is_grad_enabled() and (
-        sample.requires_grad
-        or (model_output is not None and model_output.requires_grad)
-        or (history is not None and history.requires_grad)
-        or (noise is not None and noise.requires_grad)
-    )
-    call = Call(
-        sample.device, sample.dtype, flags, options.rescale != 0.0, table.noise_in_x0, needs_grad
-    )  # fmt: skip
+    call = call_of(sample, model_output, history, noise, table, options)
     backend = backends.choose(op, call).backend
     reason = obstacle(sample, model_output, history, noise)
     if reason is not None:
@@ -179,9 +173,29 @@ def apply(
             f if flags & w else sample.new_empty(0) for f, w in zip(found, wanted, strict=True)
         )  # fmt: skip
     arguments = (sample, model_output, history, noise, seed, rows, row, coefficients, options)
-    if needs_grad:
+    if call.needs_grad:
         return DiffusionFunction.apply(backend, *arguments)
     return with_index_error(backends.forward, rows, backend, *arguments)
+
+
+def call_of(
+    sample: Tensor,
+    model_output: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    table: Table,
+    options: Options,
+) -> Call:
+    """What the choice of a backend depends on."""
+    needs_grad = torch.is_grad_enabled() and (
+        sample.requires_grad
+        or (model_output is not None and model_output.requires_grad)
+        or (history is not None and history.requires_grad)
+        or (noise is not None and noise.requires_grad)
+    )
+    return Call(
+        sample.device, sample.dtype, options.flags, options.rescale != 0.0, table.noise_in_x0, needs_grad
+    )  # fmt: skip
 
 
 class DiffusionFunction(torch.autograd.Function):
@@ -253,9 +267,22 @@ class DiffusionBackward(torch.autograd.Function):
         return (*(None if t is None else next(found) for t in incoming), *(None,) * 7)
 
 
+def explained(
+    sample: Tensor,
+    model_output: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    table: Table,
+    options: Options,
+) -> tuple[Call | Tensor | None, ...]:
+    """The arguments of the refusals, and the tensors, whose kind may be an obstacle."""
+    tensors = in_the_widest_dtype(sample, model_output, history, noise)
+    return call_of(*tensors, table, options), *tensors
+
+
 def _dispatch_arguments(
     x_t: Tensor, model_output: Tensor, t: int | Tensor, table: Table, **keywords: object
-) -> tuple[Call]:
+) -> tuple[Call | Tensor | None, ...]:
     options = make_options(
         schema.WANT_PREV | schema.WANT_X0,
         keywords["guidance_scale"],
@@ -263,11 +290,7 @@ def _dispatch_arguments(
         keywords["clip"],
         keywords["threshold"],
     )
-    tensors = (x_t, model_output, keywords["history"], keywords["noise"])
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return (
-        Call(x_t.device, x_t.dtype, options.flags, options.rescale != 0.0, table.noise_in_x0, needs_grad),
-    )
+    return explained(x_t, model_output, keywords["history"], keywords["noise"], table, options)
 
 
 dispatch.register("diffusion_step", CANDIDATES, diffusion_step, _dispatch_arguments)
