@@ -286,6 +286,18 @@ def test_log_probability():
     assert torch.equal(gradient[1], torch.zeros(3, 40))
 
 
+def test_samples_of_one_number_each():
+    x, n = torch.randn(2, 5, dtype=torch.float64)
+    keywords = dict(noise=n, threshold=(0.9, 1.5), return_log_prob=True)
+    with fastdl.backend("reference"):
+        found = fastdl.ops.diffusion_step(x, x, 1, small_table(), **keywords)
+        expected = fastdl.ops.diffusion_step(
+            x[:, None], x[:, None], 1, small_table(), **{**keywords, "noise": n[:, None]}
+        )
+    assert torch.equal(found.prev_sample, expected.prev_sample[:, 0])
+    assert torch.equal(found.log_prob, expected.log_prob)
+
+
 @needs_cpu
 def test_this_backend_ran():
     x = torch.randn(2, 8)

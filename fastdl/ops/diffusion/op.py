@@ -137,7 +137,7 @@ def log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     has_noise = std > 0
     safe = torch.where(has_noise, std, 1.0)
     count = value[0].numel() if value.shape[0] else 0
-    squares = (value.float() - mean.float()).flatten(1).square().sum(1) / safe.square()
+    squares = (value.float() - mean.float()).reshape(value.shape[0], count).square().sum(1) / safe.square()
     total = -0.5 * squares - count * (safe.log() + 0.5 * math.log(2 * math.pi))
     return torch.where(has_noise, total, 0.0)
 
