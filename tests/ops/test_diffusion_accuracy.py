@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -247,6 +248,20 @@ def test_nan_and_infinity_stay_where_they_are():
     ).x_0
     assert limited[0].isnan().all()
     assert not limited[1].isnan().any()
+
+
+@needs_cpu
+def test_a_term_of_coefficient_0_is_left_out_on_a_cpu():
+    """x_0 has no noise in it: an infinite one does not reach it. In the formula 0 * inf is NaN."""
+    x, noise = torch.ones(1, 2), torch.tensor([[math.inf, 2.0]])
+    table = Table(1, X0_SAMPLE=1.0, SAMPLE=1.0, NOISE=1.0)
+    with fastdl.backend("cpu"):
+        found = fastdl.ops.diffusion_step(x, x, 0, table, noise=noise)
+    assert found.x_0.tolist() == [[1.0, 1.0]]
+    assert found.prev_sample.tolist() == [[math.inf, 3.0]]
+    with fastdl.backend("reference"):
+        truth = fastdl.ops.diffusion_step(x, x, 0, table, noise=noise)
+    assert truth.x_0.isnan().tolist() == truth.prev_sample.isnan().tolist() == [[True, False]]
 
 
 def test_guidance_rescale_of_a_constant_prediction():

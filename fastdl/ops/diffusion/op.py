@@ -48,7 +48,8 @@ def diffusion_step(
     m = model_output, or u + guidance_scale * (c - u) where it is [2 B, ...], unconditional half first;
     x_0 = a_t x_t + b_t m + ..., clipped or thresholded; prev_sample = c_t x_t + d_t x_0 + e_t m + f_t history +
     g_t noise. The table holds the coefficients, in fp32 for every dtype; arithmetic is in fp32 (fp64 for fp64).
-    Nothing waits for the device.
+    Nothing waits for the device. A term whose coefficient is 0 may be left out: an infinite or NaN input may then leave
+    a number where the formula has 0 * inf = NaN.
 
     Args:
         x_t: [B, ...]; float64, float32, bfloat16 or float16. channels_last is kept.
@@ -58,8 +59,9 @@ def diffusion_step(
         table: coefficients, see `fastdl.ops.diffusion.steps`.
         history: what the step before gave as x_0, for steps of second order.
         noise: standard normal, broadcast to x_t. Without it, where the table has noise, the kernel makes it.
-        seed: int64 [2], (seed, offset) of the kernel's noise; one pair gives the same noise on every backend, in the
-            memory order of x_t. Default: drawn from `generator`, or torch's.
+        seed: int64 [2], (seed, offset) of the kernel's noise, in the memory order of x_t. One pair gives the same Philox
+            words on every backend and values within 4 ulps of each other (near 0, of 0.01). Default: drawn from
+            `generator`, or torch's.
         guidance_scale, guidance_rescale: classifier-free guidance; the rescale of Lin et al. 2023, whose ratio of
             standard deviations is 1 where the divisor is 0.
         clip: x_0 is clamped to [-clip, clip]. NaN stays.

@@ -6,6 +6,7 @@ once at the end.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ def guided(model_output: Tensor, options: Options) -> Tensor:
 def threshold(x_0: Tensor, options: Options) -> Tensor:
     """Dynamic thresholding: clamp(x_0, -s, s) / s, where s is the quantile of each sample's |x_0| (linear between
     order statistics), at least 1 and at most `limit`. A sample with a NaN is NaN. Source: Saharia et al. 2022."""
-    magnitudes = x_0.abs().reshape(x_0.shape[0], x_0[0].numel() if len(x_0) else 0)
+    magnitudes = x_0.abs().reshape(x_0.shape[0], math.prod(x_0.shape[1:]))
     if magnitudes.shape[1] == 0:
         return x_0
     position = options.quantile * (magnitudes.shape[1] - 1)
