@@ -59,9 +59,9 @@ def diffusion_step(
         table: coefficients, see `fastdl.ops.diffusion.steps`.
         history: what the step before gave as x_0, for steps of second order.
         noise: standard normal, broadcast to x_t. Without it, where the table has noise, the kernel makes it.
-        seed: int64 [2], (seed, offset) of the kernel's noise, in the memory order of x_t. One pair gives the same Philox
-            words on every backend and values within 4 ulps of each other (near 0, of 0.01). Default: drawn from
-            `generator`, or torch's.
+        seed: int64 [2], (seed, offset) of the kernel's noise, in the memory order of x_t. One pair gives the same
+            Philox words on every backend, and values within 4 ulps of the definition's (near 0, of 0.01). Default:
+            drawn from `generator`, or torch's.
         guidance_scale, guidance_rescale: classifier-free guidance; the rescale of Lin et al. 2023, whose ratio of
             standard deviations is 1 where the divisor is 0.
         clip: x_0 is clamped to [-clip, clip]. NaN stays.
