@@ -6,6 +6,8 @@ import contextlib
 import copy
 import logging
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +111,20 @@ def test_configurations_travel(caplog):
     assert diffusion.DDPMScheduler(100, 0.001).config.beta_start == 0.001
     for copied in (pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler)):
         assert copied.config == scheduler.config
+
+
+def test_the_page_names_every_key():
+    page = (Path(__file__).parents[2] / "docs/diffusion.md").read_text()
+    common = page[page.index("All but FlowMatch") : page.index("| scheduler |")]
+    for name in NAMES:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}Scheduler`")]
+        keys = set(getattr(diffusion, f"{name}Scheduler").DEFAULTS)
+        named = set(re.findall(r"`(\w+)`", line.split("|")[2].split(";")[0]))
+        assert (
+            named
+            | (set() if name == "FlowMatchEulerDiscrete" else keys & set(re.findall(r"`(\w+)`", common)))
+            == keys
+        )
 
 
 @pytest.mark.parametrize(

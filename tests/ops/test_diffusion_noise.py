@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,18 @@ def test_bf16_keeps_the_noise_of_every_timestep():
     assert lost == 0
     assert worst < 0.005
     assert noise_std_errors("alphas_cumprod in bf16, as diffusers")[::2] == (10, 62)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_page_states_what_is_measured(dtype):
+    page = (Path(__file__).parents[2] / "docs/diffusion.md").read_text()
+    word = str(dtype).removeprefix("torch.")
+    for formula, alpha_bar in (
+        ("fastdl", "fp32, as here"),
+        ("alphas_cumprod in its dtype", f"{word}, as diffusers' `add_noise`"),
+    ):
+        lost, worst, above = noise_std_errors(formula, dtype)
+        assert f"| {word} | {alpha_bar} | {lost} | {worst:.2%} | {above} |" in page
 
 
 @needs_cpu
