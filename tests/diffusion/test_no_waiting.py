@@ -88,3 +88,45 @@ def test_the_guard_sees_a_copy_and_a_table():
         torch.zeros(1).to("meta")
     with mock.patch.object(Table, "__init__", side_effect=AssertionError("a table was made")):
         pytest.raises(AssertionError, Table, 1)
+
+
+class Event:
+    """A stand-in for torch.cuda.Event: done when told so."""
+
+    def __init__(self) -> None:
+        self.done, self.waited_for_by = False, []
+
+    def query(self) -> bool:
+        return self.done
+
+    def wait(self, stream: object) -> None:
+        self.waited_for_by.append(stream)
+
+
+def test_another_stream_waits_for_the_copy_until_it_is_there():
+    table, device, event = Table(2, SAMPLE=1.0), torch.device("cuda", 0), Event()
+    stream, capturing = mock.Mock(), mock.Mock(return_value=False)
+    stream.record_event.return_value = event
+    with (
+        mock.patch("fastdl.ops.diffusion.copies.sent", side_effect=lambda values, _: values.clone()) as sent,
+        mock.patch("torch.cuda.current_stream", return_value=stream),
+        mock.patch("torch.cuda.is_current_stream_capturing", capturing),
+    ):
+        first = table.on(device)
+        assert table.on(device) is first
+        assert event.waited_for_by == [stream]
+        capturing.return_value = True  # torch has synchronised, and a capture cannot ask
+        assert table.on(device) is first
+        capturing.return_value, event.done = False, True
+        for _ in range(2):
+            assert table.on(device) is first
+    assert event.waited_for_by == [stream]
+    assert sent.call_count == stream.record_event.call_count == 1
+
+
+def test_a_capture_refuses_a_copy_from_the_host():
+    with (
+        mock.patch("torch.cuda.is_current_stream_capturing", return_value=True),
+        pytest.raises(RuntimeError, match="once before capture"),
+    ):
+        Table(2, SAMPLE=1.0).on(torch.device("cuda", 0))

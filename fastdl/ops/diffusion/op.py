@@ -157,7 +157,8 @@ def apply(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The step as chosen by the settings: (result, x_0, value), each empty unless its flag is set."""
     flags = options.flags
-    sample, model_output, history, noise = in_the_widest_dtype(sample, model_output, history, noise)
+    if torch._C._is_any_autocast_enabled():
+        sample, model_output, history, noise = in_the_widest_dtype(sample, model_output, history, noise)
     check_tensors(sample, model_output, history, noise, flags)
     if noise is not None and noise.shape != sample.shape:
         noise = noise.expand(sample.shape)
