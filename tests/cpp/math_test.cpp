@@ -23,7 +23,10 @@ struct Function {
 const Function kFunctions[] = {
     {"exp", std::exp, 1.1},
     {"tanh", std::tanh, 1.4},
-    {"sigmoid", [](double x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); },
+    {"sigmoid",
+     [](double x) { return x < -87 ? 0
+                           : x < 0 ? std::exp(x) / (1 + std::exp(x))
+                                   : 1 / (1 + std::exp(-x)); },
      2.4},
     {"erf", std::erf, 1.3},
     {"exp_or_zero", [](double x) { return x < -87 ? 0 : std::exp(x > 88 ? 88 : x); }, 1.1},

@@ -32,11 +32,14 @@ FASTDL_INLINE ExpParts exp_parts(Vec x) {
   return {fma(r * r, tail, r) + set1(1.0f), shifted};
 }
 
+// The product, for exponents of normal numbers.
+FASTDL_INLINE Vec scaled(const ExpParts& parts) {
+  return parts.fraction * from_bits((bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 127) << 23);
+}
+
 FASTDL_INLINE Vec exp(Vec x) {
-  // Beyond these the result is infinity or 0 in float; a NaN passes both comparisons.
-  x = select(x > set1(89.0f), set1(89.0f), x);
-  x = select(x < set1(-104.0f), set1(-104.0f), x);
-  const ExpParts parts = exp_parts(x);
+  // Beyond these the result is infinity or 0 in float; a NaN passes both.
+  const ExpParts parts = exp_parts(max(set1(-104.0f), min(set1(89.0f), x)));
   // 2^n in two factors: neither leaves the normal numbers, and the last one rounds a denormal result once.
   const VecBits biased = bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 254;
   const VecBits half = biased >> 1;
@@ -44,15 +47,12 @@ FASTDL_INLINE Vec exp(Vec x) {
 }
 
 // exp of x up to 88; what would be below 1.6e-38 is 0. A quarter less work: for sums of which one term is 1.
-FASTDL_INLINE Vec exp_or_zero(Vec x) {
-  const ExpParts parts = exp_parts(x);
-  const VecBits biased = bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 127;
-  return select(x < set1(-87.0f), zero(), parts.fraction * from_bits(biased << 23));
-}
+FASTDL_INLINE Vec exp_or_zero(Vec x) { return select(x < set1(-87.0f), zero(), scaled(exp_parts(x))); }
 
+// What would be below 1.6e-38 is 0.
 FASTDL_INLINE Vec sigmoid(Vec x) {
   // exp of a negative argument alone: nothing overflows, and small results keep their relative accuracy.
-  const Vec e = exp(from_bits(bits_of(x) | 0x80000000));
+  const Vec e = exp_or_zero(from_bits(bits_of(x) | 0x80000000));
   return select(x < zero(), e, set1(1.0f)) / (e + set1(1.0f));
 }
 
@@ -60,7 +60,9 @@ FASTDL_INLINE Vec tanh(Vec x) {
   const Vec a = magnitude(x), z = x * x;
   const Vec tail = horner(z, -0.333332807f, 0.133314416f, -0.0537397116f, 0.0206390787f, -0.00570497848f);
   const Vec small = fma(z * tail, a, a);
-  const Vec large = set1(1.0f) - set1(2.0f) / (exp(a + a) + set1(1.0f));
+  // from 10 on tanh is 1 in float
+  const Vec b = min(set1(10.0f), a);
+  const Vec large = set1(1.0f) - set1(2.0f) / (scaled(exp_parts(b + b)) + set1(1.0f));
   return with_sign(select(a < set1(0.625f), small, large), x);
 }
 
@@ -70,9 +72,9 @@ FASTDL_INLINE Vec erf(Vec x) {
                           -0.000814559753f, 8.38239066e-05f);
   const Vec small = fma(tail, a, a);
   // log(erfc(a)); from 4 on erf is 1 in float.
-  const Vec t = select(a > set1(4.0f), set1(4.0f), a);
+  const Vec t = min(set1(4.0f), a);
   const Vec log_erfc = horner(t, -0.000166444923f, -1.12779725f, -0.636976063f, -0.104113698f, 0.0223152246f,
                               -0.00306549342f, 0.00019821999f);
-  const Vec large = set1(1.0f) - exp(log_erfc);
+  const Vec large = set1(1.0f) - scaled(exp_parts(log_erfc));
   return with_sign(select(a < set1(0.92f), small, large), x);
 }

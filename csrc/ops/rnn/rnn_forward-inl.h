@@ -9,7 +9,7 @@ struct Forward : ForwardState<kCell, S> {
   using State::count, State::step, State::groups, State::row_of, State::u_row, State::staged_row;
   using State::f, State::share, State::d, State::blocks, State::chunk, State::w, State::a, State::c_row,
       State::a_row;
-  using State::kGates, State::kGroup, State::kLstm, State::kOwnSaved;
+  using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
   using State::u, State::hidden, State::staged, State::gx, State::offsets;
 
   // Phases of a step; their blocks may run at the same time.
@@ -61,12 +61,13 @@ struct Forward : ForwardState<kCell, S> {
   }
 
   void recurrent(int64_t i, int64_t block) {
-    const int64_t n = count(i), last = (block + 1) * groups() / blocks;
-    alignas(64) float tile[kTileRows * kGroup * kGates * kLanes];
-    for (int64_t group = block * groups() / blocks; group < last; ++group) {
-      const int64_t first = group * kGroup * kGates;
-      const int64_t left = w->recurrent.vectors() - first;
-      const int64_t some = left < kGroup * kGates ? left : kGroup * kGates;
+    constexpr int64_t kMost = kTogether * kGroup * kGates;
+    const int64_t n = count(i), vectors = w->recurrent.vectors();
+    const int64_t end = (block + 1) * groups() / blocks * kGroup * kGates;
+    const int64_t last = end < vectors ? end : vectors;
+    alignas(64) float tile[kTileRows * kMost * kLanes];
+    for (int64_t first = block * groups() / blocks * kGroup * kGates; first < last; first += kMost) {
+      const int64_t some = last - first < kMost ? last - first : kMost;
       for_tiles(n, [&](int64_t row, int64_t rows) {
         if (f->q.s.layer_norm)
           return multiply<S>(w->recurrent, rows, a[i % 2] + row * a_row, a_row, first, some,

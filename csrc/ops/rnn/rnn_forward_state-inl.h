@@ -5,6 +5,8 @@ template <Cell kCell, class S>
 struct ForwardState {
   static constexpr int64_t kGates = num_gates(kCell);
   static constexpr int64_t kGroup = group_blocks(kGates);
+  // Groups at once: finding a row's data takes as long as the cell of a vector of units.
+  static constexpr int64_t kTogether = kGroup < 4 ? 4 / kGroup : 1;
   static constexpr bool kLstm = kCell == Cell::kLstm;
   static constexpr int64_t kOwnSaved = kCell == Cell::kLstm || kCell == Cell::kGru ? 4 : 1;
 
