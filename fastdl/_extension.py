@@ -56,6 +56,11 @@ def cpu_isa() -> str | None:
     return _cpu_isa
 
 
+def cpu_is_amd() -> bool:
+    """Whether the CPU is AMD's, whose vectors MKL's products do not use in full; False without CPU kernels."""
+    return _cpu_is_amd
+
+
 def _load(name: str) -> Library:
     found = sorted(Path(__file__).parent.glob(f"{name}.*so"))
     if not found:
@@ -114,4 +119,5 @@ cuda = (
 )
 # Asked once: torch.compile traces through whoever reads it, not through the operator.
 _cpu_isa = CPU_ISAS[torch.ops.fastdl._cpu_isa()] if cpu.loaded else None
+_cpu_is_amd = cpu.loaded and torch.ops.fastdl._cpu_is_amd()
 _check_cpu_isa()

@@ -9,7 +9,7 @@ import hashlib
 import runpy
 from pathlib import Path
 
-FACTS = ("_cpu_isa() -> int", "_best_cpu_isa() -> int")
+FACTS = ("_cpu_isa() -> int", "_best_cpu_isa() -> int", "_cpu_is_amd() -> bool")
 
 
 def family_schemas() -> dict[str, tuple[str, ...]]:

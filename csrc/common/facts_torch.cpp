@@ -7,6 +7,7 @@ namespace {
 
 int64_t cpu_isa() { return static_cast<int64_t>(cpu::current_isa()); }
 int64_t best_cpu_isa() { return static_cast<int64_t>(cpu::best_isa()); }
+bool cpu_is_amd() { return cpu::is_amd(); }
 
 }  // namespace
 }  // namespace fastdl
@@ -14,4 +15,5 @@ int64_t best_cpu_isa() { return static_cast<int64_t>(cpu::best_isa()); }
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CompositeExplicitAutograd, m) {
   m.impl("_cpu_isa", TORCH_BOX(&fastdl::cpu_isa));
   m.impl("_best_cpu_isa", TORCH_BOX(&fastdl::best_cpu_isa));
+  m.impl("_cpu_is_amd", TORCH_BOX(&fastdl::cpu_is_amd));
 }

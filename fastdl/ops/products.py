@@ -1,5 +1,8 @@
-"""Torch's products of 16-bit numbers on the CPU: without instructions for them they take a hundred times as long as in
-float32, which is what computes them here then.
+"""Products of matrices that a kernel leaves to others: torch's, but where torch is known to be slow.
+
+On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
+what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: where it
+was measured or is certain to lose, linear's own product takes its place.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .._extension import cpu_is_amd, cpu_isa
 
 
 def _without_instructions() -> frozenset[torch.dtype]:
@@ -37,11 +42,54 @@ def through_float32(function: Callable[..., Tensor], *operands: Tensor | None) -
         return function(*(None if t is None else t.float() for t in operands)).to(dtype)
 
 
+_MKL_ON_AMD = torch.backends.mkl.is_available() and cpu_is_amd()
+# Of two numbers each. Below, calling takes as long as what is saved.
+_LEAST_PRODUCTS = 2**20
+
+
+def mkl_on_amd() -> bool:
+    """Whether float32 products of torch leave part of this CPU unused."""
+    return _MKL_ON_AMD
+
+
+def uses_wide_vectors() -> bool:
+    """Whether our kernels use AVX-512: MKL on an AMD CPU does not, and needs three times as long."""
+    return cpu_isa() in ("avx512", "avx512bf16", "amx")
+
+
+def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
+    """Whether a product of two matrices is one of those that MKL takes long for."""
+    if not _MKL_ON_AMD or left.dtype is not torch.float32 or not left.is_cpu or torch.compiler.is_compiling():
+        return False
+    (M, K), N = left.shape, right.shape[1]
+    if M * K * N < _LEAST_PRODUCTS or M < 16:
+        return False
+    if uses_wide_vectors():
+        return True
+    # on AVX2 alone what a layer's backward asks for: grad W, and grad^T x of few rows
+    if right.stride(1) != 1:
+        return False
+    if left.stride(1) == 1:
+        return N >= 256
+    return K <= 1024 and M * N >= 2**16 and M * N * K >= 2**22
+
+
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, in the dtype of left."""
-    return through_float32(torch.matmul, left, right) if slow_in_torch(left) else left @ right
+    if slow_in_torch(left):
+        return through_float32(torch.matmul, left, right)
+    if _faster_than_mkl(left, right):
+        return torch.ops.fastdl.linear_product.default(left, right, None)
+    return left @ right
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, in the dtype of x."""
-    return through_float32(F.linear, x, weight, bias) if slow_in_torch(x) else F.linear(x, weight, bias)
+    if slow_in_torch(x):
+        return through_float32(F.linear, x, weight, bias)
+    if _MKL_ON_AMD and uses_wide_vectors() and x.dim() > 1:
+        rows, columns = x.flatten(0, -2), weight.t()
+        if _faster_than_mkl(rows, columns):
+            output = torch.ops.fastdl.linear_product.default(rows, columns, bias)
+            return output.view(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, weight, bias)

@@ -55,6 +55,14 @@ Isa best_isa() {
   return isa;
 }
 
+bool is_amd() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 Isa current_isa() {
   static const Isa isa = pick();
   return isa;

@@ -11,4 +11,7 @@ Isa current_isa();
 // The best instruction set of this machine.
 Isa best_isa();
 
+// Whether the CPU is AMD's: MKL, whose products torch takes, does not use all of it.
+bool is_amd();
+
 }  // namespace fastdl::cpu

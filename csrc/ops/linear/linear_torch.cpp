@@ -75,11 +75,45 @@ std::tuple<Tensor, Tensor> linear_activation_backward(Tensor grad_output, Tensor
   return {g.grad_pre, g.grad_bias};
 }
 
+// A matrix one of whose strides is 1.
+Tensor as_runs(const Tensor& t) {
+  const bool runs = (t.stride(0) == 1 && t.stride(1) >= 0) || (t.stride(1) == 1 && t.stride(0) >= 0);
+  return runs ? t : torch::stable::contiguous(t);
+}
+
+Tensor linear_product(Tensor left, Tensor right, std::optional<Tensor> bias) {
+  check(left.dim() == 2 && right.dim() == 2 && left.size(1) == right.size(0),
+        "left and right must have shapes [M, K] and [K, N], got ", shape_text(left), " and ",
+        shape_text(right));
+  check(dtype_of(left) == DType::kFloat32, "only float32 has a kernel");
+  check_alike(right, left, "right");
+  const int64_t M = left.size(0), N = right.size(1), K = left.size(1);
+  std::optional<Tensor> dense_bias;
+  if (bias) {
+    check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [N] = [", N, "], got ",
+          shape_text(*bias));
+    check_alike(*bias, left, "bias");
+    dense_bias = as_contiguous(*bias);
+  }
+  const Tensor a = as_runs(left), b = as_runs(right);
+  Tensor output = empty_contiguous({M, N}, left.scalar_type(), left);
+  check(K > 0 || output.numel() == 0, "K must not be 0");
+  LinearProduct args{M, N, K};
+  args.left = static_cast<const float*>(a.data_ptr()), args.right = static_cast<const float*>(b.data_ptr());
+  args.bias = dense_bias ? static_cast<const float*>(dense_bias->data_ptr()) : nullptr;
+  args.output = static_cast<float*>(output.data_ptr());
+  args.left_row = a.stride(0), args.left_depth = a.stride(1);
+  args.right_depth = b.stride(0), args.right_column = b.stride(1);
+  if (M > 0 && N > 0) cpu::linear_product(args, torch_thread_pool());
+  return output;
+}
+
 }  // namespace
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("linear", TORCH_BOX(&fastdl::linear));
+  m.impl("linear_product", TORCH_BOX(&fastdl::linear_product));
   m.impl("linear_activation", TORCH_BOX(&fastdl::linear_activation));
   m.impl("linear_activation_inplace", TORCH_BOX(&fastdl::linear_activation_inplace));
   m.impl("linear_activation_backward", TORCH_BOX(&fastdl::linear_activation_backward));

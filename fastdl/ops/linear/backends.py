@@ -78,7 +78,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """(output, what backward needs of it)."""
     raw, code = RAW[plan.backend], plan.code
-    if plan.algorithm == "composed":
+    if plan.algorithm in ("composed", "gemm"):
         pre = products.linear(x, weight, bias)
         if not code and not plan.dropout_p:
             return pre, None

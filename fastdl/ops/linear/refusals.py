@@ -53,6 +53,19 @@ def _kernel_asked_for() -> bool:
     return settings.strict or settings.backend is not None
 
 
+def refuse_cpu_gemm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
+) -> str | None:
+    """Why not our own products, each where it beats torch's, and one fused pass."""
+    if (reason := _cpu(x, dropout_p)) is not None:
+        return reason
+    if x.dtype is not torch.float32:
+        return "only float32 has a kernel"
+    if torch.compiler.is_compiling():
+        return "a compiler chooses among torch's products"
+    return sizes.products_lose(_rows(x), *weight.shape, needs_gradient(x, weight, bias))
+
+
 def refuse_cpu_composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
@@ -103,6 +116,7 @@ def refuse_cuda_composed(
 
 CANDIDATES = [
     Candidate("cpu", "dot", refuse_cpu_dot),
+    Candidate("cpu", "gemm", refuse_cpu_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cpu", "torch", refuse_cpu_torch),
     Candidate("cuda", "torch", refuse_cuda_torch),

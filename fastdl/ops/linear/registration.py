@@ -28,6 +28,11 @@ def linear(
     return linear_activation(pre, seed, activation, dropout_p), saved
 
 
+def linear_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """left right + bias, of matrices."""
+    return left @ right if bias is None else torch.addmm(bias, left, right)
+
+
 def linear_activation(pre: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> Tensor:
     output = dropped(activate(pre, NAMES[activation]), seed, dropout_p)
     return output.clone() if output is pre else output
@@ -84,6 +89,10 @@ def fake_linear(
 ) -> tuple[Tensor, Tensor]:
     size = (*x.shape[:-1], weight.shape[0])
     return x.new_empty(size), x.new_empty(size if _saves_input(activation, save) else 0)
+
+
+def fake_linear_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[1])
 
 
 def fake_linear_activation(pre: Tensor, seed: Tensor | None, activation: int, dropout_p: float) -> Tensor:

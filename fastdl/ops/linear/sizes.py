@@ -6,6 +6,7 @@ Asked by the refusals and by the quick choice alike. AVX-512 and AMX have no lim
 from __future__ import annotations
 
 from ..._extension import cpu_isa
+from .. import products
 
 _WIDE = ("avx512", "avx512bf16", "amx")
 # Up to so many rows, or products, the kernel is expected to multiply faster than torch.
@@ -25,6 +26,8 @@ def fastest(rows: int, N: int, K: int, activation: str | None, recorded: bool) -
     """The algorithm for a call without dropout."""
     if dot_loses(rows, N, K, activation, recorded) is None:
         return "dot"
+    if products_lose(rows, N, K, recorded) is None:
+        return "gemm"
     return "composed" if pass_loses(rows, N, K, activation, recorded) is None else "torch"
 
 
@@ -44,6 +47,17 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
     if activation is None or activation == "relu" or not (rows <= 128 or rows * N * K <= 2**18):
         return LIMIT
     return None
+
+
+def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
+    """Why not products of ours, forward and backward, each where it beats torch's."""
+    if not products.mkl_on_amd():
+        return LIMIT
+    size = rows * N * K
+    if cpu_isa() in _WIDE:
+        return None if size >= (2**24 if recorded else 2**20) else LITTLE
+    # on AVX2 only those of backward
+    return None if recorded and rows <= 1024 and K >= 256 and size >= 2**26 else LIMIT
 
 
 def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:

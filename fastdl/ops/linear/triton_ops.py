@@ -120,4 +120,5 @@ def linear_activation_backward(
     return grad_pre, grad_bias
 
 
-library = define_triton(schema.SCHEMAS, globals(), vars(registration), INTERPRETED)
+_SCHEMAS = [each for each in schema.SCHEMAS if each != schema.PRODUCT]
+library = define_triton(_SCHEMAS, globals(), vars(registration), INTERPRETED)

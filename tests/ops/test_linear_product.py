@@ -1,0 +1,137 @@
+"""linear's own matrix product: every way the matrices can lie, any number of threads, and where it is taken."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import fastdl
+from fastdl import _extension
+from fastdl.ops import products
+
+pytestmark = pytest.mark.skipif(
+    not _extension.cpu.loaded, reason=f"CPU kernels are not loaded: {_extension.cpu.error}"
+)
+# around the kernel's steps: 6 rows and 16 or 64 columns in registers, 96 rows, 128 or 256 deep, 1024 columns
+SIZES = [
+    (1, 1, 1),
+    (6, 16, 16),
+    (5, 127, 65),
+    (97, 129, 63),
+    (13, 257, 1025),
+    (100, 300, 33),
+    (193, 513, 130),
+]
+
+
+def lie(t, how):
+    if how == "rows":
+        return t.contiguous()
+    if how == "columns":
+        return t.t().contiguous().t()
+    if how == "part":
+        wide = t.new_zeros(t.shape[0] + 2, t.shape[1] + 3)
+        wide[1:-1, 2:-1] = t
+        return wide[1:-1, 2:-1]
+    return t.new_zeros(t.shape[0], 2 * t.shape[1])[:, ::2].copy_(t)
+
+
+def multiply(left, right, bias=None):
+    return torch.ops.fastdl.linear_product(left, right, bias)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("left_lies", ["rows", "columns", "part", "sparse"])
+@pytest.mark.parametrize("right_lies", ["rows", "columns", "part", "sparse"])
+def test_small_integers_are_exact(size, left_lies, right_lies):
+    M, K, N = size
+    left, right, bias = (torch.randint(-4, 5, s).float() for s in ((M, K), (K, N), (N,)))
+    found = multiply(lie(left, left_lies), lie(right, right_lies), bias)
+    assert_close(found, left @ right + bias, rtol=0, atol=0)
+    assert_close(multiply(lie(left, left_lies), lie(right, right_lies)), left @ right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(200, 1000, 300), (64, 4096, 100), (512, 64, 700)], ids=str)
+def test_the_error_is_at_most_twice_torchs(size):
+    M, K, N = size
+    left, right = torch.randn(M, K), torch.randn(N, K).t()
+    exact = left.double() @ right.double()
+    ours, torchs = ((p.double() - exact).norm() for p in (multiply(left, right), left @ right))
+    assert ours <= 2 * torchs
+
+
+def test_threads_change_no_bit():
+    left, right, bias = torch.randn(150, 400), torch.randn(400, 333), torch.randn(333)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 4, 7):
+            torch.set_num_threads(count)
+            found.append(multiply(left, right, bias))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_nan_and_infinity_stay_where_they_are():
+    left, right = torch.ones(20, 30), torch.ones(30, 40)
+    left[3, 5], right[7, 9] = float("nan"), float("inf")
+    assert_close(multiply(left, right), left @ right, equal_nan=True)
+
+
+def test_empty_and_wrong_matrices():
+    assert multiply(torch.ones(0, 3), torch.ones(3, 4)).shape == (0, 4)
+    assert multiply(torch.ones(2, 3), torch.ones(3, 0)).shape == (2, 0)
+    for left, right, bias, message in (
+        (torch.ones(2, 3), torch.ones(4, 5), None, r"\[M, K\] and \[K, N\]"),
+        (torch.ones(2, 0), torch.ones(0, 5), None, "K must not be 0"),
+        (torch.ones(2, 3), torch.ones(3, 5), torch.ones(4), r"bias must have shape \[N\] = \[5\]"),
+        (torch.ones(2, 3).double(), torch.ones(3, 5).double(), None, "only float32"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            multiply(left, right, bias)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_layers_by_our_products_are_as_exact(wide, monkeypatch):
+    """Taken by forward and backward of linear and of a recurrent layer, wherever the machine would."""
+    monkeypatch.setattr(products, "_MKL_ON_AMD", True)
+    monkeypatch.setattr(products, "uses_wide_vectors", lambda: wide)
+    monkeypatch.setattr(products, "_LEAST_PRODUCTS", 2**12)
+    taken = []
+    original = products._faster_than_mkl
+    monkeypatch.setattr(
+        products, "_faster_than_mkl", lambda *args: taken.append(original(*args)) or taken[-1]
+    )
+    for layer, x in (
+        (fastdl.nn.LSTM(256, 64, layer_norm=True), torch.randn(12, 16, 256)),
+        (fastdl.nn.GRU(256, 300), torch.randn(12, 16, 256)),
+    ):
+        exact = _gradients(layer.double(), x.double())
+        found = _gradients(layer.float(), x)
+        for ours, right in zip(found, exact, strict=True):
+            assert (ours.double() - right).norm() <= 2e-5 * right.norm()
+    assert any(taken)
+
+
+@pytest.mark.skipif(
+    not products.mkl_on_amd(), reason="torch's products use all of this CPU, as far as is known"
+)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_a_large_layer_trains_by_our_products(activation):
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((96, 1024), (1024, 1024), (1024,)))
+    assert fastdl.explain("linear", x, weight, bias, activation=activation).algorithm == "gemm"
+    output = fastdl.ops.linear(x, weight, bias, activation=activation)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        grads = torch.autograd.grad(output.square().sum(), (x, weight, bias))
+    assert "fastdl::linear_product" in {event.name for event in profiled.events()}
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    with fastdl.backend("reference"):
+        right = fastdl.ops.linear(*wide, activation=activation)
+        expected = torch.autograd.grad(right.square().sum(), wide)
+    for ours, exact in zip((output, *grads), (right, *expected), strict=True):
+        assert (ours.double() - exact).norm() <= 2e-6 * exact.norm()
+
+
+def _gradients(layer, x):
+    x = x.detach().requires_grad_()
+    output = layer(x)[0]
+    return [output.detach(), *torch.autograd.grad(output.square().sum(), (x, *layer.parameters()))]
