@@ -49,7 +49,7 @@ def cases(device: str) -> list[Case]:
         found.append(RnnCase.of("bf16 training", kind, sizes, torch.bfloat16, training=True))
     found.append(
         RnnCase.of(
-            "variant training", "LSTM", (128, 64, 256, 256), training=True, options=VARIANT, goal_eager=8.0
+            "variant training", "LSTM", (32, 64, 256, 256), training=True, options=VARIANT, goal_eager=8.0
         )
     )
     return found
