@@ -117,7 +117,7 @@ struct Cut {
 };
 
 inline Cut cut_of(const LinearProduct& p, int64_t threads) {
-  // A product of kGemmWidth columns takes as long as copying this many elements of B.
+  // Copying a column of B takes as long as multiplying it with so many rows.
   constexpr int64_t kCopy = 4;
   Cut best = {1, 1};
   int64_t least = INT64_MAX;

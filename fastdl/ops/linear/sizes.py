@@ -62,9 +62,11 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
 
 def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
     """Why not torch's product and one pass over its result; None if that is faster than torch's activation."""
+    if activation is None:
+        return IN_PLACE
     if recorded:
         return RECORDED if _function_loses(rows, N, K, activation) else None
-    if activation is None or activation == "relu":
+    if activation == "relu":
         return IN_PLACE
     return IN_PLACE if rows * N < 2**12 and activation not in ("gelu", "gelu_tanh") else None
 
