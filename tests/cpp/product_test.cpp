@@ -1,6 +1,7 @@
 // The product of linear against plain loops in double: every way its matrices can lie, tails, bias, threads.
 // Small integers must come out exact. Tensors end at an unreadable page; 1, 2 and 5 threads are bitwise
-// equal. Exits 1 on failure. links ops/linear/product_cpu.cpp
+// equal. Exits 1 on failure.
+// links ops/linear/product_cpu.cpp
 #include "kernel_test.h"
 #include "ops/linear/linear_cpu.h"
 
