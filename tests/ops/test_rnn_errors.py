@@ -147,3 +147,12 @@ def test_forcing_what_cannot_serve_lists_the_reasons():
     x, hx, params = arguments("lstm", torch.float32)
     with fastdl.backend("triton"), pytest.raises(fastdl.UnsupportedError, match="triton"):
         fastdl.ops.lstm(x.to("meta"), None, [p.to("meta") for p in params])
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+def test_states_of_other_sizes_are_errors_in_short_sequences_too(T):
+    """Few steps are torch's own layer's, whose operator checks nothing."""
+    layer, x = fastdl.nn.LSTM(8, 16), torch.randn(T, 3, 8)
+    for h, c in ((2, 2), (1, 1), (3, 1)):
+        with pytest.raises(ValueError, match="must have shape"):
+            layer(x, (torch.zeros(1, h, 16), torch.zeros(1, c, 16)))

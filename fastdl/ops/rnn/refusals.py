@@ -134,16 +134,6 @@ def quickly_torch(
     return not torch.is_grad_enabled() and small_cell(cell, weight_ih.shape[-1], weight_hh.shape[-1])
 
 
-def quickly_torch_sequence(cell: str, x: Tensor, params: list[Tensor], batch_first: bool) -> bool:
-    """Whether a dense stack without variants is surely torch's, at less cost than a plan."""
-    if not _simple(x, 3):
-        return False
-    steps, B = x.shape[1 if batch_first else 0], x.shape[0 if batch_first else 1]
-    if torch.is_grad_enabled():
-        return 0 < steps < _FEW_STEPS[cell] and B > 0 and params[0].requires_grad
-    return steps == 1 and B > 0 and cell in _PLAIN
-
-
 def _simple(x: Tensor, dim: int) -> bool:
     """float32 on the CPU, no settings, no autocast, nothing traced: what `_faster_in_torch` was measured for."""
     settings = dispatch.settings

@@ -17,7 +17,7 @@ from .masks import recurrent_mask, zoneout_mask
 from .options import Options
 from .plans import remembered, signature
 from .reference import accumulate_dtype
-from .refusals import Call, not_torchs, quickly_torch_sequence
+from .refusals import Call, not_torchs
 from .steps import Context
 
 
@@ -59,10 +59,6 @@ def run_stack(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(output, h_n, c_n) of `fastdl.ops.<op>`; c_n is None where the cell has none."""
-    if batch_sizes is None and lengths is None and reset is None:
-        found = _quickly(x, hx, params, options)
-        if found is not None:
-            return found
     inputs = sequence_inputs(x, hx, params, options, batch_sizes, lengths, reset)
     reason = obstacle(*inputs.floating)
     key = (
@@ -80,18 +76,6 @@ def run_stack(
     if options.cell != "lstm":
         return output, h_n, None
     return output, h_n, c_n.to(torch.float32 if inputs.mixed else output.dtype)
-
-
-def _quickly(
-    x: Tensor, hx: checks.HX, params: list[Tensor], options: Options
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """The call by torch's own layer where that is what dispatch would choose; None: look closer."""
-    try:
-        if not options.plain or not quickly_torch_sequence(options.cell, x, params, options.batch_first):
-            return None
-        return backends.delegate(x, hx, params, None, x.shape[0 if options.batch_first else 1], options)
-    except (AttributeError, IndexError, RuntimeError, TypeError):
-        return None  # the checks say what does not fit
 
 
 def sequence_inputs(
