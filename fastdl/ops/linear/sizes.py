@@ -5,10 +5,8 @@ Asked by the refusals and by the quick choice alike. AVX-512 and AMX have no lim
 
 from __future__ import annotations
 
-from ..._extension import cpu_isa
 from .. import products
 
-_WIDE = ("avx512", "avx512bf16", "amx")
 # Up to so many rows, or products, the kernel is expected to multiply faster than torch.
 _FEW_ROWS, _SMALL = 48, 2**22
 _ANY = 2**62
@@ -41,7 +39,7 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
         return LITTLE
     if product_near_limit(rows, N, K):
         return LIMIT
-    if cpu_isa() in _WIDE or _multiplies_faster(rows, N, K):
+    if products.uses_wide_vectors() or _multiplies_faster(rows, N, K):
         return None
     # What is left to torch's product is an operator of its own after it.
     if activation is None or activation == "relu" or not (rows <= 128 or rows * N * K <= 2**18):
@@ -54,7 +52,7 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     if not products.mkl_on_amd():
         return LIMIT
     size = rows * N * K
-    if cpu_isa() in _WIDE:
+    if products.uses_wide_vectors():
         return None if size >= (2**24 if recorded else 2**20) else LITTLE
     # on AVX2 only those of backward
     return None if recorded and rows <= 1024 and K >= 256 and size >= 2**26 else LIMIT
@@ -90,4 +88,4 @@ def _function_loses(rows: int, N: int, K: int, activation: str | None) -> bool:
     least, most = _RECORDED.get(activation, (_ANY, _ANY))
     if least <= rows * N <= most or (rows <= 16 and N * K >= 2**20):
         return False
-    return cpu_isa() not in _WIDE or max(rows, K) * N < 2**18
+    return not products.uses_wide_vectors() or max(rows, K) * N < 2**18

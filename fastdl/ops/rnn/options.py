@@ -28,12 +28,6 @@ class Options(NamedTuple):
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
-    def plain(self) -> bool:
-        """Nothing that torch's layers do not have."""
-        added = self.layer_norm or self.recurrent_dropout or self.peephole or self.checkpoint
-        return not added and self.zoneout in (0.0, (0.0, 0.0)) and 0 <= self.dropout <= 1
-
     def structure(self, has_projection: bool) -> Structure:
         """That of every layer, its input projected outside."""
         return Structure(

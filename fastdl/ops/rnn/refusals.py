@@ -127,19 +127,19 @@ def quickly_torch(
     bias_hh: Tensor | None,
 ) -> bool:
     """Whether a cell without variants is surely torch's (see `_faster_in_torch`), at less cost than a plan."""
-    if not _simple(x, 2) or (bias_ih is None) != (bias_hh is None):
+    if not _simple(x) or (bias_ih is None) != (bias_hh is None):
         return False
     if torch.is_grad_enabled() and (weight_ih.requires_grad or x.requires_grad):
         return True
     return not torch.is_grad_enabled() and small_cell(cell, weight_ih.shape[-1], weight_hh.shape[-1])
 
 
-def _simple(x: Tensor, dim: int) -> bool:
+def _simple(x: Tensor) -> bool:
     """float32 on the CPU, no settings, no autocast, nothing traced: what `_faster_in_torch` was measured for."""
     settings = dispatch.settings
     if settings.backend is not None or settings.strict or not _CPU_KERNELS or torch.compiler.is_compiling():
         return False
-    if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu or x.dim() != dim:
+    if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu or x.dim() != 2:
         return False
     return not torch.is_autocast_enabled("cpu") and torch._C._get_tracing_state() is None
 
