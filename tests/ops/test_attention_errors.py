@@ -75,6 +75,31 @@ CASES = [
         TypeError,
         "int32 or int64",
     ),
+    (
+        (PACKED,) * 3,
+        dict(cu_seqlens_q=starts(0, 6), cu_seqlens_k=starts(0, 6), max_seqlen_q=2.5),
+        ValueError,
+        "max_seqlen_q must be a number of rows, got 2.5",
+    ),
+    (
+        (PACKED,) * 3,
+        dict(cu_seqlens_q=starts(0, 6), cu_seqlens_k=starts(0, 6), max_seqlen_k=-1),
+        ValueError,
+        "max_seqlen_k must be a number of rows, got -1",
+    ),
+    (
+        (PACKED,) * 3,
+        dict(cu_seqlens_q=starts(0, 2, 6), cu_seqlens_k=starts(0, 2, 6), max_seqlen_q=3),
+        ValueError,
+        "max_seqlen_q must be at least the longest sequence, 4, got 3",
+    ),
+    ((Q, K, K), dict(dropout_p=0.1, seed=torch.tensor([1.0])), TypeError, "seed must be int64"),
+    (
+        (Q, K, K),
+        dict(dropout_p=0.1, seed=torch.tensor(1)),
+        ValueError,
+        r"seed must have shape \[1\], got \[\]",
+    ),
 ]
 
 
@@ -84,13 +109,43 @@ def test_says_what_was_expected(args, kwargs, kind, message):
         fastdl.ops.attention(*args, **kwargs)
 
 
-@pytest.mark.parametrize("broken", [(0, 100, 6), (-5, 3, 6), (6, 0, 6), (0, 2**40, 6)])
+@pytest.fixture
+def unwritten_is_nan():
+    """Memory that torch allocates holds NaN until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("broken", "rows"),
+    [
+        ((0, 100, 6), 6),
+        ((-5, 3, 6), 6),
+        ((6, 0, 6), 6),
+        ((0, 2**40, 6), 6),
+        ((1, 3, 5), (1, 5)),
+        ((0, 0, 0), 0),
+    ],
+)
+@pytest.mark.parametrize("most", [6, 1, -1])
 @pytest.mark.parametrize("decode", [0, 1])
-def test_the_raw_operator_never_reads_outside(broken, decode):
-    """cu_seqlens is data: whatever it holds, the kernel stays inside the tensors."""
+@pytest.mark.usefixtures("unwritten_is_nan")
+def test_the_raw_operator_does_not_trust_starts(broken, rows, most, decode):
+    """cu_seqlens and the bounds of lengths are data: whatever they hold, the kernels stay inside the tensors, and
+    rows of no sequence are 0."""
     if not _extension.cpu.loaded:
         pytest.skip(f"CPU kernels are not loaded: {_extension.cpu.error}")
     q, cu = guarded(torch.randn(6, 2, 8)), torch.tensor(broken)
+    first, end = rows if isinstance(rows, tuple) else (0, rows)
+    outside = torch.cat((torch.arange(first), torch.arange(end, 6)))
     context = (None, None, None, None, None, cu, cu)
-    output, _ = torch.ops.fastdl.attention(q, q, q, *context, [0, -1, -1, 6, 6, decode], [1.0, 0.0, 0.0])
-    assert output.shape == (6, 2, 8)
+    numbers = ([0, -1, -1, most, most, decode], [1.0, 0.0, 0.0])
+    output, lse = torch.ops.fastdl.attention(q, q, q, *context, *numbers)
+    gradients = torch.ops.fastdl.attention_backward(
+        output, None, q, q, q, output, lse, *context, *numbers, False, False
+    )[:3]
+    for t in (output, lse.t(), *gradients):
+        assert t.isfinite().all()
+        assert torch.equal(t[outside], torch.zeros_like(t[outside]))
+        assert t[first:end].ne(0).any(-1).all()

@@ -45,8 +45,8 @@ void numbers_of(const IntList& integers, const std::vector<double>& numbers, boo
   check(integers[0] >= 0 && integers[0] <= 2, "causal must be 0, 1 or 2");
   c.causal = static_cast<Causal>(integers[0]);
   c.window_left = integers[1], c.window_right = integers[2];
-  c.max_q = packed ? std::min(integers[3], c.L_q) : c.L_q;
-  c.max_k = packed ? std::min(integers[4], c.L_k) : c.L_k;
+  c.max_q = packed ? std::clamp<int64_t>(integers[3], 0, c.L_q) : c.L_q;
+  c.max_k = packed ? std::clamp<int64_t>(integers[4], 0, c.L_k) : c.L_k;
   c.decode = integers[5] != 0;
   c.scale = static_cast<float>(numbers[0]), c.softcap = static_cast<float>(numbers[1]);
   c.dropout_p = static_cast<float>(numbers[2]);

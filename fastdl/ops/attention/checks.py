@@ -18,6 +18,16 @@ def check_kinds(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
 
 
+def check_seed(seed: Tensor | None) -> None:
+    """TypeError or ValueError unless None or [1] int64."""
+    if seed is None:
+        return
+    if seed.dtype != torch.int64:
+        raise TypeError(f"seed must be int64, got {seed.dtype}")
+    if seed.shape != (1,):
+        raise ValueError(f"seed must have shape [1], got {list(seed.shape)}")
+
+
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, context: Context, enable_gqa: bool) -> None:
     """Raise TypeError or ValueError, with expected and got."""
     for name, t in (("q", q), ("k", k), ("v", v)):
@@ -103,6 +113,19 @@ def _check_starts(name: str, cu: Tensor, total: int) -> None:
     if starts[0] != 0 or starts[-1] != total or not rises:
         shown = f"{starts[:8]}{' and more' if len(starts) > 8 else ''}"
         raise ValueError(f"{name} must rise from 0 to the number of rows, {total}, got {shown}")
+
+
+def longest(name: str, given: int | None, cu: Tensor, total: int) -> int:
+    """The bound on the lengths of packed sequences: what was given, else the number of rows."""
+    if given is None:
+        return total
+    if not isinstance(given, (int, torch.SymInt)) or given < 0:
+        raise ValueError(f"{name} must be a number of rows, got {given!r}")
+    if cu.device.type == "cpu" and not torch.compiler.is_compiling():
+        found = max(cu.diff().tolist(), default=0)
+        if found > given:
+            raise ValueError(f"{name} must be at least the longest sequence, {found}, got {given}")
+    return given
 
 
 def check_call(

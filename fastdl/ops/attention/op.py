@@ -14,7 +14,7 @@ from ...transforms import autocast, obstacle
 from ..philox import draw_seed
 from . import backends
 from .call import Call
-from .checks import check_call, check_kinds, check_tensors
+from .checks import check_call, check_kinds, check_seed, check_tensors, longest
 from .reference import Context, accumulate_dtype, reference
 from .refusals import CANDIDATES, quickly_torch
 
@@ -64,7 +64,8 @@ def attention(
         enable_gqa: H may be a multiple of H_kv; head h of q sees head h // (H / H_kv).
         cu_seqlens_q, cu_seqlens_k: [B + 1] int32 or int64, from 0 to the number of rows; then q is [total_q, H, D],
             k [total_k, H_kv, D], v [total_k, H_kv, D_v], and sequence b has the rows from cu_seqlens[b] on.
-        max_seqlen_q, max_seqlen_k: the longest sequence, if known; default the number of rows.
+        max_seqlen_q, max_seqlen_k: the longest sequence or more, if known; default the number of rows. On a GPU,
+            where asking cu_seqlens would wait for it, rows past a bound that is too small give 0.
         seed: [1] int64, of the dropout; default drawn from torch's generator.
         return_lse: also return the logarithm of each softmax's sum, differentiable.
 
@@ -96,6 +97,7 @@ def attention(
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
+    check_seed(seed)
     tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), None, cu_seqlens_q, cu_seqlens_k)
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
     plan = _plan(q, k, v, tensors, numbers, enable_gqa, return_lse)
@@ -195,8 +197,8 @@ def _normalise(q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple
     causal, window, softcap, dropout_p, scale, max_q, max_k = numbers
     check_tensors(q, k, v, context, enable_gqa)
     packed = context.cu_seqlens_q is not None
-    max_q = (q.shape[0] if max_q is None else max_q) if packed else 0
-    max_k = (k.shape[0] if max_k is None else max_k) if packed else 0
+    max_q = longest("max_seqlen_q", max_q, context.cu_seqlens_q, q.shape[0]) if packed else 0
+    max_k = longest("max_seqlen_k", max_k, context.cu_seqlens_k, k.shape[0]) if packed else 0
     return check_call(q.shape[-1], causal, window, softcap, dropout_p, scale, max_q, max_k)
 
 
