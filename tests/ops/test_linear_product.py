@@ -83,7 +83,7 @@ def test_empty_and_wrong_matrices():
     for left, right, bias, message in (
         (torch.ones(2, 3), torch.ones(4, 5), None, r"\[M, K\] and \[K, N\]"),
         (torch.ones(2, 0), torch.ones(0, 5), None, "K must not be 0"),
-        (torch.ones(2, 3), torch.ones(3, 5), torch.ones(4), r"bias must have shape \[N\] = \[5\]"),
+        (torch.ones(2, 3), torch.ones(3, 5), torch.ones(4), r"bias must have shape \[out_features\] = \[5\]"),
         (torch.ones(2, 3).double(), torch.ones(3, 5).double(), None, "only float32"),
     ):
         with pytest.raises(RuntimeError, match=message):

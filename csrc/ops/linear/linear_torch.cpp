@@ -13,6 +13,14 @@ Dropout with_seed(Dropout dropout, const std::optional<Tensor>& seed) {
   return dropout;
 }
 
+std::optional<Tensor> contiguous_bias(const std::optional<Tensor>& bias, int64_t N, const Tensor& like) {
+  if (!bias) return std::nullopt;
+  check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [out_features] = [", N, "], got ",
+        shape_text(*bias));
+  check_alike(*bias, like, "bias");
+  return as_contiguous(*bias);
+}
+
 std::tuple<Tensor, Tensor> linear(Tensor x, Tensor weight, std::optional<Tensor> bias,
                                   std::optional<Tensor> seed, int64_t activation, double dropout_p,
                                   bool save) {
@@ -26,13 +34,7 @@ std::tuple<Tensor, Tensor> linear(Tensor x, Tensor weight, std::optional<Tensor>
   int64_t M = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) sizes.push_back(x.size(d)), M *= x.size(d);
   sizes.push_back(N);
-  std::optional<Tensor> dense_bias;
-  if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [out_features] = [", N, "], got ",
-          shape_text(*bias));
-    check_alike(*bias, x, "bias");
-    dense_bias = as_contiguous(*bias);
-  }
+  const std::optional<Tensor> dense_bias = contiguous_bias(bias, N, x);
   const Tensor dense_x = as_contiguous(x), dense_weight = as_contiguous(weight);
   const Activation a = activation_of(activation);
   const bool save_pre = save && a != Activation::kNone && !by_output(a);
@@ -89,13 +91,7 @@ Tensor linear_product(Tensor left, Tensor right, std::optional<Tensor> bias) {
   check(dtype_of(left) == DType::kFloat32, "only float32 has a kernel");
   check_alike(right, left, "right");
   const int64_t M = left.size(0), N = right.size(1), K = left.size(1);
-  std::optional<Tensor> dense_bias;
-  if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == N, "bias must have shape [N] = [", N, "], got ",
-          shape_text(*bias));
-    check_alike(*bias, left, "bias");
-    dense_bias = as_contiguous(*bias);
-  }
+  const std::optional<Tensor> dense_bias = contiguous_bias(bias, N, left);
   const Tensor a = as_runs(left), b = as_runs(right);
   Tensor output = empty_contiguous({M, N}, left.scalar_type(), left);
   check(K > 0 || output.numel() == 0, "K must not be 0");
