@@ -24,6 +24,7 @@ def a_real_call() -> None:
     if torch.cuda.is_available():
         q = torch.ones(1, 2, 5, 8, device="cuda")
         with fastdl.backend("cuda"):
+            assert fastdl.explain("attention", q, q, q, window=(1, 1)).algorithm == "decode"
             output, lse = fastdl.ops.attention(q, q, q, window=(1, 1), return_lse=True)
         assert (output == 1).all()
         assert lse.isfinite().all()

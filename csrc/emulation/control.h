@@ -10,6 +10,8 @@ void emulation_set_largest_cluster(unsigned blocks) { emu::options.largest_clust
 
 void emulation_set_largest_shared(unsigned bytes) { emu::options.largest_shared = bytes; }
 
+void emulation_set_multiprocessors(unsigned count) { emu::options.multiprocessors = count; }
+
 // The first complaint since the last call, or null.
 const char* emulation_take_error() {
   static std::string taken;

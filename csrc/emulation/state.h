@@ -27,6 +27,7 @@ struct Options {
   unsigned largest_cluster = 16;
   // Of a block, in bytes: 64 KB as sm_75.
   unsigned largest_shared = kMaxSharedBytes;
+  unsigned multiprocessors = 4;
 };
 inline Options options;
 

@@ -25,21 +25,22 @@ class Emulated:
     """One schedule of the emulated machine. Tensors are copied to guarded memory and back; outputs start as NaN.
 
     `largest_shared`: bytes of shared memory a block may have, 64 KB as sm_75.
+    `multiprocessors`: that its blocks spread over.
     """
 
-    def __init__(self, schedule: int = 0, largest_shared: int = 227 << 10) -> None:
-        self.schedule, self.largest_shared = schedule, largest_shared
+    def __init__(self, schedule: int = 0, largest_shared: int = 227 << 10, multiprocessors: int = 4) -> None:
+        self.schedule, self.largest_shared, self.multiprocessors = schedule, largest_shared, multiprocessors
         self.library = library.load("attention")
-        self.library.emulated_attention_backward_workspace.restype = ctypes.c_int64
+        for name in ("forward", "backward"):
+            getattr(self.library, f"emulated_attention_{name}_workspace").restype = ctypes.c_int64
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
         memory, packed = Memory(), q.dim() == 3
         output = _output(memory, (*q.shape[:-1], v.shape[-1]), q.dtype, packed)
         lse = _output(memory, (q.shape[1], q.shape[0]) if packed else q.shape[:-1], torch.float64, packed)
-        a = AttentionForward(
-            _call(memory, q, k, v, *rest), output=memory.address(output), lse=memory.address(lse)
-        )
-        self._run("attention_forward", memory, ctypes.byref(a))
+        c = _call(memory, q, k, v, *rest)
+        a = AttentionForward(c, output=memory.address(output), lse=memory.address(lse))
+        self._run("attention_forward", memory, a, c)
         return output.clone(), lse.clone()
 
     def backward(
@@ -59,16 +60,16 @@ class Emulated:
             **{name: memory.address(t) for name, t in zip(names, gradients, strict=True) if t.numel()},
         )  # fmt: skip
         a.bias_sizes[:] = bias.shape if need_bias else (0,) * 4
-        workspace = memory.empty(
-            (self.library.emulated_attention_backward_workspace(ctypes.byref(c)),), torch.uint8
-        )
-        self._run("attention_backward", memory, ctypes.byref(a), ctypes.c_void_p(memory.address(workspace)))
+        self._run("attention_backward", memory, a, c)
         gradients[3] = gradients[3].to(q.dtype)
         return tuple(t.clone() for t in gradients)
 
-    def _run(self, name: str, memory: Memory, *arguments: object) -> None:
+    def _run(self, name: str, memory: Memory, a: ctypes.Structure, c: ctypes.Structure) -> None:
         self.library.emulation_set_largest_shared(self.largest_shared)
-        library.run(self.library, f"emulated_{name}", *arguments, schedule=self.schedule)
+        self.library.emulation_set_multiprocessors(self.multiprocessors)
+        bytes_needed = getattr(self.library, f"emulated_{name}_workspace")(ctypes.byref(c))
+        workspace = ctypes.c_void_p(memory.address(memory.empty((bytes_needed,), torch.uint8)))
+        library.run(self.library, f"emulated_{name}", ctypes.byref(a), workspace, schedule=self.schedule)
         memory.check()
 
 
@@ -87,7 +88,7 @@ def _strides(t: Tensor, packed: bool) -> ctypes.Structure:
 
 
 def _call(memory: Memory, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> ctypes.Structure:
-    context, (causal, left, right, max_q, max_k, _), (scale, softcap, dropout_p) = (
+    context, (causal, left, right, max_q, max_k, decode), (scale, softcap, dropout_p) = (
         Context(*rest[:7]),
         *rest[7:9],
     )
@@ -99,7 +100,7 @@ def _call(memory: Memory, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> cty
         max_q=max_q if packed else L_q, max_k=max_k if packed else L_k, dtype=DTYPES[q.dtype],
         alibi_stride_b=q.shape[1] if slopes is not None and slopes.dim() == 2 else 0,
         causal=causal, window_left=left, window_right=right, scale=scale, softcap=softcap, dropout_p=dropout_p,
-        cu_seqlens_64=packed and context.cu_seqlens_q.dtype is torch.int64,
+        cu_seqlens_64=packed and context.cu_seqlens_q.dtype is torch.int64, decode=bool(decode),
     )  # fmt: skip
     for name, t in (("q", _rows(q)), ("k", _rows(k)), ("v", _rows(v))):
         setattr(c, name, memory.input(t))

@@ -10,6 +10,7 @@ from fastdl import _extension
 from fastdl.dispatch import Choice
 from fastdl.ops.attention import registration
 from fastdl.ops.attention.backends import make_plan
+from fastdl.ops.attention.refusals import MOST_DECODED
 from fastdl.testing.attention import SAMPLES, Sample, algorithm, reports
 from fastdl.testing.check import is_ok
 
@@ -26,12 +27,22 @@ LARGE = (
 )
 
 
+# Few queries: keys in hundreds of ranges, and in one where sequences fill the device.
+DECODED = (
+    *(sample for sample in SAMPLES if max(sample.L_q, *sample.lengths_q, 0) <= MOST_DECODED),
+    Sample(H=8, H_kv=2, D=128, L_q=1, L_k=20000, call=dict(causal="bottom_right")),
+    Sample(H=4, D=64, L_q=16, L_k=3000, bias=(1, 4, 16, 3000), sink=True),
+    Sample(H=16, H_kv=4, D=256, B=40, L_q=4, L_k=500),
+)
+CASES = [*((sample, "flash") for sample in (*SAMPLES, *LARGE)), *((sample, "decode") for sample in DECODED)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("sample", [*SAMPLES, *LARGE], ids=str)
-def test_error_rule(sample: Sample, dtype: torch.dtype):
+@pytest.mark.parametrize(("sample", "kernels"), CASES, ids=str)
+def test_error_rule(sample: Sample, kernels: str, dtype: torch.dtype):
     if EARLY and (dtype is torch.bfloat16 or max(sample.D, sample.D_v) > 128):
         pytest.skip("needs compute capability 8.0")
-    plan = make_plan(Choice("cuda", "flash"), sample.as_call())
+    plan = make_plan(Choice("cuda", kernels), sample.as_call())
     for quantity, report in reports(sample, plan, dtype, "cuda").items():
         assert is_ok(report, algorithm(plan, quantity), dtype), f"{quantity}: {report}"
 
@@ -55,7 +66,9 @@ def test_the_same_bits_again_in_a_graph_and_without_waiting():
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         with fastdl.backend("cuda"):
             output = fastdl.ops.attention(*inputs, softcap=5.0, causal="top_left")
-        return output, *torch.autograd.grad(output.float().square().sum(), inputs)
+            with torch.no_grad():
+                decoded = fastdl.ops.attention(q[:, :, :1], k, v, softcap=5.0)
+        return decoded, output, *torch.autograd.grad(output.float().square().sum(), inputs)
 
     expected = step()
     torch.cuda.set_sync_debug_mode("error")
@@ -76,6 +89,8 @@ def test_this_backend_serves_what_torch_does_not():
     q = torch.randn(1, 2, 20, 8, device="cuda")
     found = fastdl.explain("attention", q, q, q, softcap=2.0)
     assert (found.backend, found.algorithm) == ("cuda", "flash")
+    found = fastdl.explain("attention", q[:, :, :3], q, q, softcap=2.0)
+    assert (found.backend, found.algorithm) == ("cuda", "decode")
     found = fastdl.explain("attention", q, q, q)
     assert (found.backend, found.algorithm) == ("cuda", "sdpa")
     assert any("never timed" in reason for *_, reason in found.refused)

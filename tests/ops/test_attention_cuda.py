@@ -165,10 +165,12 @@ def test_a_nan_stays_in_its_head_and_behind_a_mask():
     assert lse[0, 1].isnan().all()
 
 
-def explained(dtype: torch.dtype = torch.float16, D: int = 8, **options: object) -> tuple[str, str | None]:
+def explained(
+    dtype: torch.dtype = torch.float16, D: int = 8, L_q: int = 20, **options: object
+) -> tuple[str, str | None]:
     """(algorithm, why not flash) of a call of cuda tensors."""
     with FakeTensorMode():
-        q = torch.empty(1, 2, 20, D, device="cuda", dtype=dtype)
+        q = torch.empty(1, 2, L_q, D, device="cuda", dtype=dtype)
         found = fastdl.explain("attention", q, q, q, **options)
     assert found.backend == "cuda"
     reasons = [why for backend, algorithm, why in found.refused if (backend, algorithm) == ("cuda", "flash")]
@@ -180,6 +182,8 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_extension, "cuda", SimpleNamespace(loaded=True, error=None))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert explained(softcap=2.0)[0] == "flash"
+    assert explained(L_q=16, softcap=2.0)[0] == "decode"
+    assert explained(L_q=16)[0] == "sdpa"
     algorithm, reason = explained()[:2]
     assert algorithm == "sdpa"
     assert "never timed" in reason

@@ -66,6 +66,12 @@ inline int largest_shared_bytes() {
   return bytes;
 }
 
+inline int multiprocessors() {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device());
+  return count;
+}
+
 // How many clusters (of one block: blocks) of this shape the current device runs at once; 0: it cannot.
 template <class... Parameters>
 int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {

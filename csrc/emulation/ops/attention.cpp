@@ -2,6 +2,7 @@
 #include "emulation/control.h"
 #include "ops/attention/attention_backward_cuda.cu"
 #include "ops/attention/attention_cuda.cu"
+#include "ops/attention/attention_decode_cuda.cu"
 
 using namespace fastdl;
 
@@ -13,7 +14,12 @@ EMULATION_SIZE_OF(AttentionBackward)
 extern "C" {
 
 const char* emulated_attention_refusal(const AttentionCall* p) { return cuda::attention_refusal(*p); }
-int emulated_attention_forward(const AttentionForward* p) { return cuda::attention_forward(*p, nullptr); }
+int64_t emulated_attention_forward_workspace(const AttentionCall* p) {
+  return cuda::attention_forward_workspace(*p);
+}
+int emulated_attention_forward(const AttentionForward* p, void* workspace) {
+  return cuda::attention_forward(*p, workspace, nullptr);
+}
 int64_t emulated_attention_backward_workspace(const AttentionCall* p) {
   return cuda::attention_backward_workspace(*p);
 }

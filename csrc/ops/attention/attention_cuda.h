@@ -10,7 +10,13 @@ namespace fastdl::cuda {
 // Why the kernels do not serve a call, or null. Rows are counted with 29 bits, blocks with 31.
 const char* attention_refusal(const AttentionCall& c);
 
-cudaError_t attention_forward(const AttentionForward& a, cudaStream_t stream);
+// Bytes that `workspace` needs; not cleared.
+int64_t attention_forward_workspace(const AttentionCall& c);
+cudaError_t attention_forward(const AttentionForward& a, void* workspace, cudaStream_t stream);
+
+// What attention_forward does where c.decode says so.
+int64_t attention_decode_workspace(const AttentionCall& c);
+cudaError_t attention_decode(const AttentionForward& a, void* workspace, cudaStream_t stream);
 
 int64_t attention_backward_workspace(const AttentionCall& c);
 cudaError_t attention_backward(const AttentionBackward& a, void* workspace, cudaStream_t stream);

@@ -26,7 +26,10 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<T
   if (cu_seqlens_q.has_value()) torch::stable::zero_(result.output), torch::stable::zero_(result.lse);
   args.output = result.output.mutable_data_ptr(),
   args.lse = static_cast<double*>(result.lse.mutable_data_ptr());
-  if (result.lse.numel() > 0) check_launch(cuda::attention_forward(args, device.stream()), "attention");
+  if (result.lse.numel() == 0) return {result.output, result.lse};
+  const int64_t bytes = cuda::attention_forward_workspace(args.c);
+  const Tensor partials = bytes > 0 ? workspace(bytes, q) : result.lse;
+  check_launch(cuda::attention_forward(args, partials.mutable_data_ptr(), device.stream()), "attention");
   return {result.output, result.lse};
 }
 

@@ -3,7 +3,7 @@
 // next one while one is multiplied (one stage alone where shared memory is short). Saves lse in fp64.
 #pragma once
 #include "ops/attention/attention_multiply.cuh"
-#include "ops/attention/attention_scores.cuh"
+#include "ops/attention/attention_softmax.cuh"
 
 namespace fastdl::cuda {
 
@@ -16,81 +16,6 @@ template <class T, int kD>
 constexpr int forward_bytes(int stages) {
   return (kForwardM + stages * 2 * kForwardN<T, kD>)*kRowBytes<T, kD>;
 }
-
-// Of the four lanes that hold a row.
-FD_DEVICE float quad_max(float v) {
-  v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
-  return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
-}
-FD_DEVICE float quad_sum(float v) {
-  v += __shfl_xor_sync(~0u, v, 1);
-  return v + __shfl_xor_sync(~0u, v, 2);
-}
-
-// The running softmax of a lane's two rows; `total` is the lane's part of the sum.
-template <class T, int kD>
-struct OnlineSoftmax {
-  float highest[2], total[2];
-  float output[kD / 8][4] = {};
-
-  FD_DEVICE explicit OnlineSoftmax(const Head& head) {
-    float sink = kHidden;
-    if (head.c.sink) sink = head.c.sink[head.h];
-    for (int half = 0; half < 2; ++half) {
-      highest[half] = sink;
-      total[half] = sink == kHidden || threadIdx.x % 4 ? 0.0f : 1.0f;
-    }
-  }
-  // Scores become powers; what came before is scaled to the new maximum.
-  template <int kTiles>
-  FD_DEVICE void take(float (&s)[kTiles][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float most = highest[half];
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) most = fmaxf(most, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-      most = quad_max(most);
-      const float reference = most == kHidden ? 0.0f : most;
-      if (most != highest[half]) {
-        const float factor = power<T>(highest[half], reference);
-        total[half] *= factor;
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n) output[n][2 * half] *= factor, output[n][2 * half + 1] *= factor;
-        highest[half] = most;
-      }
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          s[n][e] = power<T>(s[n][e], reference);
-          sum += s[n][e];
-        }
-      total[half] += sum;
-    }
-  }
-  FD_DEVICE void store(const AttentionForward& a, const Head& head, int row) {
-    const AttentionCall& c = a.c;
-    float sum[2], factor[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      sum[half] = quad_sum(total[half]);
-      factor[half] = sum[half] == 0 ? 0.0f : 1.0f / (sum[half] * (1.0f - c.dropout_p));
-    }
-    const int64_t stride = (c.cu_seqlens_q ? c.H : 1) * c.D_v;
-    T* to = static_cast<T*>(a.output) + query_row(c, head.span, head.h, 0) * c.D_v;
-    store_rows(output, factor, to, stride, row, head.L_q, static_cast<int>(c.D_v));
-    if (threadIdx.x % 4 != 0) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = row + fragment_row(2 * half);
-      if (i >= head.L_q) continue;
-      const double reference = highest[half] == kHidden ? 0.0 : highest[half];
-      a.lse[lse_index(c, head.span, head.h, i)] =
-          sum[half] == 0 ? kHidden : reference + log(double{sum[half]});
-    }
-  }
-};
 
 // The last queries of a causal call see the most keys: their blocks go first. blocks: of one head.
 template <class T, int kD>
@@ -112,7 +37,7 @@ __global__ void __launch_bounds__(kForwardThreads, kD == 64 ? 0 : 2)
     load_rows<kN, kForwardThreads, kD>(v, j, stage(tile) + kTileBytes);
   };
 
-  OnlineSoftmax<T, kD> softmax(head);
+  OnlineSoftmax<T, kD> softmax(head, ScoreTile<false, kN / 8>{first + warp_row, 0}, true);
   const TileRange keys = head.keys<kN>(first, kForwardM);
   load_rows<kForwardM, kForwardThreads, kD>(head.q<T>(), first, shared);
   if (keys.first < keys.end) begin(0, keys.first);

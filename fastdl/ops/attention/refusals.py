@@ -24,6 +24,8 @@ FEWEST_KEYS = 64
 # What the CUDA kernels hold of a head in shared memory, and the rows they count.
 LARGEST_D = 256
 MOST_ROWS = 1 << 29
+# Queries of a head that a GPU still answers by splitting the keys: more fill it by themselves.
+MOST_DECODED = 16
 
 
 def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -55,12 +57,24 @@ def _refuse_cpu(q: Tensor) -> str | None:
     return None if q.dtype in _SINGLE else f"no kernel for {q.dtype}"
 
 
+def _queries(q: Tensor, call: Call) -> int:
+    """Of a head of a sequence."""
+    return call.max_q if q.dim() == 3 else q.shape[2]
+
+
 def _rows(q: Tensor, k: Tensor, call: Call) -> int:
     """Query rows that share a head of k."""
-    packed = q.dim() == 3
-    return (
-        q.shape[-2 if packed else 1] // k.shape[-2 if packed else 1] * (call.max_q if packed else q.shape[2])
-    )
+    heads = -2 if q.dim() == 3 else -3
+    return q.shape[heads] // k.shape[heads] * _queries(q, call)
+
+
+def refuse_more_than_decoded(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> str | None:
+    """Why not a kernel that splits the keys over a GPU."""
+    if _queries(q, call) > MOST_DECODED:
+        return f"more than {MOST_DECODED} queries fill the device without splitting the keys"
+    if _needs_gradient(q, k, v, context.bias, context.sink):
+        return "backward needs scores summed in the order in which it computes them again"
+    return None
 
 
 def refuse_cpu_decode(
@@ -166,14 +180,29 @@ def refuse_cuda_sdpa(
     return f"q is on {q.device}" if q.device.type != "cuda" else _sdpa(q, k, context, call, return_lse)
 
 
+def refuse_cuda_decode(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the CUDA kernels for few query rows, whose keys are split over blocks."""
+    reason = _refuse_cuda(q, k, v, context, call, return_lse)
+    return refuse_more_than_decoded(q, k, v, context, call) if reason is None else reason
+
+
 def refuse_cuda_flash(
     q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
 ) -> str | None:
     """Why not the CUDA kernels that compute block by block of keys."""
+    reason = _refuse_cuda(q, k, v, context, call, return_lse)
+    if reason is None and _refuses_recomputed(q, k, v, context):
+        return "precision 'strict' refuses the error of gradients by recomputed scores"
+    return reason
+
+
+def _refuse_cuda(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
     if (reason := _cuda_limits(q, k, v)) is not None:
         return reason
-    if _refuses_recomputed(q, k, v, context):
-        return "precision 'strict' refuses the error of gradients by recomputed scores"
     if _sdpa(q, k, context, call, return_lse) is None:
         return "torch's attention serves this call, and these kernels were never timed against it"
     return None
@@ -200,6 +229,7 @@ CANDIDATES = [
     Candidate("cpu", "decode", refuse_cpu_decode),
     Candidate("cpu", "flash", refuse_cpu_flash),
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
+    Candidate("cuda", "decode", refuse_cuda_decode),
     Candidate("cuda", "flash", refuse_cuda_flash),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
     Candidate("triton", "flash", triton_ops.refusal),
