@@ -19,17 +19,18 @@ CALLS = {
     "varied": (("bf16", 64, VARIED, DENSE),),
     "packed": (("bf16", 64, VARIED, PACKED),),
 }  # fmt: skip
-_OPTIONAL = {f"{name}_ptr" for name in (*DENSE, *PACKED, "grad_lse")}
+_OPTIONAL = {f"{name}_ptr" for name in (*DENSE, *PACKED, "grad_lse", "partial")}
 _TYPES = {"mask_ptr": "*u8", "seed_ptr": "*i64", "lse_ptr": "*fp64", "grad_lse_ptr": "*fp64"}
-_TYPES |= dict.fromkeys(("slopes_ptr", "sink_ptr", "delta_ptr"), "*fp32")
+_TYPES |= dict.fromkeys(("slopes_ptr", "sink_ptr", "delta_ptr", "partial_ptr"), "*fp32")
 _TYPES |= dict.fromkeys(("starts_q_ptr", "starts_k_ptr"), "*i64")
 _TYPES |= dict.fromkeys(("scale", "softcap", "factor"), "fp32")
 
 
 def cases() -> Iterator[Case]:
-    """Forward of every call, backward in bf16 and fp32: grad_q differs from grad_bias in its last product alone."""
-    tiles, forward, backward, bias = map(
-        load, ("triton_tiles", "triton_forward", "triton_backward", "triton_bias")
+    """Forward and decoding of every call, backward in bf16 and fp32: grad_q differs from grad_bias in its last
+    product alone."""
+    tiles, forward, decode, backward, bias = map(
+        load, ("triton_tiles", "triton_forward", "triton_decode", "triton_backward", "triton_bias")
     )
     for name, calls in CALLS.items():
         for dtype, D, options, present in calls:
@@ -45,6 +46,15 @@ def cases() -> Iterator[Case]:
                 present,
                 chosen,
             )
+            chosen = tiles.decode_tiles(D, D, itemsize)
+            kernel = decode.attention_decode_kernel
+            # packed: keys that are not split
+            split = present if name == "packed" else (*present, "partial")
+            yield _case(f"attention decode {label}", kernel, dtype, D, options, split, chosen)
+            if name == "plain":
+                kernel, splits = decode.attention_combine_kernel, {"BLOCK_S": tiles.COMBINED_SPLITS}
+                case = _case(f"attention combine {label}", kernel, dtype, D, splits, split, chosen)
+                yield case._replace(tensor_cores=False)
             chosen = tiles.backward_tiles(D, D, itemsize)
             kernels = {"grad_kv": backward.attention_grad_kv_kernel}
             if name == "plain":
@@ -63,8 +73,9 @@ def _case(
     constants = {
         "D": D, "D_V": D, **options,
         **{name: value for name, value in tiles._asdict().items() if name.isupper()},
-        **{name: None for name in absent if name in kernel.arg_names},
+        **dict.fromkeys(absent),
     }  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {
         name: _TYPES.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
         for name in kernel.arg_names

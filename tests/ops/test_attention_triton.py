@@ -49,6 +49,7 @@ def test_importing_fastdl_does_not_import_triton():
 def test_tiles_hold_a_row_and_fit_a_tensor_core(D: int, D_v: int, itemsize: int):
     for tiles in (
         triton_tiles.forward_tiles(D, D_v, itemsize),
+        triton_tiles.decode_tiles(D, D_v, itemsize),
         triton_tiles.backward_tiles(D, D_v, itemsize),
     ):
         assert D <= tiles.BLOCK_D

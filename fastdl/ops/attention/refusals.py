@@ -68,7 +68,7 @@ def _rows(q: Tensor, k: Tensor, call: Call) -> int:
     return q.shape[heads] // k.shape[heads] * _queries(q, call)
 
 
-def refuse_more_than_decoded(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> str | None:
+def _refuse_more_than_decoded(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> str | None:
     """Why not a kernel that splits the keys over a GPU."""
     if _queries(q, call) > MOST_DECODED:
         return f"more than {MOST_DECODED} queries fill the device without splitting the keys"
@@ -185,7 +185,7 @@ def refuse_cuda_decode(
 ) -> str | None:
     """Why not the CUDA kernels for few query rows, whose keys are split over blocks."""
     reason = _refuse_cuda(q, k, v, context, call, return_lse)
-    return refuse_more_than_decoded(q, k, v, context, call) if reason is None else reason
+    return _refuse_more_than_decoded(q, k, v, context, call) if reason is None else reason
 
 
 def refuse_cuda_flash(
@@ -225,6 +225,14 @@ def _cuda_limits(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return f"{MOST_ROWS} rows or more" if rows >= MOST_ROWS else None
 
 
+def refuse_triton_decode(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the Triton kernels for few query rows, whose keys are split over programs."""
+    reason = triton_ops.refusal(q, k, v, context, call, return_lse)
+    return _refuse_more_than_decoded(q, k, v, context, call) if reason is None else reason
+
+
 CANDIDATES = [
     Candidate("cpu", "decode", refuse_cpu_decode),
     Candidate("cpu", "flash", refuse_cpu_flash),
@@ -232,5 +240,6 @@ CANDIDATES = [
     Candidate("cuda", "decode", refuse_cuda_decode),
     Candidate("cuda", "flash", refuse_cuda_flash),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
+    Candidate("triton", "decode", refuse_triton_decode),
     Candidate("triton", "flash", triton_ops.refusal),
 ]

@@ -106,7 +106,7 @@ def attention_grad_q_kernel(
     q = load_rows(q_ptr, stride_ql, i, rows_q, D, BLOCK_D)
     grad_output = load_rows(grad_output_ptr, stride_gl, i, rows_q, D_V, BLOCK_DV)
     grad_q = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    begin, end = seen_keys(block * BLOCK_M, shift, rows_k, left, right, BLOCK_M, BLOCK_N, RANGED)
+    begin, end = seen_keys(block * BLOCK_M, BLOCK_M, shift, rows_k, left, right, BLOCK_N, RANGED)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, stride_kl, j, rows_k, D, BLOCK_D)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .triton_scores import kept, load_rows, rows_at, scores, seen_keys, sequence, store_rows
+from .triton_softmax import begin_softmax, finish_softmax, take_scores
 
 _LENGTHS = [
     "H", "heads", "L_q", "L_k", "max_q", "left", "right", "threshold",
@@ -51,13 +52,8 @@ def attention_forward_kernel(
         slope = tl.load(slopes_ptr + b * stride_sb + h)
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     q = load_rows(q_ptr, stride_ql, i, rows_q, D, BLOCK_D)
-    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    if sink_ptr is not None:
-        highest = tl.zeros((BLOCK_M,), tl.float32) + tl.load(sink_ptr + h)
-        total += tl.where(highest == float("-inf"), 0.0, 1.0)
-    output = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
-    begin, end = seen_keys(block * BLOCK_M, shift, rows_k, left, right, BLOCK_M, BLOCK_N, RANGED)
+    highest, total, output = begin_softmax(sink_ptr, h, BLOCK_M, BLOCK_DV)
+    begin, end = seen_keys(block * BLOCK_M, BLOCK_M, shift, rows_k, left, right, BLOCK_N, RANGED)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, stride_kl, j, rows_k, D, BLOCK_D)
@@ -66,22 +62,13 @@ def attention_forward_kernel(
             mask_ptr, stride_mq, stride_mk, bias_ptr, stride_bq, stride_bk,
             CAPPED, slopes_ptr is not None, RANGED,
         )  # fmt: skip
-        higher = tl.maximum(highest, tl.max(s, 1))
-        reference = tl.where(higher == float("-inf"), 0.0, higher)
-        p = tl.exp(s - reference[:, None])
-        scaled = tl.exp(highest - reference)
-        total = total * scaled + tl.sum(p, 1)
-        highest = higher
+        p, scaled, highest, total = take_scores(s, highest, total)
         if seed_ptr is not None:
             keep = kept(seed_ptr, head, i, first, threshold, BLOCK_M, BLOCK_N)
             p = tl.where(keep, p * factor, 0.0)
         v = load_rows(v_ptr, stride_vl, j, rows_k, D_V, BLOCK_DV)
         output = tl.dot(p.to(v.dtype), v, output * scaled[:, None], input_precision="ieee")
-    closed = total == 0
-    reference = tl.where(highest == float("-inf"), 0.0, highest)
-    lse = reference.to(tl.float64) + tl.log(tl.where(closed, 1.0, total).to(tl.float64))
-    lse = tl.where(closed, float("-inf"), lse)
+    output, lse = finish_softmax(highest, total, output)
     tl.store(rows_at(lse_ptr, b, h, first_q, stride_lb, stride_lh, 1) + i, lse, mask=i < rows_q)
-    output = tl.where(closed[:, None], 0.0, output / tl.where(closed, 1.0, total)[:, None])
     output_ptr = rows_at(output_ptr, b, h, first_q, stride_ob, stride_oh, stride_ol)
     store_rows(output_ptr, stride_ol, i, rows_q, output, D_V, BLOCK_DV)

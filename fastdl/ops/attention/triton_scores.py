@@ -104,12 +104,12 @@ def kept(seed_ptr, head, i, first, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl
 
 
 @triton.jit
-def seen_keys(i, shift, L_k, left, right, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, RANGED: tl.constexpr):
-    """(first, end) of the keys that queries i .. i + BLOCK_M see; first is a multiple of BLOCK_N."""
+def seen_keys(i, count, shift, L_k, left, right, BLOCK_N: tl.constexpr, RANGED: tl.constexpr):
+    """(first, end) of the keys that queries i .. i + count see; first is a multiple of BLOCK_N."""
     first, end = L_k * 0, L_k
     if RANGED:
         first = tl.minimum(tl.maximum(i + shift - left, 0), L_k) // BLOCK_N * BLOCK_N
-        end = tl.minimum(i + BLOCK_M + shift + right, L_k)
+        end = tl.minimum(i + count + shift + right, L_k)
     return first, end
 
 

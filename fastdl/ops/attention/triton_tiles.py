@@ -27,6 +27,11 @@ _FORWARD_32 = {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 16, 8, 1)}
 _BACKWARD_16 = {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)}
 _BACKWARD_32 = {64: (16, 32, 4, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
 
+_DECODE_16 = {64: (16, 64, 4, 3), 128: (16, 64, 4, 2), 256: (16, 32, 4, 1)}
+_DECODE_32 = {64: (16, 32, 4, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)}
+# Of the ranges of keys that are combined at a time.
+COMBINED_SPLITS = 16
+
 
 def _tiles(table: dict[int, tuple[int, int, int, int]], D: int, D_v: int) -> Tiles:
     block_d, block_dv = _block(D), _block(D_v)
@@ -37,6 +42,11 @@ def _tiles(table: dict[int, tuple[int, int, int, int]], D: int, D_v: int) -> Til
 def forward_tiles(D: int, D_v: int, itemsize: int) -> Tiles:
     """The tiles of forward; D and D_v up to 256."""
     return _tiles(_FORWARD_16 if itemsize == 2 else _FORWARD_32, D, D_v)
+
+
+def decode_tiles(D: int, D_v: int, itemsize: int) -> Tiles:
+    """The tiles of forward for few queries: BLOCK_M rows of all heads that share one of k."""
+    return _tiles(_DECODE_16 if itemsize == 2 else _DECODE_32, D, D_v)
 
 
 def backward_tiles(D: int, D_v: int, itemsize: int) -> Tiles:
