@@ -21,15 +21,25 @@ BACKWARDS = {
         True, True,
     ),
 }  # fmt: skip
+# Besides whether it is guided: rescaled, clipped, thresholded.
+WHOLE_SAMPLES = {
+    "rescaled, clipped, noise made": (
+        ("sample_ptr", "model_ptr", "seed_ptr", "rows_ptr", "prev_ptr", "x0_ptr"), True, True, True, False
+    ),
+    "threshold": (("sample_ptr", "model_ptr", "prev_ptr", "x0_ptr", "value_ptr"), False, False, False, True),
+    "rescaled, threshold, noise": (
+        ("sample_ptr", "model_ptr", "history_ptr", "noise_ptr", "prev_ptr"), True, True, False, True
+    ),
+}  # fmt: skip
 _TYPES = {"seed_ptr": "*i64", "rows_ptr": "*i64", "table_ptr": "*fp32", "value_ptr": "*fp32"}
-_TYPES |= dict.fromkeys(("size", "half", "row", "table_rows"), "i32") | dict.fromkeys(
-    ("guidance", "limit"), "fp32"
+_TYPES |= dict.fromkeys(("size", "half", "row", "table_rows", "low"), "i32") | dict.fromkeys(
+    ("guidance", "limit", "rescale", "fraction"), "fp32"
 )
 
 
 def cases() -> Iterator[Case]:
     """Each kernel in each storage type, with every kind of input."""
-    kernels = load("diffusion", "triton_kernels")
+    kernels, by_sample = load("diffusion", "triton_kernels"), load("diffusion", "triton_sample_kernel")
     for dtype in ("fp32", "bf16", "fp16"):
         for kernel, calls in (
             (kernels.diffusion_step_kernel, STEPS),
@@ -43,6 +53,17 @@ def cases() -> Iterator[Case]:
                     "BLOCK": BLOCK,
                 }
                 yield _case(f"{name} {dtype}", kernel, dtype, {*present, "table_ptr"}, constants)
+        for name, (present, guided, rescaled, clip, threshold) in WHOLE_SAMPLES.items():
+            constants = {
+                "ROW_STRIDE": int("rows_ptr" in present),
+                "GUIDED": guided,
+                "RESCALED": rescaled,
+                "CLIP": clip,
+                "THRESHOLD": threshold,
+                "BLOCK": BLOCK,
+            }
+            kernel = by_sample.diffusion_step_sample_kernel
+            yield _case(f"{name} {dtype}", kernel, dtype, {*present, "table_ptr"}, constants)
         yield _case(
             f"noise {dtype}", kernels.normal_noise_kernel, dtype, {"seed_ptr", "output_ptr"}, {"BLOCK": BLOCK}
         )

@@ -65,6 +65,10 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
 inline int current_device() { return static_cast<int>(emu::options.largest_cluster); }
 inline int largest_shared_bytes() { return static_cast<int>(emu::options.largest_shared); }
 inline int multiprocessors() { return static_cast<int>(emu::options.multiprocessors); }
+template <class... Parameters>
+unsigned portable_cluster(void (*)(Parameters...)) {
+  return min(8u, emu::options.largest_cluster);
+}
 // As many as anyone asks for, of what could be launched.
 template <class... Parameters>
 int resident_clusters(void (*)(Parameters...), const LaunchShape& shape) {

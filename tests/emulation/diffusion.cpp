@@ -12,15 +12,26 @@ namespace {
 
 struct Case {
   int64_t samples, size;
-  bool guided, clip, history, made, each;
+  bool guided;
+  Limit limit;
+  bool history, made, each;
+  double rescale = 0;
 };
 const Case kSmall[] = {
-    {2, 24, true, true, true, false, true},   {3, 7, true, false, false, true, true},
-    {3, 40, false, true, false, true, false}, {1, 1, false, false, true, false, false},
-    {5, 16, true, true, false, true, false},
+    {2, 24, true, Limit::kClip, true, false, true},
+    {3, 7, true, Limit::kNone, false, true, true},
+    {3, 40, false, Limit::kClip, false, true, false},
+    {1, 1, false, Limit::kNone, true, false, false},
+    {5, 16, true, Limit::kClip, false, true, false},
+    {3, 40, true, Limit::kThreshold, false, true, false, 0.7},
+    {2, 7, true, Limit::kClip, true, false, true, 0.7},
+    {2, 24, false, Limit::kThreshold, true, false, true},
+    {2, 1026, true, Limit::kThreshold, false, false, true, 0.7},  // in fp64 for a cluster of two blocks
 };
 // More vectors than the threads of a block, and a rest.
-const Case kLarge[] = {{2, 4096, true, true, true, true, true}, {1, 9001, false, true, true, true, false}};
+const Case kLarge[] = {{2, 4096, true, Limit::kClip, true, true, true},
+                       {1, 9001, false, Limit::kClip, true, true, false},
+                       {2, 4100, true, Limit::kThreshold, false, true, true, 0.7}};
 
 int failures = 0;
 
@@ -51,7 +62,6 @@ std::vector<double> run(const Case& k) {
   seed[0] = 5, seed[1] = int64_t{1} << 40;
   draw(x), draw(m), draw(h), draw(n), draw(g_prev), draw(g_x0);
   const TableRows where{table.data, rows, row_of.data, k.each, 0};
-  const Limit limit = k.clip ? Limit::kClip : Limit::kNone;
   const DiffusionStep a{kDType<T>,
                         k.samples,
                         k.size,
@@ -62,17 +72,18 @@ std::vector<double> run(const Case& k) {
                         k.made ? nullptr : n.data,
                         k.made ? seed.data : nullptr,
                         k.guided,
-                        limit,
+                        k.limit,
                         2.5,
-                        0.0,
+                        k.rescale,
                         1.25,
                         0.9,
                         prev.data,
                         x_0.data,
                         value.data};
   emulated_diffusion_step(&a);
+  const bool clip = k.limit == Limit::kClip;
   const DiffusionStepBackward b{kDType<T>, k.samples, k.size,   where,   g_prev.data, g_x0.data,
-                                x.data,    m.data,    k.guided, k.clip,  2.5,         1.25,
+                                x.data,    m.data,    k.guided, clip,    2.5,         1.25,
                                 g_x.data,  g_m.data,  g_h.data, g_n.data};
   emulated_diffusion_step_backward(&b);
   const NormalNoise c{kDType<T>, count, seed.data, n.data};

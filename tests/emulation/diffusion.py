@@ -35,14 +35,15 @@ DiffusionStepBackward = _struct(
     limit_value=_double, grad_sample=_ptr, grad_model=_ptr, grad_history=_ptr, grad_noise=_ptr,
 )  # fmt: skip
 NormalNoise = _struct("NormalNoise", dtype=ctypes.c_int, count=_i64, seed=_ptr, output=_ptr)
-NONE, CLIP = 0, 1
+NONE, CLIP, THRESHOLD = 0, 1, 2
 
 
 class Emulated:
     """One schedule of the emulated machine. Tensors are copied to guarded memory; outputs start as NaN."""
 
-    def __init__(self, schedule: int = 0) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: int = 0, largest_cluster: int = 16) -> None:
+        """`largest_cluster`: 16 as sm_90, 1 as what came before."""
+        self.schedule, self.largest_cluster = schedule, largest_cluster
         self.library = library.load(FAMILY)
 
     def step(
@@ -61,7 +62,7 @@ class Emulated:
         a = DiffusionStep(
             DTYPES[sample.dtype], samples, size, table_rows,
             *map(memory.input, (sample, model_output, history, noise, seed)),
-            bool(flags & schema.GUIDED), CLIP if flags & schema.CLIP else NONE, guidance, rescale, limit, quantile,
+            bool(flags & schema.GUIDED), _limit(flags), guidance, rescale, limit, quantile,
             *map(memory.address, outputs),
         )  # fmt: skip
         self._run("diffusion_step", a, memory)
@@ -98,8 +99,13 @@ class Emulated:
         return output
 
     def _run(self, name: str, a: ctypes.Structure, memory: Memory) -> None:
+        self.library.emulation_set_largest_cluster(self.largest_cluster)
         library.run(self.library, f"emulated_{name}", ctypes.byref(a), schedule=self.schedule)
         memory.check()
+
+
+def _limit(flags: int) -> int:
+    return THRESHOLD if flags & schema.THRESHOLD else CLIP if flags & schema.CLIP else NONE
 
 
 def _output(memory: Memory, wanted: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

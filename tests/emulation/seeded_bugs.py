@@ -36,6 +36,7 @@ class Mutation(NamedTuple):
 _OPS = "ops/conv_relu_maxpool"
 _RNN = "ops/rnn"
 _ATTENTION = "ops/attention"
+_DIFFUSION = "ops/diffusion"
 MUTATIONS = (
     Mutation(
         "no barrier between a stage's arrival and its use",
@@ -264,5 +265,61 @@ MUTATIONS = (
         "width);\n  __syncthreads();\n  if (warp > 0) return;",
         "width);\n  if (warp > 0) return;",
         "attention",
+    ),
+    Mutation(
+        "a digit is looked for before all have counted",
+        f"{_DIFFUSION}/quantile.cuh",
+        "fd::cluster_sync();\n    const Digit digit",
+        "const Digit digit",
+        "diffusion",
+    ),
+    Mutation(
+        "magnitudes are counted before all bins are cleared",
+        f"{_DIFFUSION}/quantile.cuh",
+        "bins[i] = 0;\n    __syncthreads();",
+        "bins[i] = 0;",
+        "diffusion",
+    ),
+    Mutation(
+        "the digit that one thread found is not waited for",
+        f"{_DIFFUSION}/quantile.cuh",
+        "fd::cluster_sync();\n  return found[0];",
+        "return found[0];",
+        "diffusion",
+    ),
+    Mutation(
+        "a sample's sum is used before its warps have written theirs",
+        f"{_DIFFUSION}/cluster.cuh",
+        "= v[k];\n  }\n  __syncthreads();",
+        "= v[k];\n  }",
+        "diffusion",
+    ),
+    Mutation(
+        "a block exits while others still read its sum",
+        f"{_DIFFUSION}/cluster.cuh",
+        "nor exits.\n  fd::cluster_sync();",
+        "nor exits.",
+        "diffusion",
+    ),
+    Mutation(
+        "a vector behind the last",
+        f"{_DIFFUSION}/elements.cuh",
+        "i < whole;",
+        "i <= whole;",
+        "diffusion",
+    ),
+    Mutation(
+        "samples that share a row write a value each",
+        f"{_DIFFUSION}/step.cuh",
+        "sample == 0 || ",
+        "true || ",
+        "diffusion",
+    ),
+    Mutation(
+        "a pair of elements takes the first two deviates of its counter",
+        f"{_DIFFUSION}/elements.cuh",
+        "const bool late = N < 4 && at & 2,",
+        "const bool late = false,",
+        "diffusion",
     ),
 )  # fmt: skip

@@ -11,12 +11,10 @@ from fastdl.ops.diffusion import registration
 from fastdl.ops.normal import normals
 from fastdl.testing.diffusion import SAMPLES, reports
 from tests.diffusion.trajectories import NAMES
-from tests.ops.diffusion_calls import calls, table
+from tests.ops.diffusion_calls import calls, table, whole_sample_calls
 
 if not torch.cuda.is_available() or _extension.cuda.error:
     pytest.skip("needs a GPU and the CUDA kernels", allow_module_level=True)
-
-SERVED = [s for s in SAMPLES if s.threshold is None and not s.guidance_rescale]
 
 
 def on_gpu(arguments: tuple) -> tuple:
@@ -24,7 +22,7 @@ def on_gpu(arguments: tuple) -> tuple:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sample", SERVED, ids=str)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_error_rule(sample, dtype):
     for name, report in reports(sample, "cuda", dtype, "cuda").items():
         assert report.within_rule, f"{name}: {report}"
@@ -38,6 +36,15 @@ def test_every_part_of_a_step_is_the_definition(shape):
             torch.testing.assert_close(mine.cpu(), truth, rtol=2e-5, atol=2e-5)
         ours = torch.ops.fastdl.diffusion_step_backward(*on_gpu(backward))
         for mine, truth in zip(ours, registration.diffusion_step_backward(*backward), strict=True):
+            torch.testing.assert_close(mine.cpu(), truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 1250), (2, 4, 64, 64), (1, 3, 512, 512)], ids=str)
+@pytest.mark.parametrize("op", ["diffusion_step", "diffusion_step_triton"])
+def test_what_needs_a_whole_sample_is_the_definition(op, shape):
+    for arguments in whole_sample_calls(shape):
+        ours = getattr(torch.ops.fastdl, op)(*on_gpu(arguments))
+        for mine, truth in zip(ours, registration.diffusion_step(*arguments), strict=True):
             torch.testing.assert_close(mine.cpu(), truth, rtol=2e-5, atol=2e-5)
 
 

@@ -40,3 +40,37 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Iterato
         )  # fmt: skip
         given = draw(), draw() if history else None, *step[:2]
         yield step, (*given, where, 2, table(), GRADIENTS | own, 2.5, 1.3)
+
+
+def whole_sample_calls(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Iterator[tuple]:
+    """Arguments of diffusion_step with a rescale, a threshold and both: samples of unlike spread and size."""
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(batches: int = 1) -> Tensor:
+        t = torch.randn(batches * shape[0], *shape[1:], generator=generator)
+        spread = torch.linspace(0.5, 3, len(t)).reshape(-1, *(1,) * (t.dim() - 1))
+        return (t * spread + 1).to(dtype)
+
+    for rescale, threshold, made, rows in itertools.product(
+        (0.7, 0.0), (1, 0), (0, 1), ("int", "one", "each")
+    ):
+        if not (rescale or threshold):
+            continue
+        own = (schema.GUIDED if rescale else 0) | (schema.THRESHOLD if threshold else schema.CLIP)
+        where = {"int": None, "one": torch.tensor(3), "each": torch.arange(shape[0]) * 3 % ROWS}[rows]
+        yield (
+            draw(), draw(2 if rescale else 1), draw(), None if made else draw(),
+            torch.tensor([2**40 + 5, -7]) if made else None, where, 2, table(), OUTPUTS | own,
+            2.5, rescale, 4.0, (0.0, 0.37, 0.995, 1.0)[made + 2 * bool(rescale)],
+        )  # fmt: skip
+
+
+def threshold_cases(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Samples [5, 501] and a table that makes each its own x_0: drawn, repeated, one NaN, one infinite, tiny."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1, 501, generator=generator, dtype=dtype) * 8
+    repeated = torch.randint(-3, 4, (1, 501), generator=generator).to(dtype)
+    one_nan, one_infinite = drawn.clone(), drawn.clone()
+    one_nan[0, 77], one_infinite[0, 99] = -torch.nan, -torch.inf
+    x = torch.cat((drawn, repeated, one_nan, one_infinite, torch.full_like(drawn, 1e-40)))
+    return x, Table(1, X0_SAMPLE=1.0).on(torch.device("cpu"))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fastdl.ops.diffusion import registration
+from fastdl.ops.diffusion import registration, schema
 from fastdl.ops.normal import normals
 from tests.emulation import library
-from tests.ops.diffusion_calls import calls, table
+from tests.ops.diffusion_calls import calls, table, threshold_cases, whole_sample_calls
 
 if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
@@ -77,7 +77,51 @@ def test_empty_and_unwanted():
     assert x_0.isfinite().all()
 
 
-def test_what_needs_a_whole_sample_is_refused():
-    x = torch.ones(2, 8)
-    with pytest.raises(library.EmulationError, match="returned CUDA error"):
-        Emulated().step(x, torch.ones(4, 8), None, None, None, None, 0, table(), 7 | 8, 2.0, 0.7, 1.0, 0.9)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(
+    ("shape", "largest_cluster"),
+    [((3, 5, 7), 16), ((2, 4, 1250), 16), ((2, 4, 1250), 1), ((3, 1), 16)],
+    ids=str,
+)
+def test_what_needs_a_whole_sample_is_the_definition(shape, largest_cluster, dtype):
+    """Samples that one block has, and that a cluster of blocks shares."""
+    emulated, tolerance = Emulated(largest_cluster=largest_cluster), TOLERANCES[dtype]
+    for arguments in whole_sample_calls(shape, dtype):
+        expected = registration.diffusion_step(*wide(arguments))
+        for ours, truth in zip(emulated.step(*arguments), expected, strict=True):
+            torch.testing.assert_close(ours.double(), truth.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_threshold_is_the_quantile_to_the_last_bit(dtype):
+    x, identity = threshold_cases(dtype)
+    for quantile in (0.0, 0.1234, 0.5, 0.998, 1.0):
+        arguments = (
+            x,
+            None,
+            None,
+            None,
+            None,
+            None,
+            0,
+            identity,
+            2 | schema.THRESHOLD,
+            1.0,
+            0.0,
+            1e30,
+            quantile,
+        )
+        ours, expected = Emulated().step(*arguments)[1], registration.diffusion_step(*arguments)[1]
+        assert torch.equal(ours.isnan(), expected.isnan())
+        assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
+
+
+def test_a_sample_without_deviation_is_not_rescaled_and_nan_stays():
+    x, model = torch.ones(3, 9), torch.ones(6, 9)
+    model[4, 3], model[1, 0] = torch.nan, 5
+    arguments = (x, model, None, None, None, None, 2, table(), 3 | schema.GUIDED, 2.0, 0.7, 1.0, 0.9)
+    ours, expected = Emulated().step(*arguments), registration.diffusion_step(*arguments)
+    for mine, truth in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, truth, equal_nan=True)
+    assert ours[0][[0, 2]].isfinite().all()
+    assert ours[0][1].isnan().all()

@@ -1,22 +1,23 @@
 """The Triton kernels of diffusion against the definition, run by Triton's interpreter."""
 
+import itertools
+
 import pytest
 import torch
 
 import fastdl
-from fastdl.ops.diffusion import registration
+from fastdl.ops.diffusion import registration, schema
 from fastdl.ops.normal import normals
 from fastdl.testing.diffusion import SAMPLES, reports
-from tests.ops.diffusion_calls import calls, table
+from tests.ops.diffusion_calls import calls, table, threshold_cases, whole_sample_calls
 
 step = torch.ops.fastdl.diffusion_step_triton.default
 backward = torch.ops.fastdl.diffusion_step_backward_triton.default
 noise = torch.ops.fastdl.normal_noise_triton.default
-SERVED = [s for s in SAMPLES if s.threshold is None and not s.guidance_rescale]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("sample", SERVED, ids=str)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_error_rule(sample, dtype):
     for name, report in reports(sample, "triton", dtype).items():
         assert report.within_rule, f"{name}: {report}"
@@ -30,6 +31,36 @@ def test_every_part_of_a_step_is_the_definition(shape):
         expected = registration.diffusion_step_backward(*backward_)
         for ours, truth in zip(backward(*backward_), expected, strict=True):
             torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1250), (3, 1)], ids=str)
+def test_what_needs_a_whole_sample_is_the_definition(shape):
+    for arguments in itertools.islice(whole_sample_calls(shape), 0, None, 5):
+        for ours, expected in zip(step(*arguments), registration.diffusion_step(*arguments), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_threshold_is_the_quantile_to_the_last_bit():
+    x, identity = threshold_cases(torch.float32)
+    for quantile in (0.0, 0.998, 1.0):
+        arguments = (
+            x,
+            None,
+            None,
+            None,
+            None,
+            None,
+            0,
+            identity,
+            2 | schema.THRESHOLD,
+            1.0,
+            0.0,
+            1e30,
+            quantile,
+        )
+        ours, expected = step(*arguments)[1], registration.diffusion_step(*arguments)[1]
+        assert torch.equal(ours.isnan(), expected.isnan())
+        assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("seed", [[0, 0], [-1, -1], [2**62 + 12345, 2**33 + 1]])
@@ -54,7 +85,7 @@ def test_this_backend_ran():
             x, 1, fastdl.ops.diffusion.Schedule.flow(torch.tensor([0.1, 0.5])), noise=x
         )
         found.sum().backward()
-        with pytest.raises(fastdl.UnsupportedError, match="whole sample"):
+        with pytest.raises(fastdl.UnsupportedError, match="a gradient through"):
             fastdl.ops.predict_x0(
                 x,
                 x,

@@ -72,6 +72,18 @@ inline int multiprocessors() {
   return count;
 }
 
+// Blocks of a cluster that any device with clusters runs; 1 where the device, or the code it would run, has
+// none.
+template <class... Parameters>
+unsigned portable_cluster(void (*kernel)(Parameters...)) {
+  int major = 0;
+  cudaFuncAttributes attributes;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()) != cudaSuccess ||
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) != cudaSuccess)
+    return 1;
+  return major >= 9 && attributes.ptxVersion >= 90 ? 8 : 1;
+}
+
 // How many clusters (of one block: blocks) of this shape the current device runs at once; 0: it cannot.
 template <class... Parameters>
 int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {

@@ -1,59 +1,11 @@
 // The diffusion step, its backward, and noise alone. Blocks of 256 threads stride over a sample (over the
-// whole tensor where all samples share a row of the table), 16 bytes of each tensor at a time. Saves nothing.
+// whole tensor where all samples share a row of the table), or a cluster of blocks has one where a step needs
+// all of it first; 16 bytes of each tensor at a time. Saves nothing.
 #include "ops/diffusion/diffusion_cuda.h"
-#include "ops/diffusion/elements.cuh"
+#include "ops/diffusion/sample.cuh"
 
 namespace fastdl::cuda {
 namespace {
-
-// u + guidance (c - u), or the model's output.
-template <class T, int N>
-FD_DEVICE void load_model(const void* model, bool guided, int64_t half, fd::Compute<T> guidance, int64_t at,
-                          fd::Compute<T> (&m)[N]) {
-  load_elements<T>(model, at, m);
-  if (!guided) return;
-  fd::Compute<T> conditional[N];
-  load_elements<T>(model, half + at, conditional);
-#pragma unroll
-  for (int i = 0; i < N; ++i) m[i] = multiply_add(guidance, conditional[i] - m[i], m[i]);
-}
-
-template <class T>
-struct StepJob {
-  using A = fd::Compute<T>;
-  const DiffusionStep& a;
-  A c[kColumns];
-
-  FD_DEVICE void start(int64_t sample) {
-    load_coefficients(a.rows, sample, c);
-    if (a.value && blockIdx.x == 0 && threadIdx.x == 0) a.value[sample] = static_cast<float>(c[kValue]);
-  }
-
-  template <int N>
-  FD_DEVICE void take(int64_t at) {
-    A x[N], m[N] = {}, n[N] = {}, h[N] = {};
-    load_elements<T>(a.sample, at, x);
-    if (a.model_output)
-      load_model<T>(a.model_output, a.guided, a.samples * a.sample_size, A(a.guidance), at, m);
-    if (a.noise)
-      load_elements<T>(a.noise, at, n);
-    else if (a.seed)
-      made_noise(a.seed, at, n);
-    if (a.history) load_elements<T>(a.history, at, h);
-    A x_0[N], prev[N];
-    const A high = A(a.limit_value);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      A v = multiply_add(c[kX0Noise], n[i], multiply_add(c[kX0Model], m[i], c[kX0Sample] * x[i]));
-      if (a.limit == Limit::kClip) v = v < -high ? -high : v > high ? high : v;
-      x_0[i] = v;
-      v = multiply_add(c[kModel], m[i], multiply_add(c[kX0], v, c[kSample] * x[i]));
-      prev[i] = multiply_add(c[kHistory], h[i], multiply_add(c[kNoise], n[i], v));
-    }
-    if (a.x_0) store_elements<T>(a.x_0, at, x_0);
-    if (a.prev) store_elements<T>(a.prev, at, prev);
-  }
-};
 
 template <class T>
 struct BackwardJob {
@@ -118,8 +70,20 @@ struct NoiseJob {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3) diffusion_step_kernel(DiffusionStep a, Elements e) {
-  StepJob<T> job{a, {}};
+  StepJob<T, false> job{a, {}, {1, fd::Compute<T>(a.limit_value), 1}};
   for_elements<T>(e, job);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSampleThreads, 1)
+    diffusion_step_sample_kernel(DiffusionStep a, Elements e) {
+  const Share share = share_of_cluster();
+  for (int64_t sample = blockIdx.y; sample < e.samples; sample += gridDim.y) {
+    StepJob<T, true> job{a, {}, {1, fd::Compute<T>(a.limit_value), 1}};
+    job.start(sample);
+    job.plan = plan_of(a, e, sample, share, job);
+    for_pieces<T>(e, sample, share, job);
+  }
 }
 
 template <class T>
@@ -141,10 +105,29 @@ bool halves_aligned(bool guided, int64_t half) {
   return !guided || half % kWidth<T> == 0;
 }
 
+// Blocks for one sample: at most so many that each thread has a vector.
+template <class T>
+unsigned cluster_of(const Elements& e) {
+  const unsigned most = fd::portable_cluster(diffusion_step_sample_kernel<T>);
+  unsigned cluster = 1;
+  while (cluster < most && e.size > int64_t{cluster} * kSampleThreads * kWidth<T>) cluster *= 2;
+  return cluster;
+}
+
+template <class T>
+cudaError_t step_with_sample(const DiffusionStep& a, bool aligned, cudaStream_t stream) {
+  if (a.sample_size > UINT32_MAX) return cudaErrorInvalidValue;  // what a bin counts to
+  const Elements e{a.samples, a.sample_size, aligned && (a.samples == 1 || a.sample_size % kWidth<T> == 0)};
+  const unsigned cluster = cluster_of<T>(e), samples = static_cast<unsigned>(min(e.samples, int64_t{32768}));
+  const fd::LaunchShape shape{dim3(cluster, samples), dim3(kSampleThreads), 0, false, cluster};
+  return fd::launch(diffusion_step_sample_kernel<T>, shape, stream, a, e);
+}
+
 template <class T>
 cudaError_t step(const DiffusionStep& a, cudaStream_t stream) {
   const bool aligned = halves_aligned<T>(a.guided, a.samples * a.sample_size) &&
                        all_aligned({a.sample, a.model_output, a.history, a.noise, a.prev, a.x_0});
+  if (needs_sample(a) && a.samples * a.sample_size > 0) return step_with_sample<T>(a, aligned, stream);
   const Elements e = elements_of<T>(a.rows, a.samples, a.sample_size, aligned);
   if (e.samples == 0) return cudaSuccess;
   return fd::launch(diffusion_step_kernel<T>, {grid_of<T>(e), dim3(kThreads)}, stream, a, e);
@@ -170,7 +153,6 @@ cudaError_t noise(const NormalNoise& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t diffusion_step(const DiffusionStep& a, cudaStream_t stream) {
-  if (a.limit == Limit::kThreshold || (a.guided && a.rescale != 0)) return cudaErrorNotSupported;
   return fd::with_type(a.dtype, [&](auto element) { return step<decltype(element)>(a, stream); });
 }
 

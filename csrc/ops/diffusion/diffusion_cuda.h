@@ -7,7 +7,6 @@
 
 namespace fastdl::cuda {
 
-// Neither rescaled guidance nor a threshold: those need a whole sample first.
 cudaError_t diffusion_step(const DiffusionStep& a, cudaStream_t stream);
 cudaError_t diffusion_step_backward(const DiffusionStepBackward& a, cudaStream_t stream);
 cudaError_t normal_noise(const NormalNoise& a, cudaStream_t stream);

@@ -78,17 +78,27 @@ dim3 grid_of(const Elements& e) {
               static_cast<unsigned>(e.samples < 32768 ? e.samples : 32768));
 }
 
-// job.start(sample), then job.take<N>(element) for its pieces of N elements.
+// Which of a sample's pieces are a thread's: every `threads`-th from `thread` on.
+struct Share {
+  int64_t thread, threads;
+};
+
+// job.take<N>(element) for the pieces of N elements of one sample.
+template <class T, class Job>
+FD_DEVICE void for_pieces(const Elements& e, int64_t sample, const Share& share, Job& job) {
+  const int64_t whole = e.vectors ? e.size / kWidth<T> * kWidth<T> : 0, first = sample * e.size;
+  for (int64_t i = share.thread * kWidth<T>; i < whole; i += share.threads * kWidth<T>)
+    job.template take<kWidth<T>>(first + i);
+  for (int64_t i = whole + share.thread; i < e.size; i += share.threads) job.template take<1>(first + i);
+}
+
+// job.start(sample), then its pieces.
 template <class T, class Job>
 FD_DEVICE void for_elements(const Elements& e, Job& job) {
-  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x, stride = int64_t{gridDim.x} * kThreads;
-  const int64_t whole = e.vectors ? e.size / kWidth<T> * kWidth<T> : 0;
+  const Share share{int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{gridDim.x} * kThreads};
   for (int64_t sample = blockIdx.y; sample < e.samples; sample += gridDim.y) {
     job.start(sample);
-    const int64_t first = sample * e.size;
-    for (int64_t i = thread * kWidth<T>; i < whole; i += stride * kWidth<T>)
-      job.template take<kWidth<T>>(first + i);
-    for (int64_t i = whole + thread; i < e.size; i += stride) job.template take<1>(first + i);
+    for_pieces<T>(e, sample, share, job);
   }
 }
 

@@ -41,26 +41,20 @@ def refuse_cpu(call: Call, *_: Tensor | None) -> str | None:
     return _limits(call)
 
 
-def _limits_on_gpus(call: Call) -> str | None:
-    if call.rescaled or call.flags & schema.THRESHOLD:
-        return "guidance rescale and dynamic thresholding need a whole sample first"
-    return _limits(call)
-
-
 def refuse_cuda(call: Call, *_: Tensor | None) -> str | None:
     """Why not the CUDA kernels."""
     if call.device.type != "cuda":
         return f"sample is on {call.device}"
     if not _extension.cuda.loaded:
         return f"CUDA kernels are not loaded: {_extension.cuda.error}"
-    return _limits_on_gpus(call)
+    return _limits(call)
 
 
 def refuse_triton(call: Call, *_: Tensor | None) -> str | None:
     """Why not the Triton kernels."""
     if (reason := triton_ops.unavailable(call.device, call.dtype)) is not None:
         return reason
-    return _limits_on_gpus(call)
+    return _limits(call)
 
 
 CANDIDATES = [

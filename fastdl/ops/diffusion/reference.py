@@ -87,8 +87,9 @@ def row_coefficients(
 def guided(model_output: Tensor, options: Options) -> Tensor:
     """Classifier-free guidance: [2 B, ...], unconditional first -> u + guidance * (c - u), [B, ...].
 
-    With rescale phi, times phi * std(c) / std(result) + 1 - phi, std over each sample, its ratio 1 where
-    std(result) is 0 or undefined. Source: Ho and Salimans 2022; Lin et al. 2023, section 3.4.
+    With rescale phi, times phi * std(c) / std(result) + 1 - phi, std over each sample, the ratio 1 where
+    std(result) is 0, and no rescale of a sample of one element.
+    Source: Ho and Salimans 2022; Lin et al. 2023, section 3.4.
     """
     if not options.has(schema.GUIDED):
         return model_output
@@ -98,7 +99,7 @@ def guided(model_output: Tensor, options: Options) -> Tensor:
         return m
     dims = tuple(range(1, m.dim()))
     std_c, std_m = c.std(dims, keepdim=True), m.std(dims, keepdim=True)
-    ratio = torch.where(std_m > 0, std_c / torch.where(std_m > 0, std_m, 1.0), 1.0)
+    ratio = torch.where(std_m == 0, 1.0, std_c / torch.where(std_m == 0, 1.0, std_m))
     return m * (options.rescale * ratio + (1 - options.rescale))
 
 

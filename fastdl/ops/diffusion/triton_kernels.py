@@ -81,43 +81,69 @@ def _coefficient(c_ptr, inside, column: tl.constexpr):
     return tl.where(inside, tl.load(c_ptr + column), float("nan"))
 
 
+@triton.jit
+def _load(ptr, element, mask):
+    return tl.load(ptr + element, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_model(model_ptr, half, guidance, element, mask, GUIDED: tl.constexpr):
+    """The model's output, guided; 0 without one. half: elements before its conditional half."""
+    m = tl.zeros(element.shape, tl.float32)
+    if model_ptr is not None:
+        m = _load(model_ptr, element, mask)
+        if GUIDED:
+            m += guidance * (_load(model_ptr + half, element, mask) - m)
+    return m
+
+
+@triton.jit
+def _load_noise(noise_ptr, seed_ptr, first, element, mask, BLOCK: tl.constexpr):
+    n = tl.zeros(element.shape, tl.float32)
+    if noise_ptr is not None:
+        n = _load(noise_ptr, element, mask)
+    elif seed_ptr is not None:
+        n = _normals(first, seed_ptr, BLOCK)
+    return n
+
+
+@triton.jit
+def _raw_x_0(c, inside, x, m, n):
+    return _coefficient(c, inside, 0) * x + _coefficient(c, inside, 1) * m + _coefficient(c, inside, 2) * n
+
+
+@triton.jit
+def _clamp(v, limit):
+    return tl.where(v < -limit, -limit, tl.where(v > limit, limit, v))
+
+
+@triton.jit
+def _store_step(c, inside, x, m, n, x_0, history_ptr, prev_ptr, x0_ptr, element, mask):
+    if x0_ptr is not None:
+        tl.store(x0_ptr + element, x_0.to(x0_ptr.dtype.element_ty), mask=mask)
+    if prev_ptr is not None:
+        total = _coefficient(c, inside, 3) * x + _coefficient(c, inside, 5) * m
+        total += _coefficient(c, inside, 7) * n + _coefficient(c, inside, 4) * x_0
+        if history_ptr is not None:
+            total += _coefficient(c, inside, 6) * _load(history_ptr, element, mask)
+        tl.store(prev_ptr + element, total.to(prev_ptr.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["size", "half", "row", "table_rows"])
 def diffusion_step_kernel(
     sample_ptr, model_ptr, history_ptr, noise_ptr, seed_ptr, rows_ptr, table_ptr, prev_ptr, x0_ptr, value_ptr,
     size, half, row, table_rows, guidance, limit,
     ROW_STRIDE: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """half: elements before the conditional half of the model's output."""
     sample, first, element, mask = _elements(size, BLOCK)
     c, inside = _coefficients(table_ptr, rows_ptr, sample, row, table_rows, ROW_STRIDE)
-    x = tl.load(sample_ptr + element, mask=mask, other=0.0).to(tl.float32)
-    x_0 = _coefficient(c, inside, 0) * x
-    total = _coefficient(c, inside, 3) * x
-    if model_ptr is not None:
-        m = tl.load(model_ptr + element, mask=mask, other=0.0).to(tl.float32)
-        if GUIDED:
-            conditional = tl.load(model_ptr + half + element, mask=mask, other=0.0).to(tl.float32)
-            m += guidance * (conditional - m)
-        x_0 += _coefficient(c, inside, 1) * m
-        total += _coefficient(c, inside, 5) * m
-    if noise_ptr is not None:
-        n = tl.load(noise_ptr + element, mask=mask, other=0.0).to(tl.float32)
-        x_0 += _coefficient(c, inside, 2) * n
-        total += _coefficient(c, inside, 7) * n
-    elif seed_ptr is not None:
-        n = _normals(first, seed_ptr, BLOCK)
-        x_0 += _coefficient(c, inside, 2) * n
-        total += _coefficient(c, inside, 7) * n
+    x = _load(sample_ptr, element, mask)
+    m = _load_model(model_ptr, half, guidance, element, mask, GUIDED)
+    n = _load_noise(noise_ptr, seed_ptr, first, element, mask, BLOCK)
+    x_0 = _raw_x_0(c, inside, x, m, n)
     if CLIP:
-        x_0 = tl.where(x_0 < -limit, -limit, tl.where(x_0 > limit, limit, x_0))
-    if x0_ptr is not None:
-        tl.store(x0_ptr + element, x_0.to(x0_ptr.dtype.element_ty), mask=mask)
-    if prev_ptr is not None:
-        total += _coefficient(c, inside, 4) * x_0
-        if history_ptr is not None:
-            h = tl.load(history_ptr + element, mask=mask, other=0.0).to(tl.float32)
-            total += _coefficient(c, inside, 6) * h
-        tl.store(prev_ptr + element, total.to(prev_ptr.dtype.element_ty), mask=mask)
+        x_0 = _clamp(x_0, limit)
+    _store_step(c, inside, x, m, n, x_0, history_ptr, prev_ptr, x0_ptr, element, mask)
     if value_ptr is not None:
         once = (tl.program_id(0) == 0) & ((sample == 0) | (ROW_STRIDE == 1))
         tl.store(value_ptr + sample * ROW_STRIDE, _coefficient(c, inside, 8), mask=once)
@@ -136,18 +162,13 @@ def diffusion_step_backward_kernel(
     g_prev = tl.zeros((BLOCK,), tl.float32)
     g_x0 = tl.zeros((BLOCK,), tl.float32)
     if grad_prev_ptr is not None:
-        g_prev = tl.load(grad_prev_ptr + element, mask=mask, other=0.0).to(tl.float32)
+        g_prev = _load(grad_prev_ptr, element, mask)
     if grad_x0_ptr is not None:
-        g_x0 = tl.load(grad_x0_ptr + element, mask=mask, other=0.0).to(tl.float32)
+        g_x0 = _load(grad_x0_ptr, element, mask)
     g_x0 += _coefficient(c, inside, 4) * g_prev
     if CLIP:
-        x_0 = _coefficient(c, inside, 0) * tl.load(sample_ptr + element, mask=mask, other=0.0).to(tl.float32)
-        if model_ptr is not None:
-            m = tl.load(model_ptr + element, mask=mask, other=0.0).to(tl.float32)
-            if GUIDED:
-                conditional = tl.load(model_ptr + half + element, mask=mask, other=0.0).to(tl.float32)
-                m += guidance * (conditional - m)
-            x_0 += _coefficient(c, inside, 1) * m
+        m = _load_model(model_ptr, half, guidance, element, mask, GUIDED)
+        x_0 = _coefficient(c, inside, 0) * _load(sample_ptr, element, mask) + _coefficient(c, inside, 1) * m
         g_x0 = tl.where((x_0 <= limit) & (x_0 >= -limit), g_x0, 0.0)
     if grad_sample_ptr is not None:
         g = _coefficient(c, inside, 3) * g_prev + _coefficient(c, inside, 0) * g_x0

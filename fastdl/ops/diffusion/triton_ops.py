@@ -96,16 +96,49 @@ def diffusion_step(
             quantile,
         )
     channels_last = is_channels_last(outputs[0] if flags & schema.WANT_PREV else sample)
-    samples, size = _samples(sample, rows)
+    tensors = (
+        *(_in_order(t, channels_last) for t in (sample, model_output, history, noise)), seed, rows, table,
+        *(t if flags & want else None for t, want in zip(outputs, _WANTS, strict=True)),
+    )  # fmt: skip
+    guided = bool(flags & schema.GUIDED)
     with _on_device_of(sample):
+        if flags & schema.THRESHOLD or (guided and rescale != 0):
+            _launch_by_sample(tensors, row, flags, guidance, rescale, limit, quantile)
+            return outputs
+        samples, size = _samples(sample, rows)
         diffusion_step_kernel[_grid(samples, size)](
-            *(_in_order(t, channels_last) for t in (sample, model_output, history, noise)), seed, rows, table,
-            *(t if flags & want else None for t, want in zip(outputs, _WANTS, strict=True)),
-            size, sample.numel(), row, table.shape[0], guidance, limit,
-            ROW_STRIDE=int(samples > 1), GUIDED=bool(flags & schema.GUIDED), CLIP=bool(flags & schema.CLIP),
-            BLOCK=BLOCK,
+            *tensors, size, sample.numel(), row, table.shape[0], guidance, limit,
+            ROW_STRIDE=int(samples > 1), GUIDED=guided, CLIP=bool(flags & schema.CLIP), BLOCK=BLOCK,
         )  # fmt: skip
     return outputs
+
+
+def _launch_by_sample(
+    tensors: tuple[Tensor | None, ...],
+    row: int,
+    flags: int,
+    guidance: float,
+    rescale: float,
+    limit: float,
+    quantile: float,
+) -> None:
+    from .triton_sample_kernel import diffusion_step_sample_kernel
+
+    sample, *_, rows, table = tensors[:7]
+    samples = sample.shape[0]
+    size = sample.numel() // samples
+    if size >= 2**31:
+        raise ValueError(f"a sample must have fewer than 2**31 elements here, got {size}")
+    if rows is not None and rows.numel() not in (1, samples):
+        raise ValueError("this needs one timestep a sample")
+    position = quantile * (size - 1)
+    low = int(position)
+    diffusion_step_sample_kernel[(samples,)](
+        *tensors, size, sample.numel(), row, table.shape[0], guidance, rescale, limit, low, position - low,
+        ROW_STRIDE=int(rows is not None and rows.numel() > 1), GUIDED=bool(flags & schema.GUIDED),
+        RESCALED=bool(flags & schema.GUIDED) and rescale != 0, CLIP=bool(flags & schema.CLIP),
+        THRESHOLD=bool(flags & schema.THRESHOLD), BLOCK=BLOCK,
+    )  # fmt: skip
 
 
 def diffusion_step_backward(
