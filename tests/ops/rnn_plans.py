@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdl
 from fastdl import dispatch
-from fastdl.ops.rnn import plans, refusals
+from fastdl.ops.rnn import backends, plans, refusals, registration
 from fastdl.testing.rnn import Sample
 
 OPS = {"lstm": fastdl.ops.lstm, "gru": fastdl.ops.gru, "rnn": fastdl.ops.rnn}
@@ -55,6 +55,17 @@ def forced(plan: Plan) -> Iterator[None]:
     finally:
         dispatch._ops.update(registered)
         plans._decided.clear()
+
+
+@contextlib.contextmanager
+def kernels_in_python() -> Iterator[None]:
+    """The reference in the place of the compiled raw operators, which have no float64."""
+    compiled = backends.RAW[FUSED]
+    backends.RAW[FUSED] = backends.RawOperators(registration.rnn_sequence, registration.rnn_sequence_backward)
+    try:
+        yield
+    finally:
+        backends.RAW[FUSED] = compiled
 
 
 def fused_serves(sample: Sample, dtype: torch.dtype) -> bool:

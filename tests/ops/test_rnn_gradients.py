@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from rnn_plans import FUSED, KERNELS_ARE_COMPILED, OPS, arguments, flat, forced, fused_serves, leaves
+from rnn_plans import (
+    FUSED,
+    KERNELS_ARE_COMPILED,
+    OPS,
+    Operators,
+    arguments,
+    flat,
+    forced,
+    fused_serves,
+    kernels_in_python,
+    leaves,
+)
 
 from fastdl.dispatch import Choice
 from fastdl.ops.rnn.layer import run_layer
@@ -17,17 +30,19 @@ SMALL = (
     Sample("lstm", 3, 2, 2, 3, zoneout=(0.2, 0.3), recurrent_dropout=0.3, reset=True, layout="batch"),
     Sample("lstm", 2, 2, 2, 3, zoneout=(0.2, 0.3), train=False, checkpoint=True, peephole=True),
     Sample("gru", 3, 2, 2, 3, directions=2, layout="packed", layer_norm=True),
-    Sample("gru", 3, 2, 2, 3, layout="lengths", zoneout=(0.3, 0.0), recurrent_dropout=0.3),
+    Sample("gru", 3, 2, 2, 3, layout="lengths", zoneout=(0.3, 0.0), recurrent_dropout=0.3, reset=True),
     Sample("gru", 2, 2, 2, 3, states=False, bias=False, checkpoint=True),
     Sample("rnn_tanh", 3, 2, 2, 3, directions=2, layout="batch", reset=True),
     Sample("rnn_tanh", 2, 2, 2, 3, layer_norm=True, zoneout=(0.2, 0.0)),
+    Sample("rnn_relu", 3, 2, 2, 3, layout="lengths", recurrent_dropout=0.3),
+    *CELL_SAMPLES[::3],
 )
 
 
-def differentiable(sample: Sample):
+def differentiable(sample: Sample, dtype: torch.dtype = torch.float64, choice: tuple[str, str] = FUSED):
     """(function of the leaves, the leaves)"""
-    q = sample.inputs(torch.float64)
-    plan = plan_of(sample, Choice(*FUSED), torch.float64)
+    q = sample.inputs(dtype)
+    plan = plan_of(sample, Choice(*choice), dtype)
     given = [t.requires_grad_() for t in (*q[:3], *q.params) if t is not None]
 
     def layer(*tensors):
@@ -38,23 +53,41 @@ def differentiable(sample: Sample):
     return layer, given
 
 
-def skip_without_float64(sample: Sample) -> None:
-    if not fused_serves(sample, torch.float64):
-        pytest.skip("the kernels have no float64")
-
-
 @pytest.mark.parametrize("sample", SMALL, ids=str)
 def test_gradcheck(sample):
-    skip_without_float64(sample)
     layer, given = differentiable(sample)
-    assert torch.autograd.gradcheck(layer, given, fast_mode=True)
+    with kernels_in_python():
+        assert torch.autograd.gradcheck(layer, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("sample", SMALL, ids=str)
 def test_gradgradcheck(sample):
-    skip_without_float64(sample)
-    layer, given = differentiable(sample)
-    assert torch.autograd.gradgradcheck(layer, given, fast_mode=True)
+    layer, given = differentiable(dataclasses.replace(sample, T=min(sample.T, 2)))
+    with kernels_in_python():
+        assert torch.autograd.gradgradcheck(layer, given, fast_mode=True)
+
+
+def second_derivatives(
+    sample: Sample, dtype: torch.dtype, choice: tuple[str, str]
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+    """First derivatives of the squares of the outputs, and of the squares of those the second ones."""
+    layer, given = differentiable(sample, dtype, choice)
+    first = torch.autograd.grad(sum(t.square().sum() for t in layer(*given)), given, create_graph=True)
+    second = torch.autograd.grad(sum(t.square().sum() for t in first), given)
+    return [t.detach() for t in first], second
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("sample", SMALL, ids=str)
+def test_second_derivatives_of_the_kernels(sample):
+    """In float32, over the kernels' own outputs and gradients, beside the reference in float64."""
+    with Operators() as seen:
+        found = second_derivatives(sample, torch.float32, FUSED)
+    assert {"fastdl::rnn_sequence", "fastdl::rnn_sequence_backward"} <= set(seen.names)
+    expected = second_derivatives(sample, torch.float64, ("reference", "torch"))
+    for ours, truth in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        scale = max(1.0, truth.abs().max().item())
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
 
 
 def raw_arguments(q: Inputs, sample: Sample, dtype: torch.dtype) -> tuple:
@@ -114,14 +147,12 @@ def test_gradients_through_each_result_alone(kind, result):
     count = len(flat(hx)) + 1
     if result >= count:
         pytest.skip("the cell has no c")
-    skip_without_float64(Sample("gru" if kind == "gru" else "lstm", 5, 3, 4, 6))
     found = []
     for plan in ("fused", "torch"):
-        with forced(FUSED if plan == "fused" else ("reference", "torch")):
+        with kernels_in_python(), forced(FUSED if plan == "fused" else ("reference", "torch")):
             results = flat(OPS[kind](x, hx, params))
-        found.append(
-            torch.autograd.grad(results[result].square().sum(), leaves(x, hx, params), allow_unused=True)
-        )
+            loss = results[result].square().sum()
+            found.append(torch.autograd.grad(loss, leaves(x, hx, params), allow_unused=True))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(
             torch.zeros(()) if a is None else a, torch.zeros_like(a) if b is None else b
