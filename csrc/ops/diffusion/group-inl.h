@@ -116,7 +116,7 @@ FASTDL_INLINE bool share_a_row(const TableRows& rows) { return !rows.row_of || r
 template <class F>
 void parallel_pieces(const ThreadPool& pool, int64_t samples, int64_t size, int64_t piece, const F& f) {
   const int64_t pieces = (size + piece - 1) / piece;
-  parallel_tasks(pool, samples * pieces, [&](int64_t task, int64_t) {
+  parallel_own_tasks_first(pool, samples * pieces, [&](int64_t task, int64_t) {
     const int64_t sample = task / pieces, begin = task % pieces * piece;
     f(sample, begin, begin + piece < size ? begin + piece : size);
   });
@@ -152,4 +152,17 @@ FASTDL_INLINE void with_padded_rest(const T* (&in)[kIn], T* (&out)[kOut], int64_
   whole(groups, kGroup);
   for (int i = 0; i < kOut; ++i)
     if (targets[i]) std::memcpy(targets[i], copies_out[i], bytes);
+}
+
+// The same without copies, where an element may be done twice: the rest is the end of the last whole group
+// that fits.
+template <class T, int kIn, int kOut, class F>
+FASTDL_INLINE void with_overlapping_rest(const T* (&in)[kIn], T* (&out)[kOut], int64_t count,
+                                         const F& whole) {
+  const int64_t groups = count / kGroup * kGroup, last = count - kGroup;
+  if (groups == 0 || groups == count) return with_padded_rest(in, out, count, whole);
+  whole(0, groups);
+  for (int i = 0; i < kIn; ++i) in[i] = at(in[i], last);
+  for (int i = 0; i < kOut; ++i) out[i] = at(out[i], last);
+  whole(last, kGroup);
 }

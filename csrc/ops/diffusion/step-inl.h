@@ -59,9 +59,13 @@ template <class T>
 void step_piece(const DiffusionStep& a, const float* c, const SamplePlan& plan, int64_t sample, int64_t begin,
                 int64_t end) {
   const Terms<T> t(a, c, plan, a.x_0 || c[kX0] == 0 ? 1.0 : c[kX0] / plan.divide);
-  over_sample<T>(a, sample, begin, end,
-                 [&](const T*(&in)[kStepInputs], T*(&out)[kStepOutputs], int64_t count, int64_t first,
-                     int64_t) { Steps::run<T>(a, t, in, out, count, first); });
+  const T* in[kStepInputs];
+  T* out[kStepOutputs];
+  const int64_t first = sample * a.sample_size + begin;
+  point(a, first, in, out);
+  with_overlapping_rest(in, out, end - begin, [&](int64_t offset, int64_t count) {
+    Steps::run<T>(a, t, in, out, count, first + offset);
+  });
 }
 
 template <class T>

@@ -52,8 +52,8 @@ void backward_piece(const DiffusionStepBackward& a, const float* c, int64_t firs
                               a.guided ? at(grad_model, half + first) : nullptr,
                               at(static_cast<T*>(a.grad_history), first),
                               at(static_cast<T*>(a.grad_noise), first)};
-  with_padded_rest(in, out, last - first,
-                   [&](int64_t, int64_t count) { backward_groups<T>(a, c, in, out, count); });
+  with_overlapping_rest(in, out, last - first,
+                        [&](int64_t, int64_t count) { backward_groups<T>(a, c, in, out, count); });
 }
 
 template <class T>
