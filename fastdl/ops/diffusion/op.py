@@ -231,11 +231,29 @@ class DiffusionFunction(torch.autograd.Function):
         wanted = (schema.NEED_SAMPLE, schema.NEED_MODEL, schema.NEED_HISTORY, schema.NEED_NOISE)
         flags = options.flags & (schema.GUIDED | schema.CLIP)
         flags |= sum(flag for flag, need in zip(wanted, needs, strict=True) if need)
-        gradients = DiffusionBackward.apply(
+        compute = DiffusionBackward.apply if torch.is_grad_enabled() else _backward
+        gradients = compute(
             grad_prev, grad_x0, *ctx.saved_tensors, backend, row, options._replace(flags=flags)
         )
         gradients = (g if need else None for g, need in zip(gradients, needs, strict=True))
         return (None, *gradients, *(None,) * 5)
+
+
+def _backward(
+    grad_prev: Tensor | None,
+    grad_x0: Tensor | None,
+    sample: Tensor | None,
+    model_output: Tensor | None,
+    rows: Tensor | None,
+    coefficients: Tensor,
+    backend: str,
+    row: int,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return backends.BACKWARD[backend](
+        grad_prev, grad_x0, sample, model_output, rows, row, coefficients,
+        options.flags, options.guidance, options.limit,
+    )  # fmt: skip
 
 
 class DiffusionBackward(torch.autograd.Function):
@@ -245,10 +263,7 @@ class DiffusionBackward(torch.autograd.Function):
     def forward(ctx, grad_prev, grad_x0, sample, model_output, rows, coefficients, backend, row, options):
         ctx.save_for_backward(grad_prev, grad_x0, sample, model_output, rows, coefficients)
         ctx.rest = (row, options)
-        return backends.BACKWARD[backend](
-            grad_prev, grad_x0, sample, model_output, rows, row, coefficients,
-            options.flags, options.guidance, options.limit,
-        )  # fmt: skip
+        return _backward(grad_prev, grad_x0, sample, model_output, rows, coefficients, backend, row, options)
 
     @staticmethod
     @once_differentiable
