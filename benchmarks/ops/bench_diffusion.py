@@ -15,6 +15,12 @@ from fastdl.ops.diffusion.op import apply, make_options
 
 IMAGES, LATENT = (64, 3, 64, 64), (1, 4, 64, 64)
 T, STRIDE = 500, 20
+SCHEDULERS = (
+    "DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "FlowMatchEulerDiscrete", "DPMSolverMultistep",
+)  # fmt: skip
+# Their noise cannot be compared: their last step, which has none, is.
+RANDOM = ("DDPM", "EulerAncestralDiscrete")
+STEPS = 50
 # Which tensors an op reads and writes, in units of the sample.
 PASSES = {"ddim": 4, "cfg_ddim": 4, "ddpm": 4, "add_noise": 3, "ddpm_made_noise": 3}
 
@@ -33,7 +39,7 @@ def cases(device: str) -> list[Case]:
                     bytes=passes * count * dtype.itemsize, op=op,
                 )
             )  # fmt: skip
-    for scheduler in ("DDIM", "DDPM", "EulerDiscrete", "FlowMatchEulerDiscrete", "DPMSolverMultistep"):
+    for scheduler in SCHEDULERS:
         found.append(
             LatentCase(
                 f"{scheduler}.step 1x4x64x64",
@@ -136,31 +142,27 @@ class LatentCase(Case):
     def workload(self, device: str) -> Workload:
         generator = torch.Generator().manual_seed(0)
         x, m = torch.randn(2, *LATENT, generator=generator).to(device, self.dtype)
+        compared = STEPS - 1 if self.scheduler in RANDOM else 1
 
         def prepare(module: object) -> Prepared:
             scheduler = getattr(module, f"{self.scheduler}Scheduler")()
-            scheduler.set_timesteps(50, device=device)
-            t = scheduler.timesteps[1]
+            scheduler.set_timesteps(STEPS, device=device)
 
-            def call() -> Tensor:
+            def step(index: int, t: Tensor) -> Tensor:
                 if hasattr(scheduler, "_step_index"):
-                    scheduler._step_index = 1
+                    scheduler._step_index = index
                 return scheduler.step(m, t, x, return_dict=False)[0]
 
-            def outputs() -> dict[str, Tensor]:
-                # without what is random: the mean of a DDPM step
-                found = call()
-                return {"output": found if self.scheduler != "DDPM" else torch.zeros_like(found)}
+            t, at = scheduler.timesteps[1], scheduler.timesteps[compared]
+            if self.scheduler.startswith("Euler"):
+                scheduler.scale_model_input(x, t)  # or every step warns
+            return Prepared(lambda: step(1, t), lambda: {"output": step(compared, at)})
 
-            return Prepared(call, outputs)
-
-        truth = {"output": torch.zeros(LATENT, dtype=torch.float64)}
-        if self.scheduler != "DDPM":
-            wide = getattr(fastdl.diffusion, f"{self.scheduler}Scheduler")()
-            wide.set_timesteps(50)
-            wide.set_begin_index(1)
-            with fastdl.backend("reference"):
-                truth = {"output": wide.step(m.double().cpu(), wide.timesteps[1], x.double().cpu())[0]}
+        scheduler = getattr(fastdl.diffusion, f"{self.scheduler}Scheduler")()
+        scheduler.set_timesteps(STEPS)
+        scheduler.set_begin_index(compared)
+        with fastdl.backend("reference"):
+            wide = scheduler.step(m.double().cpu(), scheduler.timesteps[compared], x.double().cpu())[0]
 
         def theirs() -> Prepared:
             import diffusers
@@ -171,4 +173,4 @@ class LatentCase(Case):
             Provider("eager", "diffusers", theirs),
             Provider("fastdl", "NCHW", lambda: prepare(fastdl.diffusion)),
         )
-        return Workload(truth, providers)
+        return Workload({"output": wide}, providers)
