@@ -2,6 +2,7 @@
 
 from . import functional as functional
 from .conv_relu_maxpool import ConvReLU2d, ConvReLUMaxPool2d
+from .dropout import Dropout
 from .linear import Linear, LinearGELU, LinearReLU, LinearSigmoid, LinearSiLU, LinearTanh
 from .multihead_attention import MultiheadAttention
 from .rnn import GRU, LSTM, RNN
@@ -15,6 +16,7 @@ __all__ = [
     "RNN",
     "ConvReLU2d",
     "ConvReLUMaxPool2d",
+    "Dropout",
     "GRUCell",
     "LSTMCell",
     "Linear",

@@ -5,7 +5,7 @@ import sys
 from .attention import attention
 from .conv_relu_maxpool import conv_relu_maxpool
 from .diffusion import add_noise, diffusion_step, predict_x0, training_target, velocity
-from .linear import linear
+from .linear import dropout, linear
 from .rnn import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 
 if "torch.utils.flop_counter" in sys.modules:
@@ -16,6 +16,7 @@ __all__ = [
     "attention",
     "conv_relu_maxpool",
     "diffusion_step",
+    "dropout",
     "gru",
     "gru_cell",
     "linear",

@@ -60,3 +60,13 @@ def test_the_public_op_is_served():
         assert fastdl.explain("linear", x, weight, bias, activation="gelu").backend == "triton"
         output = fastdl.ops.linear(x, weight, bias, activation="gelu")
     assert_close(output, torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias)))
+
+
+def test_dropout_alone_is_the_reference_s():
+    x, found = torch.randn(37, 70, requires_grad=True), []
+    for backend in ("reference", "triton"):
+        torch.manual_seed(6)
+        with fastdl.backend(backend):
+            found.append(fastdl.ops.dropout(x, 0.4))
+    assert_close(*found)
+    assert_close(*(torch.autograd.grad(output.sum(), x)[0] for output in found))

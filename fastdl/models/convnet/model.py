@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...nn import ConvReLU2d, ConvReLUMaxPool2d, Linear, LinearReLU
+from ...nn import ConvReLU2d, ConvReLUMaxPool2d, Dropout, Linear, LinearReLU
 
 
 class ConvNet(nn.Module):
@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
         self.conv3 = ConvReLUMaxPool2d(64, 128, 3, padding=1, pool_size=2)
         self.fc1 = LinearReLU(128 * 12 * 12, 512, dropout_p=dropout)
         self.fc2 = Linear(512, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (3, 48, 48):

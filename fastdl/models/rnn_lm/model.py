@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...nn import GRU, LSTM, RNN, Linear
+from ...nn import GRU, LSTM, RNN, Dropout, Linear
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 State = Tensor | tuple[Tensor, Tensor]
@@ -61,7 +61,7 @@ class RecurrentLanguageModel(nn.Module):
         between = dropout if num_layers > 1 else 0.0
         self.rnn = CELLS[cell](embedding_size, hidden_size, num_layers, batch_first=True, dropout=between)
         self.output = Linear(hidden_size, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if tie_weights:
             self.output.weight = self.embedding.weight
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ...nn import Linear, TransformerDecoderLayer, TransformerEncoderLayer
+from ...nn import Dropout, Linear, TransformerDecoderLayer, TransformerEncoderLayer
 from .positions import sinusoids
 from .tokens import PADDING
 
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(d_model)
         self.output = Linear(d_model, target_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("positions", sinusoids(max_length, d_model), persistent=False)
         for embedding in (self.source_embedding, self.target_embedding):
             nn.init.normal_(embedding.weight, std=d_model**-0.5)

@@ -1,4 +1,5 @@
 from . import registration as registration
+from .dropout import dropout
 from .op import linear
 
-__all__ = ["linear"]
+__all__ = ["dropout", "linear"]
