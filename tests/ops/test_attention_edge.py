@@ -132,6 +132,19 @@ def test_a_nan_in_a_masked_value(attention):
     assert output[..., :2].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "hidden_by", [dict(causal="top_left"), dict(window=(3, 0))], ids=["causality", "window"]
+)
+def test_a_nan_in_a_value_out_of_reach(attention, hidden_by):
+    q, k, v = draw(1, 2, 200, 8), draw(1, 2, 200, 8), draw(1, 2, 200, 8)
+    clean, _ = attention(q, k, v, **hidden_by)
+    v[0, 0, 150, 3] = torch.nan
+    output, _ = attention(q, k, v, **hidden_by)
+    assert output[0, 0, 150, 3].isnan()
+    output[0, 0, :, 3] = torch.where(output[0, 0, :, 3].isnan(), clean[0, 0, :, 3], output[0, 0, :, 3])
+    assert torch.equal(output, clean)
+
+
 def test_an_infinite_score(attention):
     q, k, v = draw(1, 1, 2, 4), draw(1, 1, 6, 4), draw(1, 1, 6, 4)
     bias = torch.zeros(1, 1, 2, 6)
