@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import gru_cell, lstm_cell, rnn_cell
 from ..ops.rnn.op import rnn_cell_name
-from ..ops.rnn.options import zoneout_pair
+from ..ops.rnn.options import probability, zoneout_pair
 from ..ops.rnn.structure import Structure
 
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -19,13 +19,21 @@ class _Variants:
     # What an instance of torch's class does not have.
     layer_norm = False
     zoneout: float | tuple[float, float] = 0.0
+    recurrent_dropout = 0.0
     peephole = False
 
     def _add_variants(
-        self, cell: str, layer_norm: bool, zoneout: float | tuple[float, float], peephole: bool = False
+        self,
+        cell: str,
+        layer_norm: bool,
+        zoneout: float | tuple[float, float],
+        recurrent_dropout: float,
+        peephole: bool = False,
     ) -> None:
         zoneout_pair(zoneout, cell)
+        probability("recurrent_dropout", recurrent_dropout)
         self.layer_norm, self.zoneout, self.peephole = layer_norm, zoneout, peephole
+        self.recurrent_dropout = recurrent_dropout
         like = self.weight_hh
         shapes = Structure(cell, layer_norm=layer_norm, peephole=peephole).shapes(
             1, self.hidden_size, self.hidden_size
@@ -55,6 +63,20 @@ class _Variants:
             return tuple([getattr(self, name) for name in _OWN])
         return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
 
+    def _variants(self, reset: Tensor | None) -> dict[str, object]:
+        """What a step is given besides torch's arguments; empty where nothing is asked for."""
+        asked = (
+            self.layer_norm or self.zoneout or self.recurrent_dropout or self.peephole or reset is not None
+        )
+        if not asked:
+            return {}
+        return self._added() | {
+            "zoneout": self.zoneout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "reset": reset,
+            "train": self.training,
+        }
+
     def _added(self) -> dict[str, Tensor]:
         names = ("weight_norm_ih", "weight_norm_hh") if self.layer_norm else ()
         if isinstance(self, nn.LSTMCell):
@@ -71,15 +93,17 @@ class _Variants:
             raise ValueError(f"input.size(-1) must be input_size = {self.input_size}, got {input.shape[-1]}")
 
     def extra_repr(self) -> str:
-        defaults = dict(layer_norm=False, zoneout=0.0, peephole=False)
+        defaults = dict(layer_norm=False, zoneout=0.0, recurrent_dropout=0.0, peephole=False)
         added = [f"{name}={getattr(self, name)}" for name, d in defaults.items() if getattr(self, name) != d]
         return ", ".join([super().extra_repr(), *added])
 
 
 class LSTMCell(_Variants, nn.LSTMCell):
-    """torch.nn.LSTMCell: its arguments, parameters and results; layer norm, zoneout and peephole as `fastdl.nn.LSTM`.
+    """torch.nn.LSTMCell: its arguments, parameters and results; layer norm, zoneout,
+    recurrent dropout (drawn anew in every call) and peephole as `fastdl.nn.LSTM`.
 
-    `forward(input, hx=None)` takes [B, I] or [I] and returns (h', c'). Errors: as `fastdl.ops.lstm_cell`.
+    `forward(input, hx=None, *, reset=None)` takes [B, I] or [I], and `reset`, [B] or [] bool: where True the step
+    starts from zero states. It returns (h', c'). Errors: as `fastdl.ops.lstm_cell`.
     Source: torch.nn.LSTMCell.
 
     >>> import fastdl, torch
@@ -98,44 +122,48 @@ class LSTMCell(_Variants, nn.LSTMCell):
         *,
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
         peephole: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self._add_variants("lstm", layer_norm, zoneout, peephole)
+        self._add_variants("lstm", layer_norm, zoneout, recurrent_dropout, peephole)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         self._check(input)
         unbatched = input.dim() == 1
         if unbatched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        if self.layer_norm or self.peephole or self.zoneout:
-            variants = self._added() | {"zoneout": self.zoneout, "train": self.training}
-            h, c = lstm_cell(input, hx, *self._own(), **variants)
-        else:
-            h, c = lstm_cell(input, hx, *self._own())
+            reset = None if reset is None else reset.unsqueeze(0)
+        h, c = lstm_cell(input, hx, *self._own(), **self._variants(reset))
         return (h[0], c[0]) if unbatched else (h, c)
 
 
 class _OneState(_Variants):
     """forward of the cells whose state is h alone."""
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None) -> Tensor:
         self._check(input)
         unbatched = input.dim() == 1
         if unbatched:
             input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-        if self.layer_norm or self.zoneout:
-            h = self._step(input, hx, self._added() | {"zoneout": self.zoneout, "train": self.training})
-        else:
-            h = self._step(input, hx, {})
+            reset = None if reset is None else reset.unsqueeze(0)
+        h = self._step(input, hx, self._variants(reset))
         return h[0] if unbatched else h
 
 
 class GRUCell(_OneState, nn.GRUCell):
-    """torch.nn.GRUCell: its arguments, parameters and results; layer norm and zoneout as `fastdl.nn.GRU`.
+    """torch.nn.GRUCell: its arguments, parameters and results; layer norm, zoneout and
+    recurrent dropout (drawn anew in every call) as `fastdl.nn.GRU`.
 
-    `forward(input, hx=None)` takes [B, I] or [I] and returns h'. Errors: as `fastdl.ops.gru_cell`.
+    `forward(input, hx=None, *, reset=None)` takes [B, I] or [I], and `reset`, [B] or [] bool: where True the step
+    starts from zero states. It returns h'. Errors: as `fastdl.ops.gru_cell`.
     Source: torch.nn.GRUCell.
 
     >>> import fastdl, torch
@@ -153,18 +181,21 @@ class GRUCell(_OneState, nn.GRUCell):
         *,
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self._add_variants("gru", layer_norm, zoneout)
+        self._add_variants("gru", layer_norm, zoneout, recurrent_dropout)
 
     def _step(self, input: Tensor, hx: Tensor | None, variants: dict[str, object]) -> Tensor:
         return gru_cell(input, hx, *self._own(), **variants)
 
 
 class RNNCell(_OneState, nn.RNNCell):
-    """torch.nn.RNNCell: its arguments, parameters and results; layer norm and zoneout as `fastdl.nn.RNN`.
+    """torch.nn.RNNCell: its arguments, parameters and results; layer norm, zoneout and
+    recurrent dropout (drawn anew in every call) as `fastdl.nn.RNN`.
 
-    `forward(input, hx=None)` takes [B, I] or [I] and returns h'. Errors: as `fastdl.ops.rnn_cell`.
+    `forward(input, hx=None, *, reset=None)` takes [B, I] or [I], and `reset`, [B] or [] bool: where True the step
+    starts from zero states. It returns h'. Errors: as `fastdl.ops.rnn_cell`.
     Source: torch.nn.RNNCell.
 
     >>> import fastdl, torch
@@ -183,10 +214,11 @@ class RNNCell(_OneState, nn.RNNCell):
         *,
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         rnn_cell_name(nonlinearity)
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
-        self._add_variants("rnn_tanh", layer_norm, zoneout)
+        self._add_variants("rnn_tanh", layer_norm, zoneout, recurrent_dropout)
 
     def _step(self, input: Tensor, hx: Tensor | None, variants: dict[str, object]) -> Tensor:
         return rnn_cell(input, hx, *self._own(), nonlinearity=self.nonlinearity, **variants)

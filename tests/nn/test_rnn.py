@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastdl
-from tests.ops.rnn_plans import ATEN, FUSED, forced
+from tests.ops.rnn_plans import ATEN, FUSED, REFERENCE, forced
 
 KINDS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -209,17 +209,52 @@ def test_variants_have_their_parameters():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cell_is_a_step_of_its_sequence(kind):
-    variants = dict(layer_norm=True, zoneout=0.2) | ({"peephole": True} if kind == "LSTM" else {})
+    variants = dict(layer_norm=True, zoneout=0.2, recurrent_dropout=0.3)
+    variants |= {"peephole": True} if kind == "LSTM" else {}
     module = getattr(fastdl.nn, kind)(I, H, **variants).eval()
     cell = getattr(fastdl.nn, f"{kind}Cell")(I, H, **variants).eval()
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in module.state_dict().items()})
-    x = torch.randn(5, 3, I)
-    output, ends = module(x)
+    x, reset = torch.randn(5, 3, I), torch.rand(5, 3) < 0.3
+    output, ends = module(x, reset=reset)
     state = None
     for t in range(5):
-        state = cell(x[t], state)
+        state = cell(x[t], state, reset=reset[t])
         assert_same(tensors(state)[0], output[t])
     assert_same(tensors(state), [t[0] for t in tensors(ends)])
+    one = tuple(t[0] for t in tensors(state))
+    one = one if kind == "LSTM" else one[0]
+    for restarts in (True, False):
+        alone = cell(x[0, 0], one, reset=torch.tensor(restarts))
+        assert_same(tensors(alone), tensors(cell(x[0, 0], None if restarts else one)))
+
+
+@pytest.mark.parametrize("plan", [FUSED, REFERENCE], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cell_in_training_is_a_sequence_of_one_step(kind, plan):
+    """The same masks, drawn in the same order; the sequence by the reference, with every gradient."""
+    variants = dict(zoneout=(0.3, 0.2) if kind == "LSTM" else 0.3, recurrent_dropout=0.4)
+    module = getattr(fastdl.nn, kind)(I, H, **variants)
+    cell = getattr(fastdl.nn, f"{kind}Cell")(I, H, **variants)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in module.state_dict().items()})
+    states = [torch.randn(1, 16, H, requires_grad=True) for _ in range(2 if kind == "LSTM" else 1)]
+    x, reset = torch.randn(1, 16, I, requires_grad=True), torch.rand(1, 16) < 0.3
+    torch.manual_seed(0)
+    with fastdl.backend("reference"):
+        _, ends = module(x, tuple(states) if kind == "LSTM" else states[0], reset=reset)
+    expected = [t[0] for t in tensors(ends)]
+    one = [t[0] for t in states]
+    torch.manual_seed(0)
+    with forced(plan):
+        found = tensors(cell(x[0], tuple(one) if kind == "LSTM" else one[0], reset=reset[0]))
+    assert_same(found, expected)
+    gradients = [
+        torch.autograd.grad(sum(t.square().sum() for t in results), [x, *states, *own.parameters()])
+        for results, own in ((found, cell), (expected, module))
+    ]
+    assert_same(*gradients)
+    torch.manual_seed(1)
+    other = tensors(cell(x[0], tuple(one) if kind == "LSTM" else one[0], reset=reset[0]))
+    assert not torch.equal(other[0], found[0])
 
 
 def test_refused_constructors():

@@ -143,6 +143,59 @@ def test_cell_errors(name):
         fastdl.ops.lstm_cell(*change(x[0], (h[0], c[0]), params))
 
 
+QUICK_ERRORS = {
+    "a bias of one": (lambda x, h, c, p: (x, (h, c), *p[:2], p[2][:1], p[3]), "bias_ih .*must have shape"),
+    "a bias of two dimensions": (
+        lambda x, h, c, p: (x, (h, c), *p[:3], p[3][None]),
+        "bias_hh .*must have shape",
+    ),
+    "a bias of each sequence": (
+        lambda x, h, c, p: (x, (h, c), *p[:2], p[2].expand(3, -1), p[3].expand(3, -1)),
+        "bias_ih .*must have shape",
+    ),
+    "one row of weight_ih": (lambda x, h, c, p: (x, (h, c), p[0][:1], *p[1:]), "weight_ih .*must have shape"),
+    "four rows of weight_hh": (
+        lambda x, h, c, p: (x, (h, c), p[0][:4], p[1][:4]),
+        "weight_hh must have shape",
+    ),
+    "dimensions of c": (lambda x, h, c, p: (x[:1], (h[:1], c[:1, :, None]), *p), "c must have shape"),
+    "dtype of c": (lambda x, h, c, p: (x, (h, c.double()), *p), "must have the dtype of x"),
+}
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("name", QUICK_ERRORS)
+def test_what_torchs_cell_would_broadcast(name, gradient):
+    """Small cells are torch's own, whose operator takes most of these."""
+    change, message = QUICK_ERRORS[name]
+    x, (h, c), params = arguments("lstm", torch.float32, T, B, I, H)
+    given = change(x[0], h[0], c[0], params)
+    with torch.set_grad_enabled(gradient), pytest.raises((TypeError, ValueError), match=message):
+        fastdl.ops.lstm_cell(*given)
+
+
+@pytest.mark.parametrize("kind", ["gru", "rnn"])
+def test_a_bias_of_one_in_cells_of_one_state(kind):
+    x, h, (weight_ih, weight_hh, bias, _) = arguments(kind, torch.float32, T, B, I, H)
+    with pytest.raises(ValueError, match="must have shape"):
+        getattr(fastdl.ops, f"{kind}_cell")(x[0], h[0], weight_ih, weight_hh, bias[:1], bias[:1])
+
+
+@pytest.mark.parametrize(
+    ("variants", "error", "message"),
+    [
+        (dict(reset=torch.zeros(2, dtype=torch.bool)), ValueError, r"reset must have the rows of x, \[3\]"),
+        (dict(reset=torch.zeros(3)), TypeError, "reset must be bool, got torch.float32"),
+        (dict(reset=True), TypeError, "reset must be a Tensor or None, got bool"),
+        (dict(recurrent_dropout=1.5), ValueError, "recurrent_dropout must be a number from 0 to 1, got 1.5"),
+    ],
+)
+def test_variants_of_cells(variants, error, message):
+    x, h, params = arguments("gru", torch.float32, T, B, I, H)
+    with pytest.raises(error, match=message):
+        fastdl.ops.gru_cell(x[0], h[0], *params, **variants)
+
+
 def test_forcing_what_cannot_serve_lists_the_reasons():
     x, hx, params = arguments("lstm", torch.float32)
     with fastdl.backend("triton"), pytest.raises(fastdl.UnsupportedError, match="triton"):

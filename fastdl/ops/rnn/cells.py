@@ -12,15 +12,15 @@ from ...transforms import autocast, obstacle
 from . import backends, checks
 from .backends import Plan
 from .layer import run_layer
-from .masks import zoneout_mask
+from .masks import recurrent_mask, zoneout_mask
 from .op import rnn_cell_name
-from .options import zoneout_pair
+from .options import probability, zoneout_pair
 from .plans import remembered, signature
 from .reference import accumulate_dtype
 from .refusals import CANDIDATES, Call, quickly_torch
 from .stack import is_mixed
 from .steps import Context
-from .structure import Structure
+from .structure import GATES, Structure
 
 
 def lstm_cell(
@@ -37,6 +37,8 @@ def lstm_cell(
     weight_norm_c: Tensor | None = None,
     bias_norm_c: Tensor | None = None,
     zoneout: float | tuple[float, float] = (0.0, 0.0),
+    recurrent_dropout: float = 0.0,
+    reset: Tensor | None = None,
     train: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One step of `fastdl.ops.lstm`; differentiable.
@@ -48,6 +50,8 @@ def lstm_cell(
         weight_peephole: [3H], for i, f, o.
         weight_norm_ih, weight_norm_hh [4H], weight_norm_c, bias_norm_c [H]: layer norm; all or none.
         zoneout, train: as `fastdl.ops.lstm`.
+        recurrent_dropout: probability of a zero in what the recurrent product takes of h; drawn anew in every call.
+        reset: [B] bool; where True the step starts from zero states.
 
     Returns:
         (h', c'), each [B, H], in the dtype of x; under autocast in its dtype and c' float32.
@@ -65,11 +69,12 @@ def lstm_cell(
     """
     own = (weight_ih, weight_hh, bias_ih, bias_hh)
     extras = (weight_peephole, weight_norm_ih, weight_norm_hh, weight_norm_c, bias_norm_c)
-    if all(t is None for t in extras) and zoneout == (0.0, 0.0):
+    plain = zoneout == (0.0, 0.0) and reset is None and not recurrent_dropout
+    if plain and all(t is None for t in extras):
         found = _by_torch("lstm", x, hx, own)
         if found is not None:
             return found
-    return _step("lstm_cell", "lstm", x, hx, own + extras, zoneout, train)
+    return _step("lstm_cell", "lstm", x, hx, own + extras, reset, Variants(zoneout, recurrent_dropout, train))
 
 
 def gru_cell(
@@ -83,6 +88,8 @@ def gru_cell(
     weight_norm_ih: Tensor | None = None,
     weight_norm_hh: Tensor | None = None,
     zoneout: float | tuple[float, float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    reset: Tensor | None = None,
     train: bool = False,
 ) -> Tensor:
     """One step of `fastdl.ops.gru`; differentiable.
@@ -100,7 +107,8 @@ def gru_cell(
     torch.Size([2, 4])
     """
     own, norms = (weight_ih, weight_hh, bias_ih, bias_hh), (weight_norm_ih, weight_norm_hh)
-    return _step_of_h("gru_cell", "gru", x, hx, own, norms, zoneout, train)
+    variants = Variants(zoneout, recurrent_dropout, train)
+    return _step_of_h("gru_cell", "gru", x, hx, own, norms, reset, variants)
 
 
 def rnn_cell(
@@ -115,6 +123,8 @@ def rnn_cell(
     weight_norm_ih: Tensor | None = None,
     weight_norm_hh: Tensor | None = None,
     zoneout: float | tuple[float, float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    reset: Tensor | None = None,
     train: bool = False,
 ) -> Tensor:
     """One step of `fastdl.ops.rnn`; differentiable.
@@ -132,7 +142,8 @@ def rnn_cell(
     torch.Size([2, 4])
     """
     own, norms = (weight_ih, weight_hh, bias_ih, bias_hh), (weight_norm_ih, weight_norm_hh)
-    return _step_of_h("rnn_cell", rnn_cell_name(nonlinearity), x, hx, own, norms, zoneout, train)
+    variants = Variants(zoneout, recurrent_dropout, train)
+    return _step_of_h("rnn_cell", rnn_cell_name(nonlinearity), x, hx, own, norms, reset, variants)
 
 
 def _step_of_h(
@@ -142,15 +153,16 @@ def _step_of_h(
     h: Tensor | None,
     own: tuple[Tensor | None, ...],
     norms: tuple[Tensor | None, Tensor | None],
-    zoneout: float | tuple[float, float],
-    train: bool,
+    reset: Tensor | None,
+    variants: Variants,
 ) -> Tensor:
     """h' of a cell whose state is h alone."""
-    if norms[0] is None and norms[1] is None and not zoneout:
+    plain = not variants.zoneout and reset is None and not variants.recurrent_dropout
+    if plain and norms[0] is None and norms[1] is None:
         found = _by_torch(cell, x, h, own)
         if found is not None:
             return found
-    return _step(op, cell, x, h, (*own, None, *norms, None, None), zoneout, train)[0]
+    return _step(op, cell, x, h, (*own, None, *norms, None, None), reset, variants)[0]
 
 
 def _by_torch(
@@ -158,9 +170,32 @@ def _by_torch(
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """The step by torch's own cell where that is what dispatch would choose; None: look closer."""
     try:
-        return backends.torchs_cell(cell, x, hx, own) if quickly_torch(cell, x, *own) else None
-    except (AttributeError, IndexError, RuntimeError, TypeError):
+        quick = quickly_torch(cell, x, *own) and _broadcasts_nothing(cell, hx, *own)
+        return backends.torchs_cell(cell, x, hx, own) if quick else None
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # the checks say what does not fit
+
+
+def _broadcasts_nothing(
+    cell: str,
+    hx: checks.HX,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> bool:
+    """Whether the shapes and the dtype of c, which torch's cell would broadcast or promote, are as they must be."""
+    rows, H = weight_hh.shape
+    if rows != GATES[cell] * H or weight_ih.shape[0] != rows:
+        return False
+    if bias_ih is not None and not bias_ih.shape == bias_hh.shape == (rows,):
+        return False
+    if hx is None:
+        return True
+    if cell != "lstm":
+        return hx.dim() == 2
+    h, c = hx
+    return h.dim() == 2 and c.shape == h.shape and c.dtype is h.dtype
 
 
 # The order in which the parameters of a cell travel here; every one of them but weight_hr, as in Structure.names().
@@ -170,6 +205,14 @@ _NAMES = (
 )  # fmt: skip
 
 
+class Variants(NamedTuple):
+    """Everything of a call that is not a tensor."""
+
+    zoneout: float | tuple[float, float]
+    recurrent_dropout: float
+    train: bool
+
+
 class Step(NamedTuple):
     """The tensors of a call, under autocast in its dtype."""
 
@@ -177,6 +220,7 @@ class Step(NamedTuple):
     h: Tensor | None
     c: Tensor | None
     params: tuple[Tensor | None, ...] | list[Tensor | None]
+    reset: Tensor | None
     mixed: bool
     gradient: bool
 
@@ -198,21 +242,21 @@ def _step(
     x: Tensor,
     hx: checks.HX,
     params: tuple[Tensor | None, ...],
-    zoneout: float | tuple[float, float],
-    train: bool,
+    reset: Tensor | None,
+    variants: Variants,
 ) -> tuple[Tensor, Tensor]:
     """(h', c'); c' means nothing where the cell has none."""
-    step = _inputs(x, hx, params, cell)
-    x, h, c, params, mixed, gradient = step
+    step = _inputs(x, hx, params, reset, cell)
+    x, h, c, params, _, mixed, gradient = step
     reason = obstacle(x, h, c, *params)
-    key = (op, cell, zoneout, train, mixed, gradient, reason, signature(x, h, c, *params))
-    plan, call = remembered(key, lambda: _decide(op, cell, step, zoneout, train, reason))
+    key = (op, cell, variants, mixed, gradient, reason, signature(x, h, c, reset, *params))
+    plan, call = remembered(key, lambda: _decide(op, cell, step, variants, reason))
     given = [t for t in params if t is not None]
     if plan.delegated:
         result = backends.torchs_cell(cell, x, h if c is None else (h, c.to(x.dtype)), given)
         h, c = result if cell == "lstm" else (result, result)
     else:
-        h, c = _by_layer(plan, call, x, h, c, given, gradient)
+        h, c = _by_layer(plan, call, step, given, variants.recurrent_dropout)
     if cell != "lstm":
         return h, h
     dtype = torch.float32 if mixed else x.dtype
@@ -220,39 +264,42 @@ def _step(
 
 
 def _by_layer(
-    plan: Plan,
-    call: Call,
-    x: Tensor,
-    h: Tensor | None,
-    c: Tensor | None,
-    params: list[Tensor],
-    gradient: bool,
+    plan: Plan, call: Call, step: Step, params: list[Tensor], recurrent_dropout: float
 ) -> tuple[Tensor, Tensor]:
     """(h', c') by a layer with one step; c' means nothing where the cell has none."""
-    h = None if h is None else h.unsqueeze(0)
-    c = None if c is None else c.to(accumulate_dtype(x.dtype)).unsqueeze(0)
-    x = x.unsqueeze(0)
+    x = step.x.unsqueeze(0)
+    h = None if step.h is None else step.h.unsqueeze(0)
+    c = None if step.c is None else step.c.to(accumulate_dtype(x.dtype)).unsqueeze(0)
     context = Context(zoneout=call.zoneout)
-    if call.zoneout_masks:
+    if call.zoneout_masks or call.recurrent_mask or call.reset:
         rows = (*x.shape[:2], call.sizes.H)
-        context = context._replace(
-            zoneout_h=zoneout_mask(x, rows, call.zoneout[0]), zoneout_c=zoneout_mask(x, rows, call.zoneout[1])
-        )
-    elif not gradient and not plan.s.projected:
+        context = context._replace(reset=None if step.reset is None else step.reset.unsqueeze(0))
+        if call.recurrent_mask:
+            context = context._replace(recurrent_mask=recurrent_mask(x, rows, recurrent_dropout))
+        if call.zoneout_masks:
+            context = context._replace(
+                zoneout_h=zoneout_mask(x, rows, call.zoneout[0]),
+                zoneout_c=zoneout_mask(x, rows, call.zoneout[1]),
+            )
+    elif not step.gradient and not plan.s.projected:
         # what run_layer would do, 3 us sooner
         output, _, c, *_ = backends.RAW[plan[:2]].forward(
             x, h, c, params, None, None, None, None, None, None, plan.packed, plan.zoneout, False
         )
         return output[0], c[0] if call.s.cell == "lstm" else c
-    output, _, c = run_layer(plan, x, h, c, params, context, gradient)
+    output, _, c = run_layer(plan, x, h, c, params, context, step.gradient)
     return output[0], c[0] if call.s.cell == "lstm" else c
 
 
-def _inputs(x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], cell: str) -> Step:
+def _inputs(
+    x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], reset: Tensor | None, cell: str
+) -> Step:
     h, c = checks.split_states(hx, cell)
     for name, t in (("x", x), ("weight_ih", params[0]), ("weight_hh", params[1])):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+    if reset is not None and not isinstance(reset, Tensor):
+        raise TypeError(f"reset must be a Tensor or None, got {type(reset).__name__}")
     mixed = False
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         x, h, *params = autocast(x, h, *params)
@@ -260,12 +307,12 @@ def _inputs(x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], cell: s
         if mixed and c is not None:
             c = c.to(torch.float32)
     gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, c, *params))
-    return Step(x, h, c, params, mixed, gradient)
+    return Step(x, h, c, params, reset, mixed, gradient)
 
 
-def _describe(cell: str, step: Step, zoneout: float | tuple[float, float], train: bool) -> Call:
+def _describe(cell: str, step: Step, variants: Variants) -> Call:
     """Check everything, and say what the refusals see."""
-    x, h, c, params, _, gradient = step
+    x, h, c, params, reset, _, gradient = step
     named = dict(zip(_NAMES, params, strict=True))
     for name, t in named.items():
         if t is not None and not isinstance(t, Tensor):
@@ -289,10 +336,14 @@ def _describe(cell: str, step: Step, zoneout: float | tuple[float, float], train
     for name, t in (("h", h), ("c", c)):
         if t is not None and tuple(t.shape) != (x.shape[0], H):
             raise ValueError(f"{name} must have shape [B, H] = {[x.shape[0], H]}, got {list(t.shape)}")
-    zoneout = zoneout_pair(zoneout, cell)
+    if reset is not None:
+        checks.check_mask("reset", reset, x, (x.shape[0],))
+    zoneout, train = zoneout_pair(variants.zoneout, cell), variants.train
+    probability("recurrent_dropout", variants.recurrent_dropout)
     return Call(
-        s, checks.Sizes(1, x.shape[0], x.shape[1], H, R), 1, x.dtype, x.device, True, False, False, False, False,
-        zoneout, train and zoneout != (0.0, 0.0), 0.0, gradient, False, torch.compiler.is_compiling(),
+        s, checks.Sizes(1, x.shape[0], x.shape[1], H, R), 1, x.dtype, x.device, True, False, False, reset is not None,
+        train and variants.recurrent_dropout > 0, zoneout, train and zoneout != (0.0, 0.0), 0.0, gradient, False,
+        torch.compiler.is_compiling(),
     )  # fmt: skip
 
 
@@ -303,10 +354,8 @@ def _together(named: dict[str, Tensor | None], *names: str) -> None:
         raise ValueError(f"{', '.join(names)} go together: {', '.join(missing)} missing")
 
 
-def _decide(
-    op: str, cell: str, step: Step, zoneout: float | tuple[float, float], train: bool, reason: str | None
-) -> Decided:
-    call = _describe(cell, step, zoneout, train)
+def _decide(op: str, cell: str, step: Step, variants: Variants, reason: str | None) -> Decided:
+    call = _describe(cell, step, variants)
     if reason is None:
         choice = dispatch.choose(op, call, *step.floating)
     else:
@@ -318,10 +367,12 @@ def _decide(
 def _dispatch_arguments(op: str) -> object:
     """What the refusals see of a call."""
 
-    def arguments(x, hx, zoneout, train, nonlinearity="tanh", **params: Tensor | None) -> tuple:
+    def arguments(
+        x, hx, zoneout, recurrent_dropout, reset, train, nonlinearity="tanh", **params: Tensor | None
+    ) -> tuple:
         cell = rnn_cell_name(nonlinearity) if op == "rnn_cell" else op.removesuffix("_cell")
-        step = _inputs(x, hx, tuple([params.get(name) for name in _NAMES]), cell)
-        return _describe(cell, step, zoneout, train), *step.floating
+        step = _inputs(x, hx, tuple([params.get(name) for name in _NAMES]), reset, cell)
+        return _describe(cell, step, Variants(zoneout, recurrent_dropout, train)), *step.floating
 
     return arguments
 

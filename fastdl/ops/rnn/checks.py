@@ -106,7 +106,7 @@ def check_sequence(
             )
     _check_lengths(x, lengths, B)
     if reset is not None:
-        _check_mask("reset", reset, x, tuple(x.shape[:-1]))
+        check_mask("reset", reset, x, tuple(x.shape[:-1]))
     return Sizes(T, B, x.shape[-1], H, R)
 
 
@@ -197,7 +197,8 @@ def check_length_values(lengths: Tensor, T: int) -> None:
             raise ValueError(f"lengths must be from 0 to T = {T}, got {least if least < 0 else most}")
 
 
-def _check_mask(name: str, mask: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+def check_mask(name: str, mask: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises unless `mask` is bool, on the device of x and of `shape`."""
     if mask.dtype is not torch.bool:
         raise TypeError(f"{name} must be bool, got {mask.dtype}")
     if mask.device != x.device:

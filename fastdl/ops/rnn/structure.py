@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 class Structure(NamedTuple):
@@ -31,7 +31,7 @@ class Structure(NamedTuple):
     @property
     def num_gates(self) -> int:
         """G: i f g o, r z n, or the one of a plain cell."""
-        return _GATES[self.cell]
+        return GATES[self.cell]
 
     @property
     def saved_width(self) -> int:
