@@ -101,7 +101,38 @@ def refuse_cuda_fused(call: Call, *tensors: Tensor | None) -> str | None:
         return f"x is on {call.device}"
     if not _CUDA_KERNELS:
         return f"CUDA kernels are not loaded: {_extension.cuda.error or 'built without this family'}"
+    if call.dtype is torch.bfloat16 and torch.cuda.get_device_capability(call.device) < (8, 0):
+        return "bfloat16 needs compute capability 8.0"
+    if dispatch.settings.strict or dispatch.settings.backend is not None:
+        return None
+    return _better_by_cudnn(call)
+
+
+# Recurrent weights, in bytes by the size of an element, that a block of a persistent kernel holds in registers and
+# shared memory; a cluster has up to 16 blocks, machines before compute capability 9.0 have no clusters.
+_BLOCK_BYTES = {2: 2**18, 4: 5 * 2**15}
+_CLUSTER_BLOCKS = 16
+_MOST_UNITS = {1: 128, _CLUSTER_BLOCKS: 1024}
+
+
+def _better_by_cudnn(call: Call) -> str | None:
+    """Why cuDNN's layer, where it computes the call: without a persistent kernel ours launches kernels every step."""
+    if call.one_step or call.compiling or not_torchs(call) is not None or not _has_cudnn():
+        return None
+    if call.s.has_projection:
+        return "no persistent kernel has a projection, cuDNN needs fewer launches"
+    size = call.dtype.itemsize
+    if size not in _BLOCK_BYTES:
+        return f"no persistent kernel computes in {call.dtype}, cuDNN needs fewer launches"
+    blocks = _CLUSTER_BLOCKS if torch.cuda.get_device_capability(call.device) >= (9, 0) else 1
+    H, most_units, most_bytes = call.sizes.H, _MOST_UNITS[blocks], blocks * _BLOCK_BYTES[size]
+    if most_units < H or call.s.num_gates * H * H * size > most_bytes:
+        return f"{H} hidden units are more than a persistent kernel holds, cuDNN needs fewer launches"
     return None
+
+
+def _has_cudnn() -> bool:
+    return torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()
 
 
 def refuse_cpu_aten(call: Call, *tensors: Tensor | None) -> str | None:

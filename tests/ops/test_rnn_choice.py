@@ -1,0 +1,103 @@
+"""What is decided for a call on a GPU, asked without one, and what deciding costs where sizes vary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from rnn_plans import OPS, arguments, leaves
+
+import fastdl
+from fastdl import dispatch
+from fastdl.ops.rnn import plans, refusals
+from fastdl.testing.rnn import Sample
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if the CUDA kernels were loaded beside cuDNN; sets the compute capability."""
+    monkeypatch.setattr(refusals, "_CUDA_KERNELS", True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+
+    def of(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    of(9, 0)
+    return of
+
+
+def chosen(sample: Sample, dtype: torch.dtype) -> tuple[str, str]:
+    return tuple(dispatch.choose(sample.cell.split("_")[0], sample.call(dtype, "cuda")))
+
+
+LSTM, GRU = Sample("lstm", 5, 16, 64, 512), Sample("gru", 5, 16, 64, 512)
+SERVED = [
+    ((9, 0), LSTM, torch.bfloat16, "fused"),
+    ((9, 0), dataclasses.replace(LSTM, H=800), torch.bfloat16, "cudnn"),
+    ((9, 0), dataclasses.replace(GRU, H=800), torch.bfloat16, "fused"),
+    ((9, 0), dataclasses.replace(GRU, H=512), torch.float32, "cudnn"),
+    ((9, 0), dataclasses.replace(GRU, H=400), torch.float32, "fused"),
+    ((9, 0), Sample("rnn_tanh", 5, 16, 64, 1032), torch.bfloat16, "cudnn"),
+    ((9, 0), dataclasses.replace(LSTM, H=64), torch.float64, "cudnn"),
+    ((9, 0), dataclasses.replace(LSTM, H=64, projection=32), torch.float16, "cudnn"),
+    ((8, 6), dataclasses.replace(LSTM, H=128), torch.float16, "fused"),
+    ((8, 6), dataclasses.replace(LSTM, H=136), torch.float16, "cudnn"),
+    # torch has none of these: large or not, the kernels do what they can
+    ((9, 0), dataclasses.replace(LSTM, H=1200, layer_norm=True), torch.float16, "fused"),
+    ((8, 6), dataclasses.replace(LSTM, H=136, layout="lengths"), torch.float16, "fused"),
+    ((8, 6), dataclasses.replace(LSTM, H=1200, peephole=True), torch.float16, "fused"),
+    # a cell needs one launch in any case
+    ((8, 6), dataclasses.replace(LSTM, T=1, H=1200, one_step=True), torch.float16, "fused"),
+]
+
+
+@pytest.mark.parametrize(("capability", "sample", "dtype", "algorithm"), SERVED, ids=str)
+def test_cudnn_where_no_persistent_kernel_serves(gpu, capability, sample, dtype, algorithm):
+    gpu(*capability)
+    assert chosen(sample, dtype) == ("cuda", algorithm)
+
+
+def test_without_cudnn_the_kernels_serve_every_size(gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
+    assert chosen(dataclasses.replace(LSTM, H=1200), torch.float16) == ("cuda", "fused")
+
+
+def test_a_forced_backend_takes_its_kernels(gpu):
+    with fastdl.backend("cuda"):
+        assert chosen(dataclasses.replace(LSTM, H=1200), torch.float16) == ("cuda", "fused")
+
+
+def test_bfloat16_before_compute_capability_8(gpu):
+    """Refused with the reason, and served by torch's layer where it has one."""
+    gpu(7, 5)
+    assert refusals.refuse_cuda_fused(LSTM.call(torch.bfloat16, "cuda")) == (
+        "bfloat16 needs compute capability 8.0"
+    )
+    assert chosen(LSTM, torch.bfloat16) == ("cuda", "cudnn")
+
+
+def test_the_reason_is_said(gpu):
+    reason = refusals.refuse_cuda_fused(dataclasses.replace(LSTM, H=1200).call(torch.float16, "cuda"))
+    assert reason == "1200 hidden units are more than a persistent kernel holds, cuDNN needs fewer launches"
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_sizes_that_vary_are_decided_once_and_forgotten(kind, monkeypatch):
+    """One decision for each T and B, none when it returns, and never more kept than there is room for."""
+    monkeypatch.setattr(plans, "_MOST", 8)
+    plans._decided.clear()
+    decided = []
+    choose = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda *given: decided.append(1) or choose(*given))
+    most = 0
+    for T in range(1, 8):
+        for B in (1, 2, 5):
+            x, hx, params = arguments(kind, torch.float32, T, B)
+            before = len(decided)
+            for _ in range(2):
+                output = OPS[kind](x, hx, params)[0]
+            torch.autograd.grad(output.sum(), leaves(x, hx, params), allow_unused=True)
+            assert len(decided) == before + 1
+            most = max(most, len(plans._decided))
+    assert most == 8
