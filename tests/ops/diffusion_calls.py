@@ -65,12 +65,21 @@ def whole_sample_calls(shape: tuple[int, ...], dtype: torch.dtype = torch.float3
         )  # fmt: skip
 
 
-def threshold_cases(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Samples [5, 501] and a table that makes each its own x_0: drawn, repeated, one NaN, one infinite, tiny."""
+def threshold_calls(dtype: torch.dtype, quantiles: tuple[float, ...]) -> Iterator[tuple]:
+    """Arguments of diffusion_step whose x_0 is the sample itself, thresholded: samples [5, 501] drawn, repeated, with
+    one NaN, with one infinity, tiny."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(1, 501, generator=generator, dtype=dtype) * 8
     repeated = torch.randint(-3, 4, (1, 501), generator=generator).to(dtype)
     one_nan, one_infinite = drawn.clone(), drawn.clone()
     one_nan[0, 77], one_infinite[0, 99] = -torch.nan, -torch.inf
     x = torch.cat((drawn, repeated, one_nan, one_infinite, torch.full_like(drawn, 1e-40)))
-    return x, Table(1, X0_SAMPLE=1.0).on(torch.device("cpu"))
+    identity, flags = Table(1, X0_SAMPLE=1.0).on(torch.device("cpu")), schema.WANT_X0 | schema.THRESHOLD
+    for quantile in quantiles:
+        yield x, None, None, None, None, None, 0, identity, flags, 1.0, 0.0, 1e30, quantile
+
+
+def assert_same_bits(ours: Tensor, expected: Tensor) -> None:
+    """Equal, and NaN in the same places."""
+    assert torch.equal(ours.isnan(), expected.isnan())
+    assert torch.equal(ours.nan_to_num(), expected.nan_to_num())

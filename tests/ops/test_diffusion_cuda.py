@@ -6,7 +6,7 @@ import torch
 from fastdl.ops.diffusion import registration, schema
 from fastdl.ops.normal import normals
 from tests.emulation import library
-from tests.ops.diffusion_calls import calls, table, threshold_cases, whole_sample_calls
+from tests.ops.diffusion_calls import assert_same_bits, calls, table, threshold_calls, whole_sample_calls
 
 if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
@@ -94,26 +94,8 @@ def test_what_needs_a_whole_sample_is_the_definition(shape, largest_cluster, dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_threshold_is_the_quantile_to_the_last_bit(dtype):
-    x, identity = threshold_cases(dtype)
-    for quantile in (0.0, 0.1234, 0.5, 0.998, 1.0):
-        arguments = (
-            x,
-            None,
-            None,
-            None,
-            None,
-            None,
-            0,
-            identity,
-            2 | schema.THRESHOLD,
-            1.0,
-            0.0,
-            1e30,
-            quantile,
-        )
-        ours, expected = Emulated().step(*arguments)[1], registration.diffusion_step(*arguments)[1]
-        assert torch.equal(ours.isnan(), expected.isnan())
-        assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
+    for arguments in threshold_calls(dtype, (0.0, 0.1234, 0.5, 0.998, 1.0)):
+        assert_same_bits(Emulated().step(*arguments)[1], registration.diffusion_step(*arguments)[1])
 
 
 def test_a_sample_without_deviation_is_not_rescaled_and_nan_stays():

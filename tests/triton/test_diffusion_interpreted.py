@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fastdl
-from fastdl.ops.diffusion import registration, schema
+from fastdl.ops.diffusion import registration
 from fastdl.ops.normal import normals
 from fastdl.testing.diffusion import SAMPLES, reports
-from tests.ops.diffusion_calls import calls, table, threshold_cases, whole_sample_calls
+from tests.ops.diffusion_calls import assert_same_bits, calls, table, threshold_calls, whole_sample_calls
 
 step = torch.ops.fastdl.diffusion_step_triton.default
 backward = torch.ops.fastdl.diffusion_step_backward_triton.default
@@ -41,26 +41,8 @@ def test_what_needs_a_whole_sample_is_the_definition(shape):
 
 
 def test_a_threshold_is_the_quantile_to_the_last_bit():
-    x, identity = threshold_cases(torch.float32)
-    for quantile in (0.0, 0.998, 1.0):
-        arguments = (
-            x,
-            None,
-            None,
-            None,
-            None,
-            None,
-            0,
-            identity,
-            2 | schema.THRESHOLD,
-            1.0,
-            0.0,
-            1e30,
-            quantile,
-        )
-        ours, expected = step(*arguments)[1], registration.diffusion_step(*arguments)[1]
-        assert torch.equal(ours.isnan(), expected.isnan())
-        assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
+    for arguments in threshold_calls(torch.float32, (0.0, 0.998, 1.0)):
+        assert_same_bits(step(*arguments)[1], registration.diffusion_step(*arguments)[1])
 
 
 @pytest.mark.parametrize("seed", [[0, 0], [-1, -1], [2**62 + 12345, 2**33 + 1]])
