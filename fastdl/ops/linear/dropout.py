@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import _extension, dispatch
+from ... import dispatch
 from ...dispatch import Candidate
 from ...transforms import obstacle
 from ..philox import draw_seed
 from . import triton_ops
 from .backends import RAW
 from .reference import dropped
+from .refusals import kernel_asked_for, refuse_cpu
 
 # Below, a Function in Python costs more than is won. torch draws 60 elements in a microsecond, by one thread.
 _FEWEST = 8192
@@ -84,19 +85,15 @@ class Dropout(torch.autograd.Function):
 
 def refuse_cpu_fused(x: Tensor, p: float) -> str | None:
     """Why not the pass that draws its mask again in backward."""
-    if x.device.type != "cpu":
-        return f"x is on {x.device}"
-    if not _extension.cpu.loaded:
-        return f"CPU kernels are not loaded: {_extension.cpu.error}"
+    if (reason := refuse_cpu(x, p)) is not None:
+        return reason
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no kernel for {x.dtype}"
-    if p == 1:
-        return "p = 1 drops everything"
     if not x.is_contiguous():
         return "x is not contiguous"
     if torch.compiler.is_compiling():
         return "a compiler draws dropout in its own kernels"
-    if x.numel() < _FEWEST and not (dispatch.settings.strict or dispatch.settings.backend):
+    if x.numel() < _FEWEST and not kernel_asked_for():
         return f"torch is faster below {_FEWEST} elements"
     return None
 

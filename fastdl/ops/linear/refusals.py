@@ -11,7 +11,8 @@ from ...transforms import needs_gradient
 from . import sizes, triton_ops
 
 
-def _cpu(x: Tensor, dropout_p: float) -> str | None:
+def refuse_cpu(x: Tensor, dropout_p: float) -> str | None:
+    """Why not any CPU kernel of this family."""
     if x.device.type != "cpu":
         return f"x is on {x.device}"
     if dropout_p == 1:
@@ -23,7 +24,7 @@ def refuse_cpu_dot(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not the product whose sums run along in_features."""
-    if (reason := _cpu(x, dropout_p)) is not None:
+    if (reason := refuse_cpu(x, dropout_p)) is not None:
         return reason
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no kernel for {x.dtype}"
@@ -31,7 +32,7 @@ def refuse_cpu_dot(
         return "weight is not contiguous"
     if x.dtype is not torch.float32:
         return "AMX tiles multiply faster" if _extension.cpu_isa() == "amx" else None
-    if dropout_p or _kernel_asked_for():
+    if dropout_p or kernel_asked_for():
         N, K = weight.shape
         return sizes.LIMIT if sizes.product_near_limit(_rows(x), N, K) else None
     return sizes.dot_loses(*_size(x, weight, bias, activation))
@@ -48,7 +49,7 @@ def _size(
     return (_rows(x), *weight.shape, activation, needs_gradient(x, weight, bias))
 
 
-def _kernel_asked_for() -> bool:
+def kernel_asked_for() -> bool:
     """Whether "slower" is no reason: a backend is forced, or falling back is an error."""
     return settings.strict or settings.backend is not None
 
@@ -57,7 +58,7 @@ def refuse_cpu_gemm(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not our own products, each where it beats torch's, and one fused pass."""
-    if (reason := _cpu(x, dropout_p)) is not None:
+    if (reason := refuse_cpu(x, dropout_p)) is not None:
         return reason
     if x.dtype is not torch.float32:
         return "only float32 has a kernel"
@@ -70,13 +71,13 @@ def refuse_cpu_composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not torch's product and one fused pass."""
-    if (reason := _cpu(x, dropout_p)) is not None:
+    if (reason := refuse_cpu(x, dropout_p)) is not None:
         return reason
     if dropout_p:
         return None
     if activation is None:
         return "there is nothing to fuse"
-    if _kernel_asked_for() or x.dtype is not torch.float32:
+    if kernel_asked_for() or x.dtype is not torch.float32:
         return None
     return sizes.pass_loses(*_size(x, weight, bias, activation))
 
@@ -85,7 +86,7 @@ def refuse_cpu_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, dropout_p: float
 ) -> str | None:
     """Why not torch's linear and its activation, autograd included."""
-    return "there is dropout to fuse" if dropout_p else _cpu(x, dropout_p)
+    return "there is dropout to fuse" if dropout_p else refuse_cpu(x, dropout_p)
 
 
 def _plain(activation: str | None, dropout_p: float) -> str | None:
