@@ -168,29 +168,6 @@ class Resident {
   Piece<T> held_[kInRegisters > 0 ? kInRegisters : 1][kGates][2];
 };
 
-// Sends this block's units of `values` [8][pitch], of each of `gates` parts `stride` apart, to the other
-// blocks. From here to await() nothing of shared memory may be written.
-template <class T>
-FD_DEVICE void send(T* values, const PersistentShape& s, int rank, int gates, int stride) {
-  constexpr int kElements = kPieceElements<T>;
-  __syncthreads();
-  if (s.blocks == 1) return;
-  // Four lanes a row; a warp serves every (threads / 32)-th block.
-  const int lane = threadIdx.x % 32, first = lane % 4 * kElements;
-  T* row = values + lane / 4 * s.pitch + rank * s.units;
-  for (int other = threadIdx.x / 32 + 1; other < s.blocks; other += s.threads / 32) {
-    T* to = fd::cluster_map(row, (rank + other) & (s.blocks - 1));
-    for (int gate = 0; gate < gates; ++gate)
-      for (int k = first; k < s.units; k += 4 * kElements)
-        *reinterpret_cast<uint4*>(to + gate * stride + k) =
-            *reinterpret_cast<const uint4*>(row + gate * stride + k);
-  }
-  fd::cluster_arrive();
-}
-FD_DEVICE void await(const PersistentShape& s) {
-  if (s.blocks > 1) fd::cluster_wait();
-}
-
 // Which sequence and unit a thread owns: one unit of 4 / kSplits rows.
 struct PersistentPlace {
   int d, rank, unit;   // unit: of the block

@@ -4,6 +4,7 @@
 //   product, gate after gate. A thread makes one unit of 4 / kSplits rows and keeps dh and dc in registers.
 // Saves nothing.
 #pragma once
+#include "ops/rnn/persistent_exchange.cuh"
 #include "ops/rnn/persistent_pack.cuh"
 
 namespace fastdl::cuda {
@@ -179,7 +180,8 @@ class BackwardThread {
   int length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
 };
 
-template <class T, int kGates, int kSplits>
+// Group: Cluster, how blocks exchange values.
+template <class T, int kGates, int kSplits, class Group>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward_kernel(const __grid_constant__ PersistentBackward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
@@ -189,13 +191,13 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   const Resident<T, 1, kSplits> product(
       s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, 1) / s.blocks));
   BackwardThread<T, kGates, kSplits> thread(f, own);
+  typename Group::template Exchange<T> exchange(s, own);
 
-  for (int i = threadIdx.x; i < 2 * kTileRows * s.pitch; i += s.threads)
+  for (int i = threadIdx.x; i < Group::kBuffers * kTileRows * s.pitch; i += s.threads)
     memory.values[i] = fd::from_compute<T>(0);
   const int64_t last = f.rows.T - 1;
   if (last >= 0) thread.fetch(last);
-  // Every block has started, and zeroed what the others write to.
-  fd::cluster_sync();
+  exchange.begin();
   T* values = memory.values;
   for (int64_t i = last; i >= 0; --i) {
     if (i < last) {
@@ -203,13 +205,13 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       __syncthreads();
     }
     thread.step(i, i < last, product);
-    values = memory.values + (last - i) % 2 * kTileRows * s.pitch;
+    values = memory.values + (last - i) % Group::kBuffers * kTileRows * s.pitch;
     thread.leave(values);
-    send(values, s, own.rank, kGates, s.units * s.blocks);
+    exchange.send(values, kGates);
     // Off the path from one step to the next: the barrier does not wait for these.
     thread.store(i);
     if (i > 0) thread.fetch(i - 1);
-    await(s);
+    exchange.await(values);
   }
   if (last >= 0) {
     product.multiply(values);

@@ -4,6 +4,7 @@
 //   keeps in registers.
 // Saves for backward: the gates after their activations and c, where asked for.
 #pragma once
+#include "ops/rnn/persistent_exchange.cuh"
 #include "ops/rnn/persistent_pack.cuh"
 
 namespace fastdl::cuda {
@@ -149,7 +150,8 @@ class ForwardThread {
   T gx_[kRows][kGates], saved_[kRows][kSaved];
 };
 
-template <class T, int kGates, int kSplits>
+// Group: Cluster, how blocks exchange values.
+template <class T, int kGates, int kSplits, class Group>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_forward_kernel(const __grid_constant__ PersistentForward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
@@ -160,32 +162,32 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, kGates) / s.blocks));
   auto time = [&](int64_t i) { return own.d ? f.rows.T - 1 - i : i; };
   ForwardThread<T, kGates, kSplits> thread(f, own);
+  typename Group::template Exchange<T> exchange(s, own);
 
-  for (int i = threadIdx.x; i < 2 * kTileRows * s.pitch; i += s.threads)
+  for (int i = threadIdx.x; i < Group::kBuffers * kTileRows * s.pitch; i += s.threads)
     memory.values[i] = fd::from_compute<T>(0);
-  // Every block has started, and zeroed what the others write to.
-  fd::cluster_sync();
+  exchange.begin();
   if (f.rows.T > 0) {
     thread.enter(time(0), memory.values);
-    send(memory.values, s, own.rank, 1, 0);
+    exchange.send(memory.values, 1);
     thread.fetch(time(0));
-    await(s);
+    exchange.await(memory.values);
   }
   for (int64_t i = 0; i < f.rows.T; ++i) {
-    product.multiply(memory.values + i % 2 * kTileRows * s.pitch);
+    product.multiply(memory.values + i % Group::kBuffers * kTileRows * s.pitch);
     __syncthreads();
     thread.step(time(i), product);
     if (i + 1 == f.rows.T) {
       thread.store(time(i));
       break;
     }
-    T* next = memory.values + (i + 1) % 2 * kTileRows * s.pitch;
+    T* next = memory.values + (i + 1) % Group::kBuffers * kTileRows * s.pitch;
     thread.enter(time(i + 1), next);
-    send(next, s, own.rank, 1, 0);
+    exchange.send(next, 1);
     // Off the path from one step to the next: the barrier does not wait for these.
     thread.fetch(time(i + 1));
     thread.store(time(i));
-    await(s);
+    exchange.await(next);
   }
   thread.finish();
 }

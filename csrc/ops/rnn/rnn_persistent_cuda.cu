@@ -72,7 +72,8 @@ PersistentShape choose(const RnnSequence& q, int gates, int value_gates, Kernel 
 
 template <class T, int kGates>
 auto forward_kernel(const PersistentShape& s) {
-  return s.splits == 4 ? persistent_forward_kernel<T, kGates, 4> : persistent_forward_kernel<T, kGates, 1>;
+  return s.splits == 4 ? persistent_forward_kernel<T, kGates, 4, Cluster>
+                       : persistent_forward_kernel<T, kGates, 1, Cluster>;
 }
 
 constexpr int kUploadCount = 448;
@@ -135,7 +136,8 @@ PersistentShape forward_shape(const RnnSequence& q) {
 
 template <class T, int kGates>
 auto backward_kernel(const PersistentShape& s) {
-  return s.splits == 4 ? persistent_backward_kernel<T, kGates, 4> : persistent_backward_kernel<T, kGates, 1>;
+  return s.splits == 4 ? persistent_backward_kernel<T, kGates, 4, Cluster>
+                       : persistent_backward_kernel<T, kGates, 1, Cluster>;
 }
 template <class T, int kGates>
 PersistentShape backward_shape(const RnnSequence& q) {
