@@ -1,6 +1,6 @@
 // cp.async, bulk copies and memory barriers; the twins of common/cuda/async_copy.cuh.
 #pragma once
-#include "emulation/fiber.h"
+#include "emulation/shared_memory.h"
 
 namespace emu {
 
@@ -23,9 +23,31 @@ inline void advance_if_complete(MemoryBarrier& barrier) {
   ++barrier.phase;
 }
 
+// Copies whose bytes arrive at a memory barrier.
+inline void begin_copies(const std::vector<Copy>& copies, uint64_t* p, Site site) {
+  EMU_TSAN(for (const Copy& copy : copies) {
+    __tsan_write_range(copy.to, copy.bytes);
+    if (copy.valid) __tsan_read_range((void*)copy.from, copy.valid);
+  })
+  EMU_QUIET MemoryBarrier& barrier = memory_barrier(p, site);
+  self->site = site;
+  for (const Copy& copy : copies) {
+    if (machine.copies_land_early) {
+      land(copy);
+      barrier.bytes -= copy.bytes;
+    } else {
+      barrier.copies.push_back(copy);
+    }
+  }
+  EMU_RELEASE(&barrier.token[barrier.phase & 1]);
+  advance_if_complete(barrier);
+}
+
 }  // namespace emu
 
 namespace fd {
+
+inline unsigned shared_address(const void* p, EMU_SITE) { return emu::shared_address(p, {file, line}); }
 
 // The bytes land at once in odd schedules, in cp_async_wait (as late as allowed) in even ones.
 // ThreadSanitizer sees a write at both ends.
@@ -65,18 +87,11 @@ inline void mbarrier_arrive(uint64_t* p, int bytes = 0, EMU_SITE) {
   emu::advance_if_complete(barrier);
 }
 inline void bulk_copy(void* to, const void* from, int bytes, uint64_t* p, EMU_SITE) {
-  EMU_TSAN(__tsan_write_range(to, bytes); __tsan_read_range((void*)from, bytes);)
-  EMU_QUIET if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | unsigned(bytes)) & 15)
-      emu::fail("cp.async.bulk: misaligned address or size", {file, line});
-  auto& barrier = emu::memory_barrier(p, {file, line});
-  if (emu::machine.copies_land_early) {
-    emu::land({to, from, bytes, bytes});
-    barrier.bytes -= bytes;
-  } else {
-    barrier.copies.push_back({to, from, bytes, bytes});
+  {
+    EMU_QUIET if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | unsigned(bytes)) &
+                  15) emu::fail("cp.async.bulk: misaligned address or size", {file, line});
   }
-  EMU_RELEASE(&barrier.token[barrier.phase & 1]);
-  emu::advance_if_complete(barrier);
+  emu::begin_copies({{to, from, bytes, bytes}}, p, {file, line});
 }
 // Late copies land here, when somebody waits for them, and not before.
 inline void mbarrier_wait(uint64_t* p, int parity, EMU_SITE) {

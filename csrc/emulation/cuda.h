@@ -31,6 +31,8 @@
 // These need what is above.
 #include "emulation/async_copy.h"
 #include "emulation/tensor_core.h"
+#include "emulation/tensor_map.h"
+#include "emulation/warpgroup.h"
 
 #define threadIdx (emu::self->id)
 #define blockIdx (emu::self->block->id)

@@ -131,8 +131,13 @@ inline void finish_block(Block& block, std::vector<SharedArray>& kept) {
     for (auto& group : thread.copy_groups) flying |= !group.empty();
     if (flying && machine.error.empty())
       fail("cp.async still in flight when the thread returned", thread.copy_site, &thread);
+    if (!thread.sums_in_flight.empty() && machine.error.empty())
+      fail("wgmma still in flight when the thread returned", thread.site, &thread);
     EMU_TSAN(if (machine.error.empty()) __tsan_destroy_fiber(thread.tsan);)
   }
+  for (auto& [key, barrier] : block.memory_barriers)
+    if (!barrier.copies.empty() && machine.error.empty())
+      fail("bulk copy still in flight when the block ended", {}, &block.threads[0]);
 }
 
 inline std::vector<size_t> order_of_groups(size_t count) {

@@ -42,6 +42,30 @@ inline void* peer_shared(void* p, unsigned rank, Site site) {
   return p;
 }
 
+// Where dynamic shared memory begins in the window of its block: on no larger boundary than CUDA promises.
+constexpr unsigned kFirstShared = 1024 + 128;
+
+inline unsigned shared_address(const void* p, Site site) {
+  EMU_QUIET const SharedArray& array = self->block->dynamic_shared;
+  const char* at = static_cast<const char*>(p);
+  if (at >= array.data && at < array.data + array.bytes)
+    return kFirstShared + static_cast<unsigned>(at - array.data);
+  fail("not an address of dynamic shared memory", site);
+  return 0;
+}
+
+// The 16 bytes at an address of the window; null outside.
+inline char* shared_chunk(unsigned address, Site site) {
+  const SharedArray& array = self->block->dynamic_shared;
+  if (address >= kFirstShared && address - kFirstShared + 16 <= array.bytes)
+    return array.data + (address - kFirstShared);
+  fail("outside of dynamic shared memory", site);
+  return nullptr;
+}
+
+// Swizzling by 128 bytes: the chunk within a row of 128 bytes changes with the row, by absolute address.
+inline unsigned swizzle_128(unsigned address) { return address ^ (address >> 7 & 7) << 4; }
+
 }  // namespace emu
 
 #define FD_SHARED(T, name, dims)    \

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <string>
@@ -57,6 +58,25 @@ struct Copy {
   int bytes, valid;
 };
 
+// One wgmma: what the threads of a warpgroup have deposited (warpgroup.h).
+struct Product {
+  Site site;
+  int tiles;
+  bool add, transposed, in_registers;
+  uint64_t left, right;
+  float (*element)(uint16_t);
+  int deposited = 0;
+  bool done = false;
+  float* sums[128] = {};
+  uint32_t fragments[128][4] = {};
+};
+
+// Sums that belong to the tensor cores until a thread waits for the last product that adds to them.
+struct SumsInFlight {
+  std::vector<float> values;
+  int last = 0;
+};
+
 struct Warp;
 struct Block;
 
@@ -78,6 +98,10 @@ struct Thread {
   void *tsan, *asan = nullptr;
   std::vector<Copy> open_copies;               // cp.async not yet committed
   std::vector<std::vector<Copy>> copy_groups;  // committed, not yet waited for
+  int products = 0, products_over = 0;         // wgmma so far, and of those it has waited for
+  std::vector<int> product_groups;             // how many there were at each commit not yet waited for
+  std::map<float*, SumsInFlight> sums_in_flight;
+  bool fenced = false;  // no register has been free to change since wgmma_fence
 };
 
 struct Warp {
@@ -114,6 +138,7 @@ struct Block {
   SharedArray dynamic_shared;
   std::map<const void*, SharedArray> static_shared;
   std::map<void*, MemoryBarrier> memory_barriers;
+  std::map<int, std::deque<Product>> products;  // by warpgroup
 };
 
 struct Machine {

@@ -104,6 +104,35 @@ void check_fragment_tile(const char* name) {
   });
 }
 
+// C = bf16(A B^T) V of small integers: all sums are exact.
+template <int N>
+void check_warpgroup_products(int rows, int K) {
+  const int kKeys = 128, stride = (K + 7) / 8 * 8;
+  Array<bf16> a(rows * stride), b(kKeys * stride), v(kKeys * N);
+  Array<float> c(64 * N);
+  a.integers(2), b.integers(2), v.integers(2);
+  fd::TensorMap maps[3];
+  const auto map = [](fd::TensorMap& m, Array<bf16>& from, int64_t count, int64_t width, int64_t apart,
+                      int box) {
+    return fd::make_tensor_map(&m, from.data, {width, count, 1, 1}, {apart, 0, 0}, box);
+  };
+  if (map(maps[0], a, rows, K, stride, 64) || map(maps[1], b, kKeys, K, stride, kKeys) ||
+      map(maps[2], v, kKeys, N, N, kKeys))
+    emu::fail("a tensor map is refused", {});
+  fd::launch(warpgroup_products<N>, {dim3(1), dim3(160), kWarpgroupShared}, nullptr, maps[0], maps[1],
+             maps[2], c.data, K);
+  check("warpgroup_products", K, c, 0, [&](size_t i) {
+    const int row = i / N, column = i % N;
+    double sum = 0;
+    for (int j = 0; row < rows && j < kKeys; ++j) {
+      float score = 0;
+      for (int k = 0; k < K; ++k) score += float(a[row * stride + k]) * float(b[j * stride + k]);
+      sum += double(float(bf16(score))) * float(v[j * N + column]);
+    }
+    return sum;
+  });
+}
+
 void check_total(int n) {
   Array<float> x(n), partial(blocks(n, 64)), out(1);
   Array<int> done(1);
@@ -176,6 +205,8 @@ int main(int argc, char** argv) {
     fd::launch(ring, {dim3(1), dim3(96), 2 * 64 * 4}, nullptr, x.data, y.data, 64 * 7);
     check("ring", 64 * 7, y, 0, [&](size_t i) { return 2 * x[i]; });
   }
+  if (wanted("warpgroup_products"))
+    check_warpgroup_products<128>(50, 200), check_warpgroup_products<64>(64, 64);
   if (wanted("total")) check_total(1), check_total(1000);
   if (wanted("column")) check_column();
   if (wanted("scan")) check_scan();

@@ -259,3 +259,5 @@ __global__ void scan(const float* x, float* y, float* partial, int* flag) {
     __syncthreads();
   y[block * 64 + thread] = v + sums[64];
 }
+
+#include "warpgroup.cuh"

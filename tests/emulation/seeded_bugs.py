@@ -14,6 +14,7 @@ FEATURES = {
     "tensor_product": (5, 12, 13),
     "fragment_tile": (16, 22),
     "ring": (17, 18),
+    "warpgroup_products": (28, 29, 30, 31, 32, 33, 34),
     "total": (19, 20, 23),
     "column": (21,),
     "scan": (25, 26, 27),

@@ -31,39 +31,40 @@ FD_DEVICE void cp_async_wait() {
 #endif
 }
 
+// What follows ends the kernel before sm_90.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FD_SM90(instruction) instruction
+#else
+#define FD_SM90(instruction) __trap()
+#endif
 FD_DEVICE void mbarrier_init(uint64_t* p, int count) {
-  asm volatile(
+  FD_SM90(asm volatile(
       "mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(shared_address(p)),
-      "r"(count)
-      : "memory");
+      "r"(count) : "memory"));
 }
 // bytes > 0: also announces them.
 FD_DEVICE void mbarrier_arrive(uint64_t* p, int bytes = 0) {
   if (bytes)
-    asm volatile(
+    FD_SM90(asm volatile(
         "{ .reg .b64 t; mbarrier.arrive.expect_tx.shared::cta.b64 t, [%0], %1; }" ::"r"(shared_address(p)),
-        "r"(bytes)
-        : "memory");
+        "r"(bytes) : "memory"));
   else
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(p))
-                 : "memory");
+    FD_SM90(asm volatile(
+        "{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(p)) : "memory"));
 }
 FD_DEVICE void mbarrier_wait(uint64_t* p, int parity) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again; }" ::"r"(shared_address(p)),
-      "r"(parity)
-      : "memory");
+  FD_SM90(
+      asm volatile("{ .reg .pred done;\n"
+                   "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                   "@!done bra again; }" ::"r"(shared_address(p)),
+                   "r"(parity) : "memory"));
 }
 FD_DEVICE void bulk_copy(void* to, const void* from, int bytes, uint64_t* p) {
-  asm volatile(
+  FD_SM90(asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
           shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(p))
-      : "memory");
+      "l"(from), "r"(bytes), "r"(shared_address(p)) : "memory"));
 }
-#endif
+#undef FD_SM90
 
 }  // namespace fd

@@ -18,4 +18,6 @@
 #include "common/cuda/launch.cuh"
 #include "common/cuda/mma.cuh"
 #include "common/cuda/synchronization.cuh"
+#include "common/cuda/tensor_map.cuh"
+#include "common/cuda/wgmma.cuh"
 #endif
