@@ -246,8 +246,8 @@ def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu")
 
 
 def algorithm(plan: Plan, quantity: str) -> str:
-    """Gradients of the flash kernels are computed in another way than their output."""
-    backward = plan.algorithm == "flash" and quantity.startswith("grad")
+    """Gradients by recomputed scores are computed in another way than the output."""
+    backward = plan.algorithm in ("flash", "short") and quantity.startswith("grad")
     return "flash backward" if backward else plan.algorithm
 
 

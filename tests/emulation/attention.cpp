@@ -16,7 +16,7 @@ struct Case {
   float softcap, dropout_p;
   bool mask, bias, alibi, sink;
   unsigned shared_bytes;
-  bool decode = false;  // forward alone
+  bool decode = false, short_keys = false;  // forward alone
 };
 constexpr Causal kNone = Causal::kNone, kTop = Causal::kTopLeft, kBottom = Causal::kBottomRight;
 constexpr unsigned kMany = emu::kMaxSharedBytes, kFew = 64 << 10, kFewest = 40 << 10;
@@ -26,6 +26,7 @@ const Case kSmall[] = {
     {2, 1, 1, 20, 37, 9, 7, kNone, 5, 9, 1.5f, 0, true, true, false, false, kFewest},
     {1, 4, 2, 3, 530, 16, 20, kBottom, -1, -1, 1.5f, 0.3f, false, true, true, true, kMany, true},
     {2, 6, 1, 3, 300, 9, 7, kNone, 200, 9, 0, 0, true, false, false, false, kFewest, true},
+    {4, 4, 2, 70, 66, 16, 24, kBottom, -1, -1, 1.5f, 0.3f, true, true, true, true, kMany, false, true},
 };
 const Case kLarge[] = {
     {1, 2, 2, 150, 140, 64, 64, kTop, -1, -1, 0, 0.2f, false, true, false, true, kMany},
@@ -33,6 +34,7 @@ const Case kLarge[] = {
     {1, 1, 1, 20, 40, 200, 160, kNone, -1, -1, 2.0f, 0, false, true, true, true, kMany},
     {1, 2, 2, 1, 1100, 200, 160, kNone, -1, -1, 0, 0, false, false, false, true, kMany, true},
     {1, 2, 1, 5, 600, 100, 128, kTop, -1, -1, 0, 0.2f, true, false, true, false, kFew, true},
+    {1, 2, 1, 70, 100, 100, 128, kBottom, -1, -1, 0, 0.2f, true, false, true, true, kMany, false, true},
 };
 
 int failures = 0;
@@ -170,7 +172,7 @@ void run(const Case& c, DType dtype, double tolerance) {
   if (c.sink) call.sink = sink.data;
   call.seed = &in.seed, call.window_left = c.left, call.window_right = c.right;
   call.scale = 0.3f, call.softcap = c.softcap, call.dropout_p = c.dropout_p;
-  call.decode = c.decode;
+  call.decode = c.decode, call.short_keys = c.short_keys;
 
   const AttentionForward forward{call, output.data, lse.data};
   Array<char> partials(static_cast<size_t>(emulated_attention_forward_workspace(&call)));
@@ -182,7 +184,8 @@ void run(const Case& c, DType dtype, double tolerance) {
   if (c.bias) backward.bias_sizes[2] = c.L_q, backward.bias_sizes[3] = c.L_k;
   if (c.sink) backward.grad_sink = grad_sink.data;
   Array<char> workspace(static_cast<size_t>(emulated_attention_backward_workspace(&call)));
-  if (!status && !c.decode) status = emulated_attention_backward(&backward, workspace.data);
+  const bool forward_alone = c.decode || c.short_keys;
+  if (!status && !forward_alone) status = emulated_attention_backward(&backward, workspace.data);
   const char* error = emulation_take_error();
   if (error || status) {
     printf("FAIL emulator %s, status %d\n", error ? error : "", status);
@@ -195,7 +198,7 @@ void run(const Case& c, DType dtype, double tolerance) {
   for (int64_t row = 0; row < rows; ++row)
     truth_of_row(c, in, row / c.L_q / c.H, row / c.L_q % c.H, row % c.L_q, r);
   compare("output", c, output, r.output, tolerance), compare("lse", c, lse, r.lse, tolerance);
-  if (c.decode) return;
+  if (forward_alone) return;
   compare("grad_q", c, grad_q, r.grad_q, tolerance), compare("grad_k", c, grad_k, r.grad_k, tolerance);
   compare("grad_v", c, grad_v, r.grad_v, tolerance);
   if (c.bias) compare("grad_bias", c, grad_bias, r.grad_bias, tolerance);
@@ -215,7 +218,8 @@ int main(int argc, char** argv) {
   }
   auto wanted = [&](const char* name) { return !dtype || !strcmp(dtype, name); };
   auto each = [&](const Case& c) {
-    if (wanted("fp32")) run<float>(c, DType::kFloat32, 1e-5);
+    const bool too_large = c.short_keys && (c.D > 64 || c.D_v > 64);
+    if (wanted("fp32") && !too_large) run<float>(c, DType::kFloat32, 1e-5);
     if (wanted("fp16")) run<__half>(c, DType::kFloat16, 4e-3);
     if (wanted("bf16")) run<__nv_bfloat16>(c, DType::kBFloat16, 3e-2);
   };

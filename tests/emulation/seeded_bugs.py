@@ -323,4 +323,18 @@ MUTATIONS = (
         "const bool late = false,",
         "diffusion",
     ),
+    Mutation(
+        "values are multiplied before the other warps' copies have arrived",
+        f"{_ATTENTION}/attention_short.cuh",
+        "fd::cp_async_wait<0>();\n  __syncthreads();",
+        "fd::cp_async_wait<0>();",
+        "attention",
+    ),
+    Mutation(
+        "scores are computed while their keys are still on their way",
+        f"{_ATTENTION}/attention_short.cuh",
+        "fd::cp_async_wait<1>()",
+        "fd::cp_async_wait<2>()",
+        "attention",
+    ),
 )  # fmt: skip

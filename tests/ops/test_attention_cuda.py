@@ -186,6 +186,11 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     assert explained(L_q=16)[0] == "sdpa"
     algorithm, reason = explained()[:2]
     assert algorithm == "sdpa"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert explained(softcap=2.0)[0] == "short"
+    assert explained(L_q=129, softcap=2.0)[0] == "flash"
+    assert explained(torch.float32, D=65, softcap=2.0)[0] == "flash"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "never timed" in reason
     assert explained(torch.float64)[1] == "no kernel for torch.float64"
     assert explained(torch.bfloat16)[1] == "bfloat16 needs compute capability 8.0"

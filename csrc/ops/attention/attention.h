@@ -45,6 +45,7 @@ struct AttentionCall {
   int64_t window_left, window_right;  // -1: open
   float scale, softcap, dropout_p;    // softcap 0: none
   bool decode;                        // forward alone: few query rows, nothing is packed
+  bool short_keys;                    // all keys of a head fit a block of a GPU
 };
 
 struct AttentionForward {

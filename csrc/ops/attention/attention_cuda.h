@@ -14,7 +14,8 @@ const char* attention_refusal(const AttentionCall& c);
 int64_t attention_forward_workspace(const AttentionCall& c);
 cudaError_t attention_forward(const AttentionForward& a, void* workspace, cudaStream_t stream);
 
-// What attention_forward does where c.decode says so.
+// What attention_forward does where c.short_keys or c.decode says so.
+cudaError_t attention_short(const AttentionForward& a, cudaStream_t stream);
 int64_t attention_decode_workspace(const AttentionCall& c);
 cudaError_t attention_decode(const AttentionForward& a, void* workspace, cudaStream_t stream);
 

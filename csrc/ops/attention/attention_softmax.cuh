@@ -32,8 +32,8 @@ struct OnlineSoftmax {
       total[half] = sink == kHidden || threadIdx.x % 4 ? 0.0f : 1.0f;
     }
   }
-  // Scores become powers; what came before is scaled to the new maximum.
-  template <int kTiles>
+  // Scores become powers; what came before is scaled to the new maximum. kOnly: there is no output yet.
+  template <bool kOnly = false, int kTiles>
   FD_DEVICE void take(float (&s)[kTiles][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -45,8 +45,9 @@ struct OnlineSoftmax {
       if (most != highest[half]) {
         const float factor = power<T>(highest[half], reference);
         total[half] *= factor;
+        if constexpr (!kOnly)
 #pragma unroll
-        for (int n = 0; n < kD / 8; ++n) output[n][2 * half] *= factor, output[n][2 * half + 1] *= factor;
+          for (int n = 0; n < kD / 8; ++n) output[n][2 * half] *= factor, output[n][2 * half + 1] *= factor;
         highest[half] = most;
       }
       float sum = 0;

@@ -40,10 +40,14 @@ class Plan(NamedTuple):
     numbers: list[float]
 
 
+# What other kernels than those by block of keys are called where a call crosses to C++ and Triton.
+_KERNELS = {"decode": 1, "short": 2}
+
+
 def make_plan(choice: Choice, call: Call) -> Plan:
     """The plan of a choice."""
     integers = call.packed_integers()
-    integers[-1] = int(choice.algorithm == "decode")
+    integers[-1] = _KERNELS.get(choice.algorithm, 0)
     return Plan(*choice, call, integers, call.packed_numbers())
 
 

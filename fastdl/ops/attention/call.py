@@ -26,8 +26,8 @@ class Call(NamedTuple):
     max_k: int = 0
 
     def packed_integers(self) -> list[int]:
-        """causal as an index into CAUSAL, window (left, right), max_q, max_k and a 0, or a 1 where a plan says
-        "decode": how they cross to the kernels."""
+        """causal as an index into CAUSAL, window (left, right), max_q, max_k and a 0, or what a plan says instead
+        (backends.py): how they cross to the kernels."""
         return [CAUSAL.index(self.causal), *self.window, self.max_q, self.max_k, 0]
 
     def packed_numbers(self) -> list[float]:

@@ -26,6 +26,8 @@ LARGEST_D = 256
 MOST_ROWS = 1 << 29
 # Queries of a head that a GPU still answers by splitting the keys: more fill it by themselves.
 MOST_DECODED = 16
+# Keys of a head that one block holds, and the bytes of one of them.
+MOST_KEYS, MOST_ROW_BYTES = 128, 256
 
 
 def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -188,6 +190,23 @@ def refuse_cuda_decode(
     return _refuse_more_than_decoded(q, k, v, context, call) if reason is None else reason
 
 
+def refuse_cuda_short(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the CUDA kernel that holds all keys of a head, so that the softmax takes one pass."""
+    if (reason := refuse_cuda_flash(q, k, v, context, call, return_lse)) is not None:
+        return reason
+    if context.cu_seqlens_q is not None:
+        return "packed sequences may be longer than is said"
+    if k.shape[2] > MOST_KEYS:
+        return f"more than {MOST_KEYS} keys do not fit a block"
+    if max(q.shape[-1], v.shape[-1]) * q.element_size() > MOST_ROW_BYTES:
+        return f"a head is larger than {MOST_ROW_BYTES} bytes"
+    if torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "the keys need the shared memory of compute capability 8.0"
+    return None
+
+
 def refuse_cuda_flash(
     q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
 ) -> str | None:
@@ -238,6 +257,7 @@ CANDIDATES = [
     Candidate("cpu", "flash", refuse_cpu_flash),
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
     Candidate("cuda", "decode", refuse_cuda_decode),
+    Candidate("cuda", "short", refuse_cuda_short),
     Candidate("cuda", "flash", refuse_cuda_flash),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
     Candidate("triton", "decode", refuse_triton_decode),

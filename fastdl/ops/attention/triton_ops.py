@@ -46,7 +46,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     from .triton_forward import attention_forward_kernel
 
-    context, call, decode = Context(*rest[:7]), Call.unpack(*rest[7:9]), bool(rest[7][-1])
+    context, call, decode = Context(*rest[:7]), Call.unpack(*rest[7:9]), rest[7][-1] == 1
     tiles = triton_tiles.decode_tiles if decode else triton_tiles.forward_tiles
     launch = Launch(q, k, v, context, call, tiles(q.shape[-1], v.shape[-1], q.element_size()))
     output = launch.empty(q, *q.shape[:-1], v.shape[-1])
