@@ -68,6 +68,10 @@ inline int current_device() { return static_cast<int>(emu::options.largest_clust
 inline int largest_shared_bytes() { return static_cast<int>(emu::options.largest_shared); }
 inline int multiprocessors() { return static_cast<int>(emu::options.multiprocessors); }
 template <class... Parameters>
+bool has_body(void (*)(Parameters...)) {
+  return true;
+}
+template <class... Parameters>
 unsigned portable_cluster(void (*)(Parameters...)) {
   return min(8u, emu::options.largest_cluster);
 }

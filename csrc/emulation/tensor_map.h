@@ -19,7 +19,7 @@ inline cudaError_t make_tensor_map(TensorMap* map, const void* first, const int6
   bool valid = reinterpret_cast<uintptr_t>(first) % 16 == 0 && box_rows > 0 && box_rows <= 256;
   for (int i = 0; i < 4; ++i) {
     map->sizes[i] = sizes[i];
-    map->bytes[i] = i == 0 ? 2 : 2 * (sizes[i] > 1 ? strides[i - 1] : strides[0]);
+    map->bytes[i] = i == 0 ? 2 : 2 * (sizes[i] > 1 ? strides[i - 1] : (sizes[0] + 7) / 8 * 8);
     valid &= sizes[i] > 0 && sizes[i] <= int64_t{1} << 32;
     valid &= i == 0 || (map->bytes[i] % 16 == 0 && map->bytes[i] >= 0 && map->bytes[i] < int64_t{1} << 40);
   }

@@ -124,7 +124,7 @@ def run_plan(sample: Sample, plan: Plan, dtype: torch.dtype, seed: int, *, devic
     def compute(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         if plan.algorithm == "sdpa":
             return backends.sdpa(q, k, v, context, plan.call), None
-        if plan.algorithm == "decode":
+        if plan.algorithm in ("decode", "hopper"):
             output, lse = backends.forward(plan, q, k, v, context)
             return output, None if by_torch else lse
         output, lse = Attention.apply(q, k, v, *context, plan)

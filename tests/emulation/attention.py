@@ -100,8 +100,8 @@ def _call(memory: Memory, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> cty
         max_q=max_q if packed else L_q, max_k=max_k if packed else L_k, dtype=DTYPES[q.dtype],
         alibi_stride_b=q.shape[1] if slopes is not None and slopes.dim() == 2 else 0,
         causal=causal, window_left=left, window_right=right, scale=scale, softcap=softcap, dropout_p=dropout_p,
-        cu_seqlens_64=packed and context.cu_seqlens_q.dtype is torch.int64, decode=kernels == 1,
-        short_keys=kernels == 2,
+        cu_seqlens_64=packed and context.cu_seqlens_q.dtype is torch.int64,
+        decode=kernels == 1, short_keys=kernels == 2, hopper=kernels == 3,
     )  # fmt: skip
     for name, t in (("q", _rows(q)), ("k", _rows(k)), ("v", _rows(v))):
         setattr(c, name, memory.input(t))

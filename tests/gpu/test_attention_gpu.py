@@ -40,10 +40,21 @@ SHORT = (
     Sample(H=8, D=64, B=64, L_q=128, L_k=128),
     Sample(H=8, D=64, B=64, L_q=200, L_k=100, call=dict(causal="bottom_right", dropout_p=0.1)),
 )
+# Multiples of 8 up to 128, nothing packed, no dropout: some tiles of keys, ragged and whole, every mask.
+HOPPER = (
+    *(
+        s
+        for s in (*SAMPLES, *LARGE)
+        if not (s.lengths_q or s.call.get("dropout_p") or s.D % 8 or s.D_v % 8 or max(s.D, s.D_v) > 128)
+    ),
+    Sample(H=8, H_kv=2, D=128, B=3, L_q=1000, L_k=1500, call=dict(causal="bottom_right", softcap=3.0)),
+    Sample(H=4, D=64, D_v=128, B=2, L_q=640, L_k=2048, call=dict(window=(300, 50))),
+)
 CASES = [
     *((sample, "flash") for sample in (*SAMPLES, *LARGE)),
     *((sample, "decode") for sample in DECODED),
     *((sample, "short") for sample in SHORT),
+    *((sample, "hopper") for sample in HOPPER),
 ]
 
 
@@ -52,6 +63,8 @@ CASES = [
 def test_error_rule(sample: Sample, kernels: str, dtype: torch.dtype):
     if EARLY and (kernels == "short" or dtype is torch.bfloat16 or max(sample.D, sample.D_v) > 128):
         pytest.skip("needs compute capability 8.0")
+    if kernels == "hopper" and (dtype is torch.float32 or torch.cuda.get_device_capability() != (9, 0)):
+        pytest.skip("needs compute capability 9.0 and a half type")
     plan = make_plan(Choice("cuda", kernels), sample.as_call())
     for quantity, report in reports(sample, plan, dtype, "cuda").items():
         assert is_ok(report, algorithm(plan, quantity), dtype), f"{quantity}: {report}"

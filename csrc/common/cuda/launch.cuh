@@ -72,6 +72,15 @@ inline int multiprocessors() {
   return count;
 }
 
+// Whether the code that the current device would run is the kernel, which has static shared memory, and not
+// the end that stands for it where its architecture was not compiled.
+template <class... Parameters>
+bool has_body(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
+         attributes.sharedSizeBytes > 0;
+}
+
 // Blocks of a cluster that any device with clusters runs; 1 where the device, or the code it would run, has
 // none.
 template <class... Parameters>

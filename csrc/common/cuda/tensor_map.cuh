@@ -11,7 +11,8 @@ namespace fd {
 using TensorMap = CUtensorMap;
 
 // Host. Sizes of columns, rows, heads, sequences; strides in elements of all but the columns, multiples of 8
-// as the first element's address is of 16 bytes. The driver is asked by name, since nothing links it.
+// as the first element's address is of 16 bytes; of what is there once it does not count. The driver is asked
+// by name, since nothing links it.
 inline cudaError_t make_tensor_map(TensorMap* map, const void* first, const int64_t (&sizes)[4],
                                    const int64_t (&strides)[3], int box_rows) {
   static void* const encode = [] {
@@ -25,7 +26,7 @@ inline cudaError_t make_tensor_map(TensorMap* map, const void* first, const int6
   cuuint64_t dims[4], bytes[3];
   for (int i = 0; i < 4; ++i) dims[i] = static_cast<cuuint64_t>(sizes[i]);
   for (int i = 0; i < 3; ++i)
-    bytes[i] = static_cast<cuuint64_t>(2 * (sizes[i + 1] > 1 ? strides[i] : strides[0]));
+    bytes[i] = static_cast<cuuint64_t>(2 * (sizes[i + 1] > 1 ? strides[i] : (sizes[0] + 7) / 8 * 8));
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1}, every[4] = {1, 1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encode)(
       map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(first), dims, bytes, box, every,

@@ -3,6 +3,7 @@
 #include "ops/attention/attention_backward_cuda.cu"
 #include "ops/attention/attention_cuda.cu"
 #include "ops/attention/attention_decode_cuda.cu"
+#include "ops/attention/attention_hopper_cuda.cu"
 #include "ops/attention/attention_short_cuda.cu"
 
 using namespace fastdl;
@@ -20,6 +21,10 @@ int64_t emulated_attention_forward_workspace(const AttentionCall* p) {
 }
 int emulated_attention_forward(const AttentionForward* p, void* workspace) {
   return cuda::attention_forward(*p, workspace, nullptr);
+}
+bool emulated_attention_hopper_reads(const void* first, const AttentionStrides* strides, int64_t width,
+                                     int64_t count, int64_t heads, int64_t sequences) {
+  return cuda::attention_hopper_reads({first, *strides, width, count, heads, sequences});
 }
 int64_t emulated_attention_backward_workspace(const AttentionCall* p) {
   return cuda::attention_backward_workspace(*p);

@@ -46,6 +46,7 @@ struct AttentionCall {
   float scale, softcap, dropout_p;    // softcap 0: none
   bool decode;                        // forward alone: few query rows, nothing is packed
   bool short_keys;                    // all keys of a head fit a block of a GPU
+  bool hopper;                        // forward alone, cuda: by wgmma
 };
 
 struct AttentionForward {

@@ -47,7 +47,7 @@ void numbers_of(const IntList& integers, const std::vector<double>& numbers, boo
   c.window_left = integers[1], c.window_right = integers[2];
   c.max_q = packed ? std::clamp<int64_t>(integers[3], 0, c.L_q) : c.L_q;
   c.max_k = packed ? std::clamp<int64_t>(integers[4], 0, c.L_k) : c.L_k;
-  c.decode = integers[5] == 1, c.short_keys = integers[5] == 2;
+  c.decode = integers[5] == 1, c.short_keys = integers[5] == 2, c.hopper = integers[5] == 3;
   c.scale = static_cast<float>(numbers[0]), c.softcap = static_cast<float>(numbers[1]);
   c.dropout_p = static_cast<float>(numbers[2]);
   check(c.dropout_p >= 0 && c.dropout_p < 1, "dropout_p must be at least 0 and below 1");

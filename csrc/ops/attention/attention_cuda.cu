@@ -21,6 +21,7 @@ cudaError_t attention_forward(const AttentionForward& a, void* workspace, cudaSt
   const AttentionCall& c = a.c;
   if (c.decode) return attention_decode(a, workspace, stream);
   if (c.short_keys) return attention_short(a, stream);
+  if (c.hopper) return attention_hopper(a, stream);
   if (attention_refusal(c)) return cudaErrorNotSupported;
   const int64_t blocks = blocks_of(c.max_q, kForwardM);
   if (c.B * c.H * blocks <= 0) return cudaSuccess;

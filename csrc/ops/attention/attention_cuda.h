@@ -19,6 +19,28 @@ cudaError_t attention_short(const AttentionForward& a, cudaStream_t stream);
 int64_t attention_decode_workspace(const AttentionCall& c);
 cudaError_t attention_decode(const AttentionForward& a, void* workspace, cudaStream_t stream);
 
+// What attention_forward does where c.hopper says so, on compute capability 9.0.
+const char* attention_hopper_refusal(const AttentionCall& c);
+cudaError_t attention_hopper(const AttentionForward& a, cudaStream_t stream);
+
+// The rows of q, k or v as a tensor map describes them.
+struct HopperRows {
+  const void* first;
+  AttentionStrides strides;
+  int64_t width, count, heads, sequences;
+};
+inline HopperRows attention_hopper_q(const AttentionCall& c) {
+  return {c.q, c.q_strides, c.D, c.L_q, c.H, c.B};
+}
+inline HopperRows attention_hopper_k(const AttentionCall& c) {
+  return {c.k, c.k_strides, c.D, c.L_k, c.H_kv, c.B};
+}
+inline HopperRows attention_hopper_v(const AttentionCall& c) {
+  return {c.v, c.v_strides, c.D_v, c.L_k, c.H_kv, c.B};
+}
+// Whether it can: 16-byte boundaries. Contiguous rows are always read.
+bool attention_hopper_reads(const HopperRows& rows);
+
 int64_t attention_backward_workspace(const AttentionCall& c);
 cudaError_t attention_backward(const AttentionBackward& a, void* workspace, cudaStream_t stream);
 

@@ -8,8 +8,23 @@ namespace fastdl {
 namespace {
 
 void check_served(const AttentionCall& c) {
-  const char* refusal = cuda::attention_refusal(c);
+  const char* refusal = c.hopper ? cuda::attention_hopper_refusal(c) : cuda::attention_refusal(c);
   check(refusal == nullptr, "attention: ", refusal == nullptr ? "" : refusal);
+}
+
+// Rows that no tensor map describes are copied.
+void align(Tensor& t, const cuda::HopperRows& rows, const void*& first, AttentionStrides& strides) {
+  if (cuda::attention_hopper_reads(rows)) return;
+  Tensor copy = empty_contiguous({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type(), t);
+  torch::stable::copy_(copy, t);
+  t = attention_rows(copy, strides);
+  first = t.const_data_ptr();
+}
+
+void align_rows(AttentionTensors& kept, AttentionCall& c) {
+  align(kept.q, cuda::attention_hopper_q(c), c.q, c.q_strides);
+  align(kept.k, cuda::attention_hopper_k(c), c.k, c.k_strides);
+  align(kept.v, cuda::attention_hopper_v(c), c.v, c.v_strides);
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<Tensor> mask,
@@ -20,8 +35,9 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<T
   const OnDevice device(q);
   const AttentionInputs inputs{q, k, v, mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k};
   AttentionForward args;
-  const AttentionTensors kept = attention_call(inputs, integers, numbers, args.c);
+  AttentionTensors kept = attention_call(inputs, integers, numbers, args.c);
   check_served(args.c);
+  if (args.c.hopper) align_rows(kept, args.c);
   AttentionOutput result = attention_output(args.c, kept.q);
   if (cu_seqlens_q.has_value()) torch::stable::zero_(result.output), torch::stable::zero_(result.lse);
   args.output = result.output.mutable_data_ptr(),

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 # What other kernels than those by block of keys are called where a call crosses to C++ and Triton.
-_KERNELS = {"decode": 1, "short": 2}
+_KERNELS = {"decode": 1, "short": 2, "hopper": 3}
 
 
 def make_plan(choice: Choice, call: Call) -> Plan:

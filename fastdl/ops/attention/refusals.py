@@ -22,7 +22,7 @@ FEWEST_DECODED, FEWEST_PLAIN, FEWEST_NEAR_LIMIT = 2**18, 2**22, 2**24
 # Without gradient: packing so few keys takes as long as it saves.
 FEWEST_KEYS = 64
 # What the CUDA kernels hold of a head in shared memory, and the rows they count.
-LARGEST_D = 256
+LARGEST_D, LARGEST_HOPPER_D = 256, 128
 MOST_ROWS = 1 << 29
 # Queries of a head that a GPU still answers by splitting the keys: more fill it by themselves.
 MOST_DECODED = 16
@@ -217,6 +217,27 @@ def refuse_cuda_flash(
     return reason
 
 
+def refuse_cuda_hopper(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
+) -> str | None:
+    """Why not the CUDA kernel for compute capability 9.0, whose products and copies are asynchronous."""
+    if (reason := _cuda_limits(q, k, v)) is not None:
+        return reason
+    if torch.cuda.get_device_capability(q.device) != (9, 0):
+        return "needs compute capability 9.0"
+    if q.dtype is torch.float32:
+        return "its products are of float16 and bfloat16"
+    if any(D % 8 or not 0 < D <= LARGEST_HOPPER_D for D in (q.shape[-1], v.shape[-1])):
+        return f"a head is not a multiple of 8 up to {LARGEST_HOPPER_D}"
+    if context.cu_seqlens_q is not None:
+        return "its copies do not end where a packed sequence ends"
+    if call.dropout_p:
+        return "it has no dropout"
+    if _needs_gradient(q, k, v, context.bias, context.sink):
+        return "backward needs scores summed in the order in which it computes them again"
+    return "it has not yet run on a GPU: only a plan that names it gets it (tests/gpu)"
+
+
 def _refuse_cuda(
     q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
 ) -> str | None:
@@ -258,6 +279,7 @@ CANDIDATES = [
     Candidate("cpu", "sdpa", refuse_cpu_sdpa),
     Candidate("cuda", "decode", refuse_cuda_decode),
     Candidate("cuda", "short", refuse_cuda_short),
+    Candidate("cuda", "hopper", refuse_cuda_hopper),
     Candidate("cuda", "flash", refuse_cuda_flash),
     Candidate("cuda", "sdpa", refuse_cuda_sdpa),
     Candidate("triton", "decode", refuse_triton_decode),
