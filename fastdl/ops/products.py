@@ -1,8 +1,8 @@
 """Products of matrices that a kernel leaves to others: torch's, but where torch is known to be slow.
 
 On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
-what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: where it
-was measured or is certain to lose, linear's own product takes its place.
+what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: from 16
+rows on linear's own product takes its place there.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ def through_float32(function: Callable[..., Tensor], *operands: Tensor | None) -
         return function(*(None if t is None else t.float() for t in operands)).to(dtype)
 
 
-_MKL_ON_AMD = torch.backends.mkl.is_available() and cpu_is_amd()
-# Of two numbers each. Below, calling takes as long as what is saved.
-_LEAST_PRODUCTS = 2**20
+# Where our kernels have no fused multiply-add, MKL's use more of the CPU.
+_MKL_ON_AMD = torch.backends.mkl.is_available() and cpu_is_amd() and cpu_isa() != "baseline"
+# Products of two numbers each: below, calling takes as long as what is saved. Rows and columns: below, registers are
+# left unused.
+LEAST_PRODUCTS, LEAST_SIDE = 2**20, 16
 
 
 def mkl_on_amd() -> bool:
-    """Whether float32 products of torch leave part of this CPU unused."""
+    """Whether float32 products of torch leave part of this CPU unused that ours use."""
     return _MKL_ON_AMD
 
 
@@ -62,16 +64,7 @@ def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
     if not _MKL_ON_AMD or left.dtype is not torch.float32 or not left.is_cpu or torch.compiler.is_compiling():
         return False
     (M, K), N = left.shape, right.shape[1]
-    if M * K * N < _LEAST_PRODUCTS or M < 16:
-        return False
-    if uses_wide_vectors():
-        return True
-    # on AVX2 alone what a layer's backward asks for: grad W, and grad^T x of few rows
-    if right.stride(1) != 1:
-        return False
-    if left.stride(1) == 1:
-        return N >= 256
-    return K <= 1024 and M * N >= 2**16 and M * N * K >= 2**22
+    return min(M, N) >= LEAST_SIDE and M * K * N >= LEAST_PRODUCTS
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -87,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, in the dtype of x."""
     if slow_in_torch(x):
         return through_float32(F.linear, x, weight, bias)
-    if _MKL_ON_AMD and uses_wide_vectors() and x.dim() > 1:
+    if _MKL_ON_AMD and x.dim() > 1:
         rows, columns = x.flatten(0, -2), weight.t()
         if _faster_than_mkl(rows, columns):
             output = torch.ops.fastdl.linear_product.default(rows, columns, bias)

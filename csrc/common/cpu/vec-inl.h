@@ -23,6 +23,16 @@ FASTDL_INLINE Vec zero() { return Vec{}; }
 // a * b + c, one rounding where the instruction set has FMA
 FASTDL_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
+// sum += a * b. An instruction by name: GCC 12 moves the loads of an unrolled loop of fma() before it and
+// spills the sums.
+FASTDL_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX2
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = fma(a, b, sum);
+#endif
+}
+
 FASTDL_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 FASTDL_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 

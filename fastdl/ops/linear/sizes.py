@@ -51,11 +51,8 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.mkl_on_amd():
         return LIMIT
-    size = rows * N * K
-    if products.uses_wide_vectors():
-        return None if size >= (2**24 if recorded else 2**20) else LITTLE
-    # on AVX2 only those of backward
-    return None if recorded and rows <= 1024 and K >= 256 and size >= 2**26 else LIMIT
+    least = 2**24 if recorded else products.LEAST_PRODUCTS
+    return None if min(rows, N) >= products.LEAST_SIDE and rows * N * K >= least else LITTLE
 
 
 def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
