@@ -64,7 +64,15 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
               [=] { kernel(arguments...); });
   return emu::machine.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
-inline int current_device() { return static_cast<int>(emu::options.largest_cluster); }
+inline cudaError_t set_zero(void* p, size_t bytes, cudaStream_t) {
+  memset(p, 0, bytes);
+  return cudaSuccess;
+}
+// A machine of each kind is a device of its own: what is remembered of one must not be used for another.
+inline int current_device() {
+  const emu::Options& o = emu::options;
+  return static_cast<int>((o.multiprocessors * 256 + o.largest_shared / 1024) * 32 + o.largest_cluster);
+}
 inline int largest_shared_bytes() { return static_cast<int>(emu::options.largest_shared); }
 inline int multiprocessors() { return static_cast<int>(emu::options.multiprocessors); }
 template <class... Parameters>
@@ -75,13 +83,14 @@ template <class... Parameters>
 unsigned portable_cluster(void (*)(Parameters...)) {
   return min(8u, emu::options.largest_cluster);
 }
-// As many as anyone asks for, of what could be launched.
+// Of a cooperative grid a block a multiprocessor; else as many as anyone asks for, of what could be launched.
 template <class... Parameters>
 int resident_clusters(void (*)(Parameters...), const LaunchShape& shape) {
   return emu::invalid_launch(shape.grid, shape.block, shape.shared_bytes, shape.cluster) ||
                  shape.cluster > emu::options.largest_cluster
              ? 0
-             : 1 << 20;
+         : shape.cooperative ? multiprocessors()
+                             : 1 << 20;
 }
 
 }  // namespace fd

@@ -164,6 +164,8 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, bool cooperative,
                    std::function<void()> body) {
   if (!machine.error.empty()) return;
   if (const char* what = invalid_launch(grid, block, shared_bytes, cluster)) return fail(what, {}, nullptr);
+  if (cooperative && size_t(grid.x) * grid.y * grid.z > options.multiprocessors)
+    return fail("invalid launch: more blocks than are resident at once", {}, nullptr);
   CatchFaults faults;
   std::vector<SharedArray> kept;
   {

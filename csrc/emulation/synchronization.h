@@ -61,6 +61,7 @@ template <class T>
 void st_release(T* p, T value) {
   __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
+inline void add_release(unsigned* p, unsigned value) { __atomic_fetch_add(p, value, __ATOMIC_RELEASE); }
 inline void spin() { emu::spin(); }
 
 }  // namespace fd

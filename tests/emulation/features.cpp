@@ -176,6 +176,7 @@ void check_scan() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  emu::options.multiprocessors = 8;
   setvbuf(stdout, nullptr, _IOLBF, 0);
   for (int i = 1; i + 1 < argc; i += 2) {
     if (!strcmp(argv[i], "--schedule")) emu::options.schedule = atoi(argv[i + 1]);

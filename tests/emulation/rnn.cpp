@@ -1,5 +1,6 @@
 // Runs the CUDA kernels of rnn on random layers: steps in every dtype against steps in fp64, persistent
-// kernels against steps. What steps in fp64 should give is tests/ops/test_rnn_cuda.py's. Arguments:
+// kernels (by clusters, by a cooperative grid) against steps. What steps in fp64 should give is
+// tests/ops/test_rnn_cuda.py's. Arguments:
 // --schedule N, --large 1, --dtype fp32|fp16|bf16. Exit status 1 if a case fails.
 #include "emulation/ops/rnn.cpp"
 
@@ -46,7 +47,33 @@ constexpr DType kDType = std::is_same_v<T, double>   ? DType::kFloat64
                          : std::is_same_v<T, __half> ? DType::kFloat16
                                                      : DType::kBFloat16;
 
-enum class Launcher { kSteps, kPersistent };
+// The kernels of a kind.
+struct Launcher {
+  const char* name;
+  int64_t (*forward_workspace)(const RnnForward*);
+  int (*forward)(const RnnForward*, void*);
+  int64_t (*backward_workspace)(const RnnBackward*);
+  int (*backward)(const RnnBackward*, void*);
+  const char* (*forward_refusal)(const RnnForward*);
+};
+const Launcher kSteps = {"steps",
+                         emulated_rnn_steps_forward_workspace,
+                         emulated_rnn_steps_forward,
+                         emulated_rnn_steps_backward_workspace,
+                         emulated_rnn_steps_backward,
+                         nullptr};
+const Launcher kClusters = {"clusters",
+                            emulated_rnn_persistent_forward_workspace,
+                            emulated_rnn_persistent_forward,
+                            emulated_rnn_persistent_backward_workspace,
+                            emulated_rnn_persistent_backward,
+                            emulated_rnn_persistent_forward_refusal};
+const Launcher kGrid = {"grid",
+                        emulated_rnn_grid_forward_workspace,
+                        emulated_rnn_grid_forward,
+                        emulated_rnn_grid_backward_workspace,
+                        emulated_rnn_grid_backward,
+                        emulated_rnn_grid_forward_refusal};
 
 // One call in dtype T: inputs from a seed, the same in every dtype but for rounding to bf16.
 template <class T>
@@ -86,7 +113,7 @@ class Call {
   }
 
   // Every output, as fp64, one after another; empty if the emulation complained.
-  std::vector<double> run(Launcher launcher) {
+  std::vector<double> run(const Launcher& launcher) {
     const bool lstm = l_.cell == Cell::kLstm, norm = l_.layer_norm;
     const int own = l_.cell == Cell::kLstm || l_.cell == Cell::kGru ? 4 : 1, G = num_gates(l_.cell);
     const int64_t columns = rows_ * l_.directions;
@@ -101,12 +128,8 @@ class Call {
                  saved.data,
                  lstm ? cells.data : nullptr,
                  norm ? rstd.data : nullptr};
-    Array<char> forward_memory(launcher == Launcher::kSteps ? emulated_rnn_steps_forward_workspace(&f)
-                                                            : emulated_rnn_persistent_forward_workspace(&f));
-    if (launcher == Launcher::kSteps)
-      emulated_rnn_steps_forward(&f, forward_memory.data);
-    else
-      emulated_rnn_persistent_forward(&f, forward_memory.data);
+    Array<char> forward_memory(launcher.forward_workspace(&f));
+    launcher.forward(&f, forward_memory.data);
     if (take_error("forward")) return {};
 
     const int width = norm ? G : l_.cell == Cell::kGru ? 1 : 0;
@@ -127,13 +150,8 @@ class Call {
                   lstm ? grad_c_0.data : nullptr,
                   l_.R != l_.H ? grad_projected.data : nullptr,
                   lstm && norm ? grad_norm_c.data : nullptr};
-    Array<char> backward_memory(launcher == Launcher::kSteps
-                                    ? emulated_rnn_steps_backward_workspace(&b)
-                                    : emulated_rnn_persistent_backward_workspace(&b));
-    if (launcher == Launcher::kSteps)
-      emulated_rnn_steps_backward(&b, backward_memory.data);
-    else
-      emulated_rnn_persistent_backward(&b, backward_memory.data);
+    Array<char> backward_memory(launcher.backward_workspace(&b));
+    launcher.backward(&b, backward_memory.data);
     if (take_error("backward")) return {};
 
     std::vector<double> all;
@@ -146,10 +164,10 @@ class Call {
     return all;
   }
 
-  bool persistent() {
+  bool served(const Launcher& launcher) {
     RnnForward f{};
     f.q = q_;
-    return !emulated_rnn_persistent_forward_refusal(&f);
+    return !launcher.forward_refusal(&f);
   }
 
  private:
@@ -192,9 +210,10 @@ void compare(const std::vector<double>& got, const std::vector<double>& expected
 template <class T>
 void check(const Layer& l, const std::vector<double>& truth, double tolerance) {
   Call<T> call(l);
-  const std::vector<double> steps = call.run(Launcher::kSteps);
-  compare(steps, truth, tolerance, "steps", l);
-  if (call.persistent()) compare(call.run(Launcher::kPersistent), steps, tolerance, "persistent", l);
+  const std::vector<double> steps = call.run(kSteps);
+  compare(steps, truth, tolerance, kSteps.name, l);
+  for (const Launcher* launcher : {&kClusters, &kGrid})
+    if (call.served(*launcher)) compare(call.run(*launcher), steps, tolerance, launcher->name, l);
 }
 
 }  // namespace
@@ -210,7 +229,7 @@ int main(int argc, char** argv) {
   }
   auto wanted = [&](const char* name) { return !dtype || !strcmp(dtype, name); };
   auto run = [&](const Layer& l) {
-    const std::vector<double> truth = Call<double>(l).run(Launcher::kSteps);
+    const std::vector<double> truth = Call<double>(l).run(kSteps);
     if (wanted("fp32")) check<float>(l, truth, 1e-5);
     if (wanted("fp16")) check<__half>(l, truth, 1e-2);
     if (wanted("bf16")) check<__nv_bfloat16>(l, truth, 6e-2);

@@ -44,11 +44,20 @@ class Call(NamedTuple):
 class Emulated:
     """One schedule of the emulated machine. Tensors are copied to guarded memory; outputs start as NaN.
 
-    `launcher` names the kernels: rnn_steps or rnn_persistent. `largest_cluster`: 16 as sm_90, 1 as what came before.
+    `launcher` names the kernels: rnn_steps, rnn_persistent or rnn_grid. `largest_cluster`: 16 as sm_90, 1 as what came
+    before; `multiprocessors`: blocks that a grid may have; `largest_shared`: bytes of a block.
     """
 
-    def __init__(self, launcher: str = "rnn_steps", schedule: int = 0, largest_cluster: int = 16) -> None:
+    def __init__(
+        self,
+        launcher: str = "rnn_steps",
+        schedule: int = 0,
+        largest_cluster: int = 16,
+        multiprocessors: int = 108,
+        largest_shared: int = 227 << 10,
+    ) -> None:
         self.launcher, self.schedule, self.largest_cluster = launcher, schedule, largest_cluster
+        self.multiprocessors, self.largest_shared = multiprocessors, largest_shared
         self.library = library.load(FAMILY)
 
     def forward(self, x: Tensor, call: Call, save: bool = True) -> Sequence:
@@ -98,14 +107,28 @@ class Emulated:
         self._run("backward", p, memory)
         return result
 
-    def _run(self, kind: str, p: ctypes.Structure, memory: Memory) -> None:
+    def refusals(self, s: Structure, T: int, B: int, H: int, dtype: torch.dtype) -> list[str | None]:
+        """Why not forward, why not backward, of a dense layer."""
+        q = RnnSequence(RnnStructure(CELLS.index(s.cell), *s[1:]), RnnRows(T, B, T * B, B, 1))
+        q.H, q.R, q.dtype = H, H, DTYPES[dtype]
+        return [self._refusal("forward", RnnForward(q)), self._refusal("backward", RnnBackward(q))]
+
+    def _refusal(self, kind: str, p: ctypes.Structure) -> str | None:
+        self._become()
+        ask = getattr(self.library, f"emulated_{self.launcher}_{kind}_refusal")
+        ask.restype = ctypes.c_char_p
+        refusal = ask(ctypes.byref(p))
+        return None if refusal is None else refusal.decode()
+
+    def _become(self) -> None:
         self.library.emulation_set_largest_cluster(self.largest_cluster)
-        if self.launcher == "rnn_persistent":
-            ask = getattr(self.library, f"emulated_{self.launcher}_{kind}_refusal")
-            ask.restype = ctypes.c_char_p
-            refusal = ask(ctypes.byref(p))
-            if refusal is not None:
-                raise ValueError(refusal.decode())
+        self.library.emulation_set_multiprocessors(self.multiprocessors)
+        self.library.emulation_set_largest_shared(self.largest_shared)
+
+    def _run(self, kind: str, p: ctypes.Structure, memory: Memory) -> None:
+        if self.launcher != "rnn_steps" and (refusal := self._refusal(kind, p)) is not None:
+            raise ValueError(refusal)
+        self._become()
         size = getattr(self.library, f"emulated_{self.launcher}_{kind}_workspace")
         size.restype = ctypes.c_int64
         workspace = memory.empty((size(ctypes.byref(p)),), torch.uint8)

@@ -184,6 +184,27 @@ MUTATIONS = (
         "rnn",
     ),
     Mutation(
+        "a block of a grid announces values that others need not see yet",
+        f"{_RNN}/persistent_exchange.cuh",
+        "fd::add_release(arrivals_, 1u)",
+        "atomicAdd(arrivals_, 1u)",
+        "rnn",
+    ),
+    Mutation(
+        "a grid's step waits for the arrivals of the one before",
+        f"{_RNN}/persistent_exchange.cuh",
+        "- step_ * s_.blocks) < 0",
+        "- (step_ - 1) * s_.blocks) < 0",
+        "rnn",
+    ),
+    Mutation(
+        "the groups of a grid share a counter",
+        f"{_RNN}/persistent_exchange.cuh",
+        "groups.arrivals + group * kArrivalStride",
+        "groups.arrivals",
+        "rnn",
+    ),
+    Mutation(
         "a persistent sequence takes one step too many",
         f"{_RNN}/persistent_forward.cuh",
         "max(q_.lengths[b], int64_t{0})",

@@ -31,6 +31,11 @@ REAL = (
     Layer("gru", T=6, B=9, H=600, lengths=(6, 1, 0, 5, 5, 3, 2, 6, 6)),
     Layer("lstm", T=4, B=33, H=1024),
 )
+# What only a cooperative grid holds, on GPUs with clusters too; 16-bit types, and fp32 with fewer gates.
+GRID = (
+    Layer("lstm", T=12, B=9, H=1000),
+    Layer("gru", T=10, B=17, H=700, lengths=tuple(range(-3, 14))),
+)
 
 
 def on_gpu(value: object) -> object:
@@ -77,7 +82,7 @@ def moved(layer: Layer, dtype: torch.dtype, seed: int = 0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layer", [*LAYERS, *WIDE, *REAL], ids=lambda layer: f"small-{layer}")
+@pytest.mark.parametrize("layer", [*LAYERS, *WIDE, *REAL, *GRID], ids=lambda layer: f"small-{layer}")
 def test_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
     x, call = moved(layer, DTYPES[dtype])
     truth = reference_sequence(doubled(x), *doubled(call))
@@ -93,8 +98,19 @@ def test_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
         assert_near(ours_, truth_, tolerance(DTYPES[dtype], layer) * 2, name)
 
 
+@pytest.mark.parametrize("layer", GRID, ids=str)
+def test_a_grid_runs_where_no_cluster_fits(layer: Layer) -> None:
+    x, call = moved(layer, torch.float16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        saved = forward(x, call)
+        backward(tuple(on_gpu(g) for g in gradients(layer, tuple(t.cpu() for t in saved), 1)), saved, call)
+    ran = [event.key for event in profile.key_averages() if "Grid" in event.key]
+    assert any("forward" in name for name in ran), ran
+    assert any("backward" in name for name in ran), ran
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("layer", [REAL[1], REAL[2], LAYERS[10]], ids=str)
+@pytest.mark.parametrize("layer", [REAL[1], REAL[2], LAYERS[10], GRID[0]], ids=str)
 def test_two_hundred_repeats_give_the_same_bits(layer: Layer, dtype: str) -> None:
     x, call = moved(layer, DTYPES[dtype])
     first = forward(x, call)
@@ -105,7 +121,7 @@ def test_two_hundred_repeats_give_the_same_bits(layer: Layer, dtype: str) -> Non
         assert all(torch.equal(a, b) for a, b in zip(backward(grads, first, call), first_grads, strict=True))
 
 
-@pytest.mark.parametrize("layer", [REAL[0], LAYERS[4], LAYERS[10]], ids=str)
+@pytest.mark.parametrize("layer", [REAL[0], LAYERS[4], LAYERS[10], GRID[1]], ids=str)
 def test_a_cuda_graph_reads_new_inputs(layer: Layer) -> None:
     x, call = moved(layer, torch.float16)
     stream = torch.cuda.Stream()

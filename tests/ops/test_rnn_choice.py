@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from fastdl import dispatch
 from fastdl.ops.rnn import plans, refusals
 from fastdl.testing.rnn import Sample
 
+# Compute capability -> multiprocessors and KB of shared memory a block: T4, A100, RTX 3090, RTX 4090, H100, RTX 5090.
+MACHINES = {
+    (7, 5): (40, 64),
+    (8, 0): (108, 163),
+    (8, 6): (82, 99),
+    (8, 9): (128, 99),
+    (9, 0): (132, 227),
+    (12, 0): (170, 99),
+}
+
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -22,6 +33,9 @@ def gpu(monkeypatch):
 
     def of(*capability: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        processors, shared = MACHINES[capability]
+        device = SimpleNamespace(multi_processor_count=processors, shared_memory_per_block_optin=shared << 10)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: device)
 
     of(9, 0)
     return of
@@ -43,6 +57,18 @@ SERVED = [
     ((9, 0), dataclasses.replace(LSTM, H=64, projection=32), torch.float16, "cudnn"),
     ((8, 6), dataclasses.replace(LSTM, H=128), torch.float16, "fused"),
     ((8, 6), dataclasses.replace(LSTM, H=136), torch.float16, "cudnn"),
+    # a cooperative grid holds more than a cluster, or than a block where there are no clusters
+    ((9, 0), dataclasses.replace(LSTM, T=64, H=800), torch.bfloat16, "fused"),
+    ((8, 0), dataclasses.replace(LSTM, T=64), torch.bfloat16, "fused"),
+    ((8, 9), dataclasses.replace(GRU, T=64), torch.bfloat16, "fused"),
+    ((8, 6), dataclasses.replace(LSTM, T=64, H=200), torch.float32, "fused"),
+    ((12, 0), dataclasses.replace(GRU, T=64, H=1000), torch.float16, "fused"),
+    ((12, 0), dataclasses.replace(LSTM, T=64, H=1000), torch.float16, "cudnn"),
+    ((8, 0), dataclasses.replace(LSTM, T=64, B=256), torch.bfloat16, "cudnn"),
+    ((7, 5), dataclasses.replace(LSTM, T=64), torch.float16, "fused"),
+    # cuDNN's persistent kernels were timed, the grid was not
+    ((8, 0), dataclasses.replace(LSTM, T=64, I=256), torch.float16, "cudnn"),
+    ((8, 0), dataclasses.replace(LSTM, T=64, H=128), torch.float32, "cudnn"),
     # torch has none of these: large or not, the kernels do what they can
     ((9, 0), dataclasses.replace(LSTM, H=1200, layer_norm=True), torch.float16, "fused"),
     ((8, 6), dataclasses.replace(LSTM, H=136, layout="lengths"), torch.float16, "fused"),

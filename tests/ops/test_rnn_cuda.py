@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
+from fastdl.ops.rnn import grid
 from fastdl.ops.rnn.reference import reference_sequence
 from fastdl.ops.rnn.reference_backward import reference_sequence_backward
+from fastdl.testing.rnn import Sample
 from tests.emulation import library
 from tests.ops.rnn_cuda_samples import (
     DTYPES,
@@ -73,6 +77,50 @@ def test_persistent_kernels_without_clusters(layer: Layer) -> None:
     check(layer, torch.bfloat16, Emulated("rnn_persistent", 7, largest_cluster=1))
 
 
+@pytest.mark.parametrize("layer", PLAIN + WIDE, ids=str)
+def test_grid_kernels_are_the_reference(layer: Layer) -> None:
+    place = (PLAIN + WIDE).index(layer)
+    dtype = ("bf16", "fp32", "fp16")[place % 3]
+    check(layer, DTYPES[dtype], Emulated("rnn_grid", SCHEDULES[place % len(SCHEDULES)]))
+
+
+@pytest.mark.parametrize("multiprocessors", [12, 8], ids=["one_launch", "two_launches"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_grid_of_larger_blocks_where_few_run_at_once(dtype: str, multiprocessors: int) -> None:
+    check(PLAIN[1], DTYPES[dtype], Emulated("rnn_grid", 7, multiprocessors=multiprocessors))
+
+
+@pytest.mark.parametrize(
+    ("layer", "machine", "reason"),
+    [
+        (Layer("gru", layer_norm=True), {}, "no layer norm"),
+        (PLAIN[1], {"multiprocessors": 7}, "do not fit into blocks that run at once"),
+        (Layer("lstm", T=1, B=1, H=1024), {"largest_shared": 64 << 10}, "do not fit into blocks"),
+    ],
+    ids=str,
+)
+def test_what_grid_kernels_refuse(layer: Layer, machine: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Emulated("rnn_grid", **machine).forward(*layer.inputs(torch.float16))
+
+
+@pytest.mark.parametrize(("processors", "shared"), [(40, 64), (82, 99), (108, 163)])
+def test_the_plan_knows_what_a_grid_holds(processors: int, shared: int) -> None:
+    emulated = Emulated("rnn_grid", multiprocessors=processors, largest_shared=shared << 10)
+    answers = set()
+    for cell, B, H, directions in itertools.product(
+        ("lstm", "gru", "rnn_tanh"), (1, 20, 100), (130, 512, 700, 1000), (1, 2)
+    ):
+        for dtype in (torch.float32, torch.float16):
+            sample = Sample(cell, 64, B, 8, H, directions=directions)
+            call, G = sample.call(dtype, "cuda"), sample.s.num_gates
+            theirs = emulated.refusals(sample.s, 64, B, H, dtype)
+            for gates, values, refusal in zip((G, 1), (1, G), theirs, strict=True):
+                assert grid.holds(call, gates, values, processors, shared << 10) == (refusal is None), sample
+            answers.update(theirs)
+    assert len(answers) == 2
+
+
 @pytest.mark.parametrize(
     ("layer", "dtype", "reason"),
     [
@@ -89,10 +137,10 @@ def test_what_persistent_kernels_refuse(layer: Layer, dtype: str, reason: str) -
         Emulated("rnn_persistent").forward(*layer.inputs(DTYPES[dtype]))
 
 
-BOTH = pytest.mark.parametrize("launcher", ["rnn_steps", "rnn_persistent"])
+EVERY = pytest.mark.parametrize("launcher", ["rnn_steps", "rnn_persistent", "rnn_grid"])
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("layer", [PLAIN[3], PLAIN[4], WIDE[0]], ids=str)
 def test_every_schedule_gives_the_same_bits(layer: Layer, launcher: str) -> None:
     x, call = layer.inputs(torch.float16)
@@ -106,7 +154,7 @@ def test_every_schedule_gives_the_same_bits(layer: Layer, launcher: str) -> None
         assert all(torch.equal(a, b) for a, b in zip(again_grads, first_grads, strict=True))
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize(
     "layer",
     [Layer("lstm", T=0), Layer("gru", B=0), Layer("gru", T=0, directions=2), Layer("lstm", T=1)],
@@ -116,12 +164,12 @@ def test_empty_and_single_steps(layer: Layer, launcher: str) -> None:
     check(layer, torch.float32, Emulated(launcher))
 
 
-@BOTH
+@EVERY
 def test_inference_saves_nothing(launcher: str) -> None:
     check(PLAIN[3], torch.float32, Emulated(launcher), save=False)
 
 
-@BOTH
+@EVERY
 def test_a_bad_value_stays_in_its_sequence_and_dies_past_the_length(launcher: str) -> None:
     layer = Layer("lstm", T=4, B=3, lengths=(4, 2, 4), directions=2)
     x, call = layer.inputs(torch.bfloat16)

@@ -53,6 +53,10 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+inline cudaError_t set_zero(void* p, size_t bytes, cudaStream_t stream) {
+  return cudaMemsetAsync(p, 0, bytes, stream);
+}
+
 inline int current_device() {
   int device = 0;
   cudaGetDevice(&device);
@@ -103,6 +107,7 @@ int resident_clusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
     return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
   };
   if (shape.shared_bytes > static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) ||
+      (shape.cooperative && !attribute(cudaDevAttrCooperativeLaunch)) ||
       (shape.cluster > 1 && attribute(cudaDevAttrComputeCapabilityMajor) < 9))
     return 0;
   int count = 0;

@@ -22,6 +22,10 @@ FD_DEVICE void st_release(T* p, T value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(*reinterpret_cast<unsigned*>(&value))
                : "memory");
 }
+// What the block wrote before its last barrier is seen by who reads the sum with ld_acquire.
+FD_DEVICE void add_release(unsigned* p, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
 FD_DEVICE void spin() {}
 
 // Before sm_90 a block is a cluster of its own.

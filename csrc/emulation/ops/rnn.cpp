@@ -45,4 +45,23 @@ int emulated_rnn_persistent_backward(const RnnBackward* p, void* workspace) {
   return cuda::rnn_persistent_backward(*p, workspace, nullptr);
 }
 
+const char* emulated_rnn_grid_forward_refusal(const RnnForward* p) {
+  return cuda::rnn_grid_forward_refusal(*p);
+}
+int64_t emulated_rnn_grid_forward_workspace(const RnnForward* p) {
+  return cuda::rnn_grid_forward_workspace(*p);
+}
+int emulated_rnn_grid_forward(const RnnForward* p, void* workspace) {
+  return cuda::rnn_grid_forward(*p, workspace, nullptr);
+}
+const char* emulated_rnn_grid_backward_refusal(const RnnBackward* p) {
+  return cuda::rnn_grid_backward_refusal(*p);
+}
+int64_t emulated_rnn_grid_backward_workspace(const RnnBackward* p) {
+  return cuda::rnn_grid_backward_workspace(*p);
+}
+int emulated_rnn_grid_backward(const RnnBackward* p, void* workspace) {
+  return cuda::rnn_grid_backward(*p, workspace, nullptr);
+}
+
 }  // extern "C"

@@ -1,10 +1,11 @@
-// A whole sequence in one launch: what forward and backward share. A cluster of blocks owns eight sequences
-// of one
-//   direction and all recurrent weights; a block owns `units` hidden units, and its weights stay in
-//   registers, or in shared memory where those are full, from the first step to the last.
+// A whole sequence in one launch: what forward and backward share. A group of blocks, a cluster or a part of
+// a
+//   cooperative grid, owns eight sequences of one direction and all recurrent weights; a block owns `units`
+//   hidden units, and its weights stay in registers, or in shared memory where those are full, from the first
+//   step to the last.
 // A warp owns 16 units and every kSplits-th chunk of K; the values of a step, h or the gradient of the gates,
-// lie in
-//   every block's shared memory, and each block sends its units' to the others: one cluster barrier a step.
+//   lie in every block's shared memory, and each block sends its units' to the others of its group: one
+//   meeting a step (persistent_exchange.cuh).
 // Saves nothing itself.
 #pragma once
 #include "ops/rnn/cell.cuh"
@@ -18,12 +19,16 @@ constexpr int kPersistentThreads = 256;
 // product.
 constexpr int register_pieces(int splits) { return splits == 4 ? 16 : 11; }
 
-// What a launch is made of. Units, blocks: of a cluster; K: of the product, as it lies in shared memory.
+// What a launch is made of. Units: of a block; blocks: of a group; K: of the product, as it lies in shared
+// memory.
+// Without padding: gcc 12 clears the wrong bytes of a copy that a lambda holds (-ftrivial-auto-var-init).
 struct PersistentShape {
   int units, blocks, splits, threads;
-  int depth;   // K padded: whole units of every block
-  int chunks;  // of K, a warp
-  int pitch;   // of a row of values
+  int buffers;  // of values, in shared memory
+  int tiles;    // of eight sequences, that one launch takes
+  int depth;    // K padded: whole units of every block
+  int chunks;   // of K, a warp
+  int pitch;    // of a row of values
   int shared_bytes;
 };
 
@@ -42,11 +47,11 @@ constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 // units: of a block, a multiple of 16. gates: of the product a warp makes; value_gates: of the values it
 // reads.
 template <class T>
-PersistentShape persistent_shape(int units, int blocks, int gates, int value_gates) {
+PersistentShape persistent_shape(int units, int blocks, int gates, int value_gates, int buffers) {
   using M = Multiply<T>;
   PersistentShape s{};
   s.units = units, s.blocks = blocks, s.splits = units <= 32 ? 4 : 1;
-  s.threads = 2 * units * s.splits;
+  s.threads = 2 * units * s.splits, s.buffers = buffers;
   s.depth = value_gates * units * blocks;
   s.chunks = round_up(s.depth, M::kDepth * s.splits) / (M::kDepth * s.splits);
   // Eight lanes that read at once touch every bank once: tensor cores read two rows of 64 bytes, FMA four
@@ -56,7 +61,8 @@ PersistentShape persistent_shape(int units, int blocks, int gates, int value_gat
   const int in_registers = register_chunks<T>(gates, s.splits);
   const int shared_chunks = s.chunks > in_registers ? s.chunks - in_registers : 0;
   const int sum = sizeof(typename M::Sum);
-  s.shared_bytes = 2 * kTileRows * s.pitch * element + s.splits * gates * kTileRows * (units + 4) * sum +
+  s.shared_bytes = buffers * kTileRows * s.pitch * element +
+                   s.splits * gates * kTileRows * (units + 4) * sum +
                    s.threads / 32 * shared_chunks * gates * 2 * kPieceLanes<T> * 16;
   return s;
 }
@@ -65,13 +71,13 @@ PersistentShape persistent_shape(int units, int blocks, int gates, int value_gat
 template <class T>
 struct PersistentMemory {
   using Sum = typename Multiply<T>::Sum;
-  T* values;          // [2][8][pitch]
+  T* values;          // [buffers][8][pitch]
   Sum* sums;          // [splits][gates][8][units + 4]
   Piece<T>* weights;  // [warp][chunk][gate][half][lane]
 
   FD_DEVICE PersistentMemory(void* memory, const PersistentShape& s, int gates) {
     values = static_cast<T*>(memory);
-    sums = reinterpret_cast<Sum*>(values + 2 * kTileRows * s.pitch);
+    sums = reinterpret_cast<Sum*>(values + s.buffers * kTileRows * s.pitch);
     weights = reinterpret_cast<Piece<T>*>(sums + s.splits * gates * kTileRows * (s.units + 4));
   }
 };
@@ -174,10 +180,10 @@ struct PersistentPlace {
   int64_t first_b, j;  // j: of the layer
   int row, row_step;
 
-  static FD_DEVICE PersistentPlace of(const PersistentShape& s) {
+  static FD_DEVICE PersistentPlace of(const PersistentShape& s, int64_t first_tile) {
     PersistentPlace p;
     p.d = blockIdx.y, p.rank = blockIdx.x % s.blocks;
-    p.first_b = int64_t{blockIdx.x / s.blocks} * kTileRows;
+    p.first_b = (first_tile + blockIdx.x / s.blocks) * kTileRows;
     p.unit = threadIdx.x % s.units, p.j = int64_t{p.rank} * s.units + p.unit;
     p.row = threadIdx.x / s.units, p.row_step = s.threads / s.units;
     return p;

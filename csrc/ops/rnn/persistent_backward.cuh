@@ -15,6 +15,7 @@ struct PersistentBackward {
   PersistentShape shape;
   PersistentRows rows;
   const Piece<T>* packed;
+  PersistentGroups<T> groups;
 };
 
 template <class T, int kGates, int kSplits>
@@ -180,18 +181,18 @@ class BackwardThread {
   int length_[kRows] = {}, limit_[kRows] = {};  // of steps: active ones, ones with a row
 };
 
-// Group: Cluster, how blocks exchange values.
+// Group: Cluster or Grid, how blocks exchange values.
 template <class T, int kGates, int kSplits, class Group>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_backward_kernel(const __grid_constant__ PersistentBackward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
   const PersistentShape& s = f.shape;
-  const PersistentPlace own = PersistentPlace::of(s);
+  const PersistentPlace own = PersistentPlace::of(s, f.groups.first_tile);
   const PersistentMemory<T> memory(shared, s, 1);
   const Resident<T, 1, kSplits> product(
       s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, 1) / s.blocks));
   BackwardThread<T, kGates, kSplits> thread(f, own);
-  typename Group::template Exchange<T> exchange(s, own);
+  typename Group::template Exchange<T> exchange(s, own, f.groups);
 
   for (int i = threadIdx.x; i < Group::kBuffers * kTileRows * s.pitch; i += s.threads)
     memory.values[i] = fd::from_compute<T>(0);

@@ -15,6 +15,7 @@ struct PersistentForward {
   PersistentShape shape;
   PersistentRows rows;
   const Piece<T>* packed;
+  PersistentGroups<T> groups;
 };
 
 template <class T, int kGates, int kSplits>
@@ -150,19 +151,19 @@ class ForwardThread {
   T gx_[kRows][kGates], saved_[kRows][kSaved];
 };
 
-// Group: Cluster, how blocks exchange values.
+// Group: Cluster or Grid, how blocks exchange values.
 template <class T, int kGates, int kSplits, class Group>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     persistent_forward_kernel(const __grid_constant__ PersistentForward<T> f) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
   const PersistentShape& s = f.shape;
-  const PersistentPlace own = PersistentPlace::of(s);
+  const PersistentPlace own = PersistentPlace::of(s, f.groups.first_tile);
   const PersistentMemory<T> memory(shared, s, kGates);
   const Resident<T, kGates, kSplits> product(
       s, memory, f.packed + (own.d * s.blocks + own.rank) * (packed_pieces<T>(s, kGates) / s.blocks));
   auto time = [&](int64_t i) { return own.d ? f.rows.T - 1 - i : i; };
   ForwardThread<T, kGates, kSplits> thread(f, own);
-  typename Group::template Exchange<T> exchange(s, own);
+  typename Group::template Exchange<T> exchange(s, own, f.groups);
 
   for (int i = threadIdx.x; i < Group::kBuffers * kTileRows * s.pitch; i += s.threads)
     memory.values[i] = fd::from_compute<T>(0);

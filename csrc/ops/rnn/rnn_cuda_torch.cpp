@@ -7,6 +7,37 @@
 namespace fastdl {
 namespace {
 
+// A grid needs its weights packed, its counters zeroed and a launch that is cooperative before the first
+// step: for fewer steps a launch a step costs less.
+constexpr int64_t kFewestGridSteps = 8;
+
+// The kernels of a call.
+template <class P>
+struct Launcher {
+  int64_t (*workspace)(const P&);
+  cudaError_t (*launch)(const P&, void*, cudaStream_t);
+
+  void operator()(const P& p, const Tensor& like, cudaStream_t stream, const char* what) const {
+    const Tensor memory = fastdl::workspace(workspace(p), like);
+    check_launch(launch(p, memory.data_ptr(), stream), what);
+  }
+};
+
+Launcher<RnnForward> launcher(const RnnForward& p) {
+  if (!cuda::rnn_persistent_forward_refusal(p))
+    return {cuda::rnn_persistent_forward_workspace, cuda::rnn_persistent_forward};
+  if (p.q.rows.T >= kFewestGridSteps && !cuda::rnn_grid_forward_refusal(p))
+    return {cuda::rnn_grid_forward_workspace, cuda::rnn_grid_forward};
+  return {cuda::rnn_steps_forward_workspace, cuda::rnn_steps_forward};
+}
+Launcher<RnnBackward> launcher(const RnnBackward& p) {
+  if (!cuda::rnn_persistent_backward_refusal(p))
+    return {cuda::rnn_persistent_backward_workspace, cuda::rnn_persistent_backward};
+  if (p.q.rows.T >= kFewestGridSteps && !cuda::rnn_grid_backward_refusal(p))
+    return {cuda::rnn_grid_backward_workspace, cuda::rnn_grid_backward};
+  return {cuda::rnn_steps_backward_workspace, cuda::rnn_steps_backward};
+}
+
 SixTensors rnn_sequence(Tensor x, MaybeTensor h_0, MaybeTensor c_0, std::vector<Tensor> weights,
                         MaybeTensor batch_sizes, MaybeTensor lengths, MaybeTensor reset,
                         MaybeTensor recurrent_mask, MaybeTensor zoneout_h, MaybeTensor zoneout_c,
@@ -19,12 +50,7 @@ SixTensors rnn_sequence(Tensor x, MaybeTensor h_0, MaybeTensor c_0, std::vector<
   check(p.q.s.projected, "the CUDA kernels need a projected x");
   check(p.q.dtype != DType::kBFloat16 || device.major() >= 8,
         "bfloat16 products need compute capability 8.0");
-  const bool persistent = !cuda::rnn_persistent_forward_refusal(p);
-  const Tensor memory = workspace(
-      persistent ? cuda::rnn_persistent_forward_workspace(p) : cuda::rnn_steps_forward_workspace(p), x);
-  check_launch(persistent ? cuda::rnn_persistent_forward(p, memory.data_ptr(), device.stream())
-                          : cuda::rnn_steps_forward(p, memory.data_ptr(), device.stream()),
-               "rnn_sequence");
+  launcher(p)(p, x, device.stream(), "rnn_sequence");
   return call.results();
 }
 
@@ -41,13 +67,7 @@ SixTensors rnn_sequence_backward(MaybeTensor grad_output, MaybeTensor grad_h_n, 
   const RnnBackward& p = call.args;
   check(p.q.dtype != DType::kBFloat16 || device.major() >= 8,
         "bfloat16 products need compute capability 8.0");
-  const bool persistent = !cuda::rnn_persistent_backward_refusal(p);
-  const Tensor memory = workspace(
-      persistent ? cuda::rnn_persistent_backward_workspace(p) : cuda::rnn_steps_backward_workspace(p),
-      output);
-  check_launch(persistent ? cuda::rnn_persistent_backward(p, memory.data_ptr(), device.stream())
-                          : cuda::rnn_steps_backward(p, memory.data_ptr(), device.stream()),
-               "rnn_sequence_backward");
+  launcher(p)(p, output, device.stream(), "rnn_sequence_backward");
   return call.results();
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate
-from . import registration, triton_ops  # noqa: F401, the operators must be defined before they are asked for
+from . import grid, registration, triton_ops  # noqa: F401, the operators must be defined before they are asked for
 from .checks import Sizes
 from .structure import Structure
 
@@ -109,7 +109,8 @@ def refuse_cuda_fused(call: Call, *tensors: Tensor | None) -> str | None:
 
 
 # Recurrent weights, in bytes by the size of an element, that a block of a persistent kernel holds in registers and
-# shared memory; a cluster has up to 16 blocks, machines before compute capability 9.0 have no clusters.
+# shared memory; a cluster has up to 16 blocks, machines before compute capability 9.0 have no clusters. What more
+# blocks hold, a cooperative grid serves (grid.py).
 _BLOCK_BYTES = {2: 2**18, 4: 5 * 2**15}
 _CLUSTER_BLOCKS = 16
 _MOST_UNITS = {1: 128, _CLUSTER_BLOCKS: 1024}
@@ -127,7 +128,7 @@ def _better_by_cudnn(call: Call) -> str | None:
     blocks = _CLUSTER_BLOCKS if torch.cuda.get_device_capability(call.device) >= (9, 0) else 1
     H, most_units, most_bytes = call.sizes.H, _MOST_UNITS[blocks], blocks * _BLOCK_BYTES[size]
     if most_units < H or call.s.num_gates * H * H * size > most_bytes:
-        return f"{H} hidden units are more than a persistent kernel holds, cuDNN needs fewer launches"
+        return grid.refusal(call)
     return None
 
 
