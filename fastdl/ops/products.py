@@ -70,7 +70,7 @@ def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, in the dtype of left."""
     if slow_in_torch(left):
-        return through_float32(torch.matmul, left, right)
+        return through_float32(product, left, right)
     if _faster_than_mkl(left, right):
         return torch.ops.fastdl.linear_product.default(left, right, None)
     return left @ right
@@ -79,7 +79,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, in the dtype of x."""
     if slow_in_torch(x):
-        return through_float32(F.linear, x, weight, bias)
+        return through_float32(linear, x, weight, bias)
     if _MKL_ON_AMD and x.dim() > 1:
         rows, columns = x.flatten(0, -2), weight.t()
         if _faster_than_mkl(rows, columns):
