@@ -36,7 +36,7 @@ BUDGETS = {
     r"(diffusion_step(_backward)?|normal_noise)_kernel<": 80,  # 3 blocks of 256 threads an SM
     r"attention_hopper_kernel<": 168,  # a block of 384 threads an SM
     r"attention_combine_kernel<": 128,  # 4 blocks of 128 threads an SM
-    r"attention_(forward|decode|short|grad_q|grad_kv|grad_bias)_kernel<": 255,  # 2 blocks of 128 threads an SM
+    r"attention_(forward|decode|short|grad_(q|kv|bias|short))_kernel<": 255,  # 2 blocks of 128 threads an SM
     r"attention_": 64,  # 4 blocks of 256 threads an SM
     r"step_kernel<.*(double|float)": 168,  # 3 blocks of 128 threads an SM
     r"step_kernel<": 128,  # 4 blocks of 128 threads an SM

@@ -187,7 +187,7 @@ void run(const Case& c, DType dtype, double tolerance) {
   if (c.bias) backward.bias_sizes[2] = c.L_q, backward.bias_sizes[3] = c.L_k;
   if (c.sink) backward.grad_sink = grad_sink.data;
   Array<char> workspace(static_cast<size_t>(emulated_attention_backward_workspace(&call)));
-  const bool forward_alone = c.decode || c.short_keys || c.hopper;
+  const bool forward_alone = c.decode || (c.short_keys && (c.D > 64 || c.D_v > 64)) || c.hopper;
   if (!status && !forward_alone) status = emulated_attention_backward(&backward, workspace.data);
   const char* error = emulation_take_error();
   if (error || status) {

@@ -407,4 +407,25 @@ MUTATIONS = (
         "fd::cp_async_wait<2>()",
         "attention",
     ),
+    Mutation(
+        "gradients of scores are multiplied before the other warps have written theirs",
+        f"{_ATTENTION}/attention_grad_short.cuh",
+        "gradients + j * kGradientsRow<T>);\n    __syncthreads();",
+        "gradients + j * kGradientsRow<T>);",
+        "attention",
+    ),
+    Mutation(
+        "the next queries arrive while the last are still multiplied",
+        f"{_ATTENTION}/attention_grad_short.cuh",
+        "    keep_gradients<T>(grad,",
+        "    if (tile + 1 < all) begin(tile + 1);\n    keep_gradients<T>(grad,",
+        "attention",
+    ),
+    Mutation(
+        "gradients of the lower eight queries take the place of the upper",
+        f"{_ATTENTION}/attention_grad_short.cuh",
+        "lane / 8 % 2 * 16, true);",
+        "(1 - lane / 8 % 2) * 16, true);",
+        "attention",
+    ),
 )  # fmt: skip

@@ -166,12 +166,18 @@ def test_a_nan_stays_in_its_head_and_behind_a_mask():
 
 
 def explained(
-    dtype: torch.dtype = torch.float16, D: int = 8, L_q: int = 20, **options: object
+    dtype: torch.dtype = torch.float16,
+    D: int = 8,
+    L_q: int = 20,
+    H: int = 2,
+    gradient: bool = False,
+    **options: object,
 ) -> tuple[str, str | None]:
     """(algorithm, why not flash) of a call of cuda tensors."""
     with FakeTensorMode():
-        q = torch.empty(1, 2, L_q, D, device="cuda", dtype=dtype)
-        found = fastdl.explain("attention", q, q, q, **options)
+        k = torch.empty(1, 2, L_q, D, device="cuda", dtype=dtype)
+        q = torch.empty(1, H, L_q, D, device="cuda", dtype=dtype, requires_grad=gradient)
+        found = fastdl.explain("attention", q, k, k, **options)
     assert found.backend == "cuda"
     reasons = [why for backend, algorithm, why in found.refused if (backend, algorithm) == ("cuda", "flash")]
     return found.algorithm, *reasons, None
@@ -189,6 +195,10 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert explained(softcap=2.0)[0] == "short"
     assert explained(L_q=129, softcap=2.0)[0] == "flash"
+    assert [explained(L_q=128, D=D, softcap=2.0)[0] for D in (64, 65)] == ["short", "short"]
+    gradient = dict(softcap=2.0, gradient=True)
+    assert [explained(L_q=128, D=D, **gradient)[0] for D in (64, 65)] == ["short", "flash"]
+    assert [explained(L_q=128, H=H, enable_gqa=True, **gradient)[0] for H in (8, 10)] == ["short", "flash"]
     assert explained(torch.float32, D=65, softcap=2.0)[0] == "flash"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "never timed" in reason

@@ -1,4 +1,4 @@
-"""The CUDA kernel of attention for few keys, executed on the CPU by emulation. Backend: cuda."""
+"""The CUDA kernels of attention for few keys, executed on the CPU by emulation. Backend: cuda."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
 from tests.emulation.attention import Emulated
-from tests.ops.test_attention_cuda import DTYPES, arguments_of, assert_near, wide
+from tests.ops.test_attention_cuda import DTYPES, arguments_of, assert_near, backward_arguments_of, wide
 
 # One part of the keys and two, parts that a warp does not see, rows that see nothing; one tile of queries and several;
 # each head size; every option.
@@ -29,6 +29,7 @@ PROBLEMS = (
     Sample(H=1, D=72, D_v=100, L_q=70, L_k=66),
     Sample(H=2, D=8, L_q=3, L_k=0),
 )
+NO_QUERIES = Sample(H=4, H_kv=2, D=8, L_q=0, L_k=20)
 
 
 def of_few_keys(sample: Sample, dtype: torch.dtype) -> tuple:
@@ -52,10 +53,27 @@ def test_is_the_definition_under_every_schedule(sample: Sample, dtype: torch.dty
         assert all(torch.equal(*pair) for pair in zip(other, found, strict=True))
 
 
-def test_more_keys_and_packed_sequences_are_refused():
+@DTYPES
+@pytest.mark.parametrize("sample", [s for s in (*PROBLEMS, NO_QUERIES) if s.D <= 64], ids=str)
+def test_backward_is_the_definition_under_every_schedule(sample: Sample, dtype: torch.dtype):
+    arguments = backward_arguments_of(of_few_keys(sample, dtype))
+    found = Emulated().backward(*arguments)
+    for ours, expected in zip(found, registration.attention_backward(*wide(arguments)), strict=True):
+        assert_near(ours, expected, dtype)
+    other = Emulated(7).backward(*arguments)
+    assert all(torch.equal(*pair) for pair in zip(other, found, strict=True))
+
+
+def test_more_keys_packed_sequences_and_gradients_of_large_heads_are_refused():
     for sample in (Sample(H=1, D=8, L_q=3, L_k=129), Sample(H=1, D=8, lengths_q=(3,), lengths_k=(9,))):
+        arguments = of_few_keys(sample, torch.float16)
         with pytest.raises(library.EmulationError, match="error 801"):
-            Emulated().forward(*of_few_keys(sample, torch.float16))
+            Emulated().forward(*arguments)
+        with pytest.raises(library.EmulationError, match="error 801"):
+            Emulated().backward(*backward_arguments_of(arguments))
+    large = of_few_keys(Sample(H=1, D=65, L_q=3, L_k=9), torch.float16)
+    with pytest.raises(library.EmulationError, match="error 801"):
+        Emulated().backward(*backward_arguments_of(large))
 
 
 @DTYPES

@@ -3,6 +3,7 @@
 #include "ops/attention/attention_backward_cuda.cu"
 #include "ops/attention/attention_cuda.cu"
 #include "ops/attention/attention_decode_cuda.cu"
+#include "ops/attention/attention_grad_short_cuda.cu"
 #include "ops/attention/attention_hopper_cuda.cu"
 #include "ops/attention/attention_short_cuda.cu"
 

@@ -45,6 +45,17 @@ struct Backward {
     return fd::launch(attention_grad_kv_kernel<T, kD, kOfK, kOfV>, shape(all, stages), stream, a, values,
                       static_cast<int>(blocks), stages);
   }
+  cudaError_t grad_qkv() const {
+    cudaError_t error = delta();
+    if (error == cudaSuccess) error = grad_q();
+    if constexpr (kGradKvAtOnce<T, kD>) {
+      if (error == cudaSuccess) error = grad_kv<true, true>();
+    } else {
+      if (error == cudaSuccess) error = grad_kv<true, false>();
+      if (error == cudaSuccess) error = grad_kv<false, true>();
+    }
+    return error;
+  }
   cudaError_t grad_bias() const {
     const int64_t* size = a.bias_sizes;
     const int64_t rows = blocks_of(size[2], kBackwardM<T, kD>), columns = blocks_of(size[3], kBackwardN<T>);
@@ -73,14 +84,7 @@ cudaError_t attention_backward(const AttentionBackward& a, void* workspace, cuda
     using T = decltype(element);
     constexpr int kD = decltype(size)::value;
     const Backward<T, kD> run{a, static_cast<RowValue*>(workspace), stream};
-    cudaError_t error = run.delta();
-    if (error == cudaSuccess) error = run.grad_q();
-    if constexpr (kGradKvAtOnce<T, kD>) {
-      if (error == cudaSuccess) error = run.template grad_kv<true, true>();
-    } else {
-      if (error == cudaSuccess) error = run.template grad_kv<true, false>();
-      if (error == cudaSuccess) error = run.template grad_kv<false, true>();
-    }
+    cudaError_t error = a.c.short_keys ? attention_grad_short(a, workspace, stream) : run.grad_qkv();
     if (error == cudaSuccess) error = run.grad_bias();
     if (error == cudaSuccess) error = run.grad_sink();
     return error;

@@ -44,4 +44,8 @@ bool attention_hopper_reads(const HopperRows& rows);
 int64_t attention_backward_workspace(const AttentionCall& c);
 cudaError_t attention_backward(const AttentionBackward& a, void* workspace, cudaStream_t stream);
 
+// What attention_backward does for q, k and v where c.short_keys says so; what it needs of each query's row
+// stays in `values`, its workspace.
+cudaError_t attention_grad_short(const AttentionBackward& a, void* values, cudaStream_t stream);
+
 }  // namespace fastdl::cuda

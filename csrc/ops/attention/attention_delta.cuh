@@ -1,7 +1,6 @@
 // What backward needs of each query row, and from it the gradient of the sink. Delta: a warp a row. Sink: a
 // block a head, rows in a fixed order. Saves nothing.
 #pragma once
-#include "common/cuda/reduce.cuh"
 #include "ops/attention/attention_gradient.cuh"
 
 namespace fastdl::cuda {
@@ -12,25 +11,8 @@ constexpr int kDeltaThreads = 128, kSinkThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kDeltaThreads)
     attention_delta_kernel(const __grid_constant__ AttentionBackward a, RowValue* values, int64_t rows) {
-  const AttentionCall& c = a.c;
   const int64_t at = int64_t{blockIdx.x} * (kDeltaThreads / 32) + threadIdx.x / 32;
-  if (at >= rows) return;
-  const int64_t head = at / c.L_q, l = at % c.L_q;
-  const bool packed = c.cu_seqlens_q != nullptr;
-  const int64_t b = packed ? 0 : head / c.H, h = packed ? head : head % c.H;
-  const T* output = static_cast<const T*>(a.output) + (packed ? l * c.H + h : at) * c.D_v;
-  const AttentionStrides& s = a.grad_output_strides;
-  const T* grad = static_cast<const T*>(a.grad_output) + b * s.b + h * s.h + l * s.l;
-  float sum = 0;
-  for (int d = threadIdx.x % 32; d < c.D_v; d += 32)
-    sum += fd::to_compute(output[d]) * fd::to_compute(grad[d]);
-  sum = fd::warp_sum(sum);
-  if (threadIdx.x % 32 != 0) return;
-  const double lse = a.lse[at];
-  const bool closed = lse == -INFINITY;
-  const float near = closed ? INFINITY : static_cast<float>(lse);
-  const float rest = near == INFINITY ? 0.0f : static_cast<float>(lse - near);
-  values[at] = {near, rest, sum - (a.grad_lse ? static_cast<float>(a.grad_lse[at]) : 0.0f), 0};
+  if (at < rows) make_row_value<T>(a, values, at);
 }
 
 // grad_sink = -sum exp(sink - lse) delta

@@ -1,6 +1,7 @@
 // The gradient of a warp's tile of scores, from scores computed again and the gradient of their powers. What
 // backward needs of a query's row lies in 16 bytes, made by attention_delta.cuh. Saves nothing.
 #pragma once
+#include "common/cuda/reduce.cuh"
 #include "ops/attention/attention_multiply.cuh"
 #include "ops/attention/attention_scores.cuh"
 
@@ -27,6 +28,28 @@ constexpr int backward_bytes(int stages) {
 
 FD_DEVICE RowValue row_value(const RowValue* values, int i, int count) {
   return i < count ? values[i] : RowValue{INFINITY, 0, 0, 0};
+}
+
+// Of row `at` of lse, [B, H, L_q] or [H, total_q], by a warp.
+template <class T>
+FD_DEVICE void make_row_value(const AttentionBackward& a, RowValue* values, int64_t at) {
+  const AttentionCall& c = a.c;
+  const int64_t head = at / c.L_q, l = at % c.L_q;
+  const bool packed = c.cu_seqlens_q != nullptr;
+  const int64_t b = packed ? 0 : head / c.H, h = packed ? head : head % c.H;
+  const T* output = static_cast<const T*>(a.output) + (packed ? l * c.H + h : at) * c.D_v;
+  const AttentionStrides& s = a.grad_output_strides;
+  const T* grad = static_cast<const T*>(a.grad_output) + b * s.b + h * s.h + l * s.l;
+  float sum = 0;
+  for (int d = threadIdx.x % 32; d < c.D_v; d += 32)
+    sum += fd::to_compute(output[d]) * fd::to_compute(grad[d]);
+  sum = fd::warp_sum(sum);
+  if (threadIdx.x % 32 != 0) return;
+  const double lse = a.lse[at];
+  const bool closed = lse == -INFINITY;
+  const float near = closed ? INFINITY : static_cast<float>(lse);
+  const float rest = near == INFINITY ? 0.0f : static_cast<float>(lse - near);
+  values[at] = {near, rest, sum - (a.grad_lse ? static_cast<float>(a.grad_lse[at]) : 0.0f), 0};
 }
 
 // A score becomes its power with dropout, the gradient of the power that of the score.

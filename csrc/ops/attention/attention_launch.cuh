@@ -7,6 +7,8 @@
 namespace fastdl::cuda {
 
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
+// Of a head, that one block holds.
+constexpr int kMostKeys = 128;
 
 inline int64_t blocks_of(int64_t rows, int64_t a_block) { return (rows + a_block - 1) / a_block; }
 

@@ -8,7 +8,6 @@
 namespace fastdl::cuda {
 
 constexpr int kShortThreads = 128, kShortM = 64;
-constexpr int kMostKeys = 128;
 // Keys go through the products in parts of 32: a part that no query of the warp sees is left out.
 constexpr int kShortPart = 32;
 

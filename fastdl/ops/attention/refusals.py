@@ -26,8 +26,10 @@ LARGEST_D, LARGEST_HOPPER_D = 256, 128
 MOST_ROWS = 1 << 29
 # Queries of a head that a GPU still answers by splitting the keys: more fill it by themselves.
 MOST_DECODED = 16
-# Keys of a head that one block holds, and the bytes of one of them.
+# Keys of a head that one block holds, and the bytes of one of them; the head size whose gradients fit its registers,
+# and the query rows a head of k that it passes alone.
 MOST_KEYS, MOST_ROW_BYTES = 128, 256
+LARGEST_SHORT_D, MOST_SHORT_ROWS = 64, 512
 
 
 def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) -> str | None:
@@ -193,7 +195,7 @@ def refuse_cuda_decode(
 def refuse_cuda_short(
     q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, return_lse: bool
 ) -> str | None:
-    """Why not the CUDA kernel that holds all keys of a head, so that the softmax takes one pass."""
+    """Why not the CUDA kernels that hold all keys of a head: the softmax takes one pass, backward one launch."""
     if (reason := refuse_cuda_flash(q, k, v, context, call, return_lse)) is not None:
         return reason
     if context.cu_seqlens_q is not None:
@@ -204,6 +206,12 @@ def refuse_cuda_short(
         return f"a head is larger than {MOST_ROW_BYTES} bytes"
     if torch.cuda.get_device_capability(q.device) < (8, 0):
         return "the keys need the shared memory of compute capability 8.0"
+    if not _needs_gradient(q, k, v, context.bias, context.sink):
+        return None
+    if max(q.shape[-1], v.shape[-1]) > LARGEST_SHORT_D:
+        return f"gradients of a head larger than {LARGEST_SHORT_D} do not fit the registers of a block"
+    if _rows(q, k, call) > MOST_SHORT_ROWS:
+        return f"more than {MOST_SHORT_ROWS} query rows a head of k would wait for one block"
     return None
 
 
