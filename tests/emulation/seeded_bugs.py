@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from .attention_bugs import ATTENTION
+from .mutation import Mutation
 
 # Kernel of features.cuh -> its bugs.
 FEATURES = {
@@ -22,23 +23,11 @@ FEATURES = {
 # A lost update, a missing fence and an early flag show only as races (ThreadSanitizer), a misaligned load only to
 # UndefinedBehaviorSanitizer.
 ONLY_SANITIZERS = (19, 20, 23, 25)
-
-
-class Mutation(NamedTuple):
-    """`old`, which occurs once in `file` (under csrc), becomes `new`; the driver of `family` must notice."""
-
-    what: str
-    file: str
-    old: str
-    new: str
-    family: str = "conv_relu_maxpool"
-
-
 _OPS = "ops/conv_relu_maxpool"
 _RNN = "ops/rnn"
-_ATTENTION = "ops/attention"
 _DIFFUSION = "ops/diffusion"
 MUTATIONS = (
+    *ATTENTION,
     Mutation(
         "no barrier between a stage's arrival and its use",
         f"{_OPS}/implicit_gemm_cuda.cu",
@@ -212,129 +201,10 @@ MUTATIONS = (
         "rnn",
     ),
     Mutation(
-        "a tile of keys is multiplied before the other warps' copies have arrived",
-        f"{_ATTENTION}/attention_forward.cuh",
-        "fd::cp_async_wait<0>();\n    __syncthreads();\n    const bool more",
-        "fd::cp_async_wait<0>();\n    const bool more",
-        "attention",
-    ),
-    Mutation(
-        "the only stage is overwritten while others still read it",
-        f"{_ATTENTION}/attention_grad_kv.cuh",
-        "__syncthreads();\n      begin(tile + 1);",
-        "begin(tile + 1);",
-        "attention",
-    ),
-    Mutation(
-        "dropout by key takes the words of the neighbour",
-        f"{_ATTENTION}/attention_scores.cuh",
-        "const int t = lane / 4 % 4;",
-        "const int t = lane % 4;",
-        "attention",
-    ),
-    Mutation(
-        "a key more than causality allows",
-        f"{_ATTENTION}/attention_head.cuh",
-        "distance <= left && distance >= -right",
-        "distance <= left && distance >= -right - 1",
-        "attention",
-    ),
-    Mutation(
-        "a new maximum does not scale what was summed before",
-        f"{_ATTENTION}/attention_softmax.cuh",
-        "total[half] *= factor;",
-        "",
-        "attention",
-    ),
-    Mutation(
-        "rows behind the last are stored",
-        f"{_ATTENTION}/attention_tile.cuh",
-        "if (at >= count) continue;",
-        "",
-        "attention",
-    ),
-    Mutation(
-        "the results of the warps overwrite tiles that others still read",
-        f"{_ATTENTION}/attention_decode.cuh",
-        "fd::cp_async_wait<0>();\n  __syncthreads();\n  // The tiles",
-        "fd::cp_async_wait<0>();\n  // The tiles",
-        "attention",
-    ),
-    Mutation(
-        "results of ranges are added without their maxima",
-        f"{_ATTENTION}/attention_results.cuh",
-        "all.total += one[1] * factor;",
-        "all.total += one[1];",
-        "attention",
-    ),
-    Mutation(
-        "every range of keys counts the sink",
-        f"{_ATTENTION}/attention_decode.cuh",
-        "softmax(head, place, split == 0 && warp == 0);",
-        "softmax(head, place, warp == 0);",
-        "attention",
-    ),
-    Mutation(
-        "a query of another head takes the bias of the first",
-        f"{_ATTENTION}/attention_scores.cuh",
-        "return tile.head_offset(i) * at.h + tile.query(i)",
-        "return tile.query(i)",
-        "attention",
-    ),
-    Mutation(
-        "a row's ranges are combined before all warps have summed theirs",
-        f"{_ATTENTION}/attention_decode.cuh",
-        "width);\n  __syncthreads();\n  if (warp > 0) return;",
-        "width);\n  if (warp > 0) return;",
-        "attention",
-    ),
-    Mutation(
-        "wgmma advances through a row of q and k by 16 bytes where 16 columns have 32",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "d % fd::kPieceColumns * 2;",
-        "d % fd::kPieceColumns;",
-        "attention",
-    ),
-    Mutation(
-        "wgmma takes the pieces of v for neighbours",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "* fd::kPieceRowBytes, kPieceBytes));",
-        "* fd::kPieceRowBytes));",
-        "attention",
-    ),
-    Mutation(
         "a descriptor's groups of eight rows are 128 bytes apart",
         "common/cuda/shared_matrix.cuh",
         "field(kPieceAlignment) << 32",
         "field(kPieceRowBytes) << 32",
-        "attention",
-    ),
-    Mutation(
-        "a tile of k is overwritten in the phase in which it is used",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "fd::mbarrier_wait(barriers.k_free + stage, (use - 1) & 1);",
-        "fd::mbarrier_wait(barriers.k_free + stage, use & 1);",
-        "attention",
-    ),
-    Mutation(
-        "a tile of v is free before it has been multiplied",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "fd::wgmma_wait<0>(softmax.output);\n    free_tile(barriers.v_free + stage);",
-        "free_tile(barriers.v_free + stage);\n    fd::wgmma_wait<0>(softmax.output);",
-        "attention",
-    ),
-    Mutation(
-        "the second warpgroup is given the keys of the first",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "keys = head.keys<kHopperRows>(first, kHopperRows);",
-        "keys = head.keys<kHopperRows>(first, 64);",
-        "attention",
-    ),
-    Mutation(
-        "the second warpgroup masks the rows of the first",
-        f"{_ATTENTION}/attention_hopper.cuh",
-        "attend<T, kD>(a, head, first + rows, tiles.q",
-        "attend<T, kD>(a, head, first, tiles.q",
         "attention",
     ),
     Mutation(
@@ -392,40 +262,5 @@ MUTATIONS = (
         "const bool late = N < 4 && at & 2,",
         "const bool late = false,",
         "diffusion",
-    ),
-    Mutation(
-        "values are multiplied before the other warps' copies have arrived",
-        f"{_ATTENTION}/attention_short.cuh",
-        "fd::cp_async_wait<0>();\n  __syncthreads();",
-        "fd::cp_async_wait<0>();",
-        "attention",
-    ),
-    Mutation(
-        "scores are computed while their keys are still on their way",
-        f"{_ATTENTION}/attention_short.cuh",
-        "fd::cp_async_wait<1>()",
-        "fd::cp_async_wait<2>()",
-        "attention",
-    ),
-    Mutation(
-        "gradients of scores are multiplied before the other warps have written theirs",
-        f"{_ATTENTION}/attention_grad_short.cuh",
-        "gradients + j * kGradientsRow<T>);\n    __syncthreads();",
-        "gradients + j * kGradientsRow<T>);",
-        "attention",
-    ),
-    Mutation(
-        "the next queries arrive while the last are still multiplied",
-        f"{_ATTENTION}/attention_grad_short.cuh",
-        "    keep_gradients<T>(grad,",
-        "    if (tile + 1 < all) begin(tile + 1);\n    keep_gradients<T>(grad,",
-        "attention",
-    ),
-    Mutation(
-        "gradients of the lower eight queries take the place of the upper",
-        f"{_ATTENTION}/attention_grad_short.cuh",
-        "lane / 8 % 2 * 16, true);",
-        "(1 - lane / 8 % 2) * 16, true);",
-        "attention",
     ),
 )  # fmt: skip
