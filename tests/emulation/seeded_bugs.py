@@ -128,77 +128,77 @@ MUTATIONS = (
         f"{_RNN}/step_product.cuh",
         "sums[warp][q][row][unit]; });\n  __syncthreads();",
         "sums[warp][q][row][unit]; });",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "the step at a sequence's length is still active",
         f"{_RNN}/step_rows.cuh",
         "rows.t < q.lengths[b]",
         "rows.t <= q.lengths[b]",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a row's sum is overwritten before all have read it",
         f"{_RNN}/norm_forward.cuh",
         "v = total[0];\n  __syncthreads();",
         "v = total[0];",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a persistent step uses sums that are not there yet",
         f"{_RNN}/persistent_forward.cuh",
         "__syncthreads();\n    thread.step(time(i), product);",
         "thread.step(time(i), product);",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a block sends units its other warps have not written",
         f"{_RNN}/persistent_exchange.cuh",
         "__syncthreads();\n      if (s_.blocks == 1) return;\n      // Four lanes a row; a warp serves",
         "if (s_.blocks == 1) return __syncthreads();\n      // Four lanes a row; a warp serves",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "the next step's values overwrite those others still read",
         f"{_RNN}/persistent_forward.cuh",
         "T* next = memory.values + (i + 1) %",
         "T* next = memory.values + i %",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a block writes to another that may not have zeroed its values",
         f"{_RNN}/persistent_exchange.cuh",
         "fd::cluster_sync();",
         "__syncthreads();",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a block of a grid announces values that others need not see yet",
         f"{_RNN}/persistent_exchange.cuh",
         "fd::add_release(arrivals_, 1u)",
         "atomicAdd(arrivals_, 1u)",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a grid's step waits for the arrivals of the one before",
         f"{_RNN}/persistent_exchange.cuh",
         "- step_ * s_.blocks) < 0",
         "- (step_ - 1) * s_.blocks) < 0",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "the groups of a grid share a counter",
         f"{_RNN}/persistent_exchange.cuh",
         "groups.arrivals + group * kArrivalStride",
         "groups.arrivals",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a persistent sequence takes one step too many",
         f"{_RNN}/persistent_forward.cuh",
         "max(q_.lengths[b], int64_t{0})",
         "max(q_.lengths[b] + 1, int64_t{0})",
-        "rnn",
+        "rnn"
     ),
     Mutation(
         "a descriptor's groups of eight rows are 128 bytes apart",
