@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastdl
+from benchmarks.ops.packed_attention import PackedCase
 from benchmarks.providers import Case, Prepared, Provider, Workload, compiled
 from fastdl.ops.attention.reference import Context, reference
 from fastdl.testing.attention import Sample
@@ -21,6 +22,7 @@ LONGEST = Sample(H=8, D=64, L_q=4096, L_k=4096, call=dict(causal="top_left"))
 DECODE = Sample(H=8, H_kv=2, D=64, L_q=1, L_k=4096)
 BIASED = Sample(H=8, D=64, B=4, L_q=512, L_k=512, bias=(1, 8, 512, 512))
 WIDE = Sample(H=8, D=64, D_v=96, B=4, L_q=512, L_k=512)
+LENGTHS = tuple(range(32, 513, 32))
 
 
 def cases(device: str) -> list[Case]:
@@ -33,17 +35,21 @@ def cases(device: str) -> list[Case]:
         found += [
             AttentionCase.of(f"{word}training", s, dtype, True, goal_eager=1.8) for s in (LONG, CAUSAL, SHORT)
         ]
-    return found + [
-        AttentionCase.of("training", s, torch.float32, True, goal_eager=3.0) for s in (BIASED, WIDE)
-    ]
+    found += [AttentionCase.of("training", s, torch.float32, True, goal_eager=3.0) for s in (BIASED, WIDE)]
+    found.append(AttentionCase.of("training", LONG, torch.float32, True, dropout_p=0.1, goal_eager=3.0))
+    return [*found, PackedCase.of(LENGTHS, goal_eager=3.0)]
 
 
 @dataclass(frozen=True)
 class AttentionCase(Case):
-    """One shape, forward alone or forward and backward (gradients of q, k, v and bias for a fixed grad_output)."""
+    """One shape, forward alone or forward and backward (gradients of q, k, v and bias for a fixed grad_output).
+
+    The gate compares output and gradients without dropout.
+    """
 
     sample: Sample | None = None
     training: bool = False
+    dropout_p: float = 0.0
 
     @classmethod
     def of(
@@ -53,9 +59,8 @@ class AttentionCase(Case):
         D, D_v = sample.D, sample.D_v or sample.D
         flops = 2 * pairs * (D + D_v) + (2 * pairs * (3 * D + 2 * D_v) if training else 0)
         rows = sample.B * sample.H * sample.L_q
-        return cls(
-            str(sample), group, dtype, flops, saved_per=rows, sample=sample, training=training, **others
-        )
+        name = f"{sample}-dropout{others['dropout_p']}" if "dropout_p" in others else str(sample)
+        return cls(name, group, dtype, flops, saved_per=rows, sample=sample, training=training, **others)
 
     def workload(self, device: str) -> Workload:
         q, k, v, context = self.sample.inputs(self.dtype)
@@ -77,25 +82,31 @@ class AttentionCase(Case):
         causal = self.sample.call.get("causal", False)
         gqa = bool(self.sample.H_kv)
 
-        def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
             added = mask if bias is None else bias
-            return F.scaled_dot_product_attention(q, k, v, added, is_causal=bool(causal), enable_gqa=gqa)
+            return F.scaled_dot_product_attention(
+                q, k, v, added, dropout_p=dropout_p, is_causal=bool(causal), enable_gqa=gqa
+            )
 
         options = {"mask": mask, "causal": causal, "enable_gqa": gqa}
 
-        def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-            return fastdl.ops.attention(q, k, v, bias=bias, **options)
+        def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+            return fastdl.ops.attention(q, k, v, bias=bias, dropout_p=dropout_p, **options)
 
         def algorithm() -> str:
             q, k, v, bias = (t if t is None else t.clone().requires_grad_(self.training) for t in tensors)
-            why = fastdl.explain("attention", q, k, v, bias=bias, **options)
+            why = fastdl.explain("attention", q, k, v, bias=bias, dropout_p=self.dropout_p, **options)
             return f"{why.backend} {why.algorithm}"
 
         def provider(
             name: str, function: Callable[[], Callable[..., Tensor]], named: Callable[[], str] = str
         ) -> Provider:
             return Provider(
-                name, LAYOUT, lambda: prepared(function(), tensors, grad_output)._replace(algorithm=named())
+                name,
+                LAYOUT,
+                lambda: prepared(function(), tensors, grad_output, self.dropout_p)._replace(
+                    algorithm=named()
+                ),
             )
 
         return [
@@ -106,27 +117,30 @@ class AttentionCase(Case):
 
 
 def prepared(
-    function: Callable[..., Tensor], tensors: list[Tensor | None], grad_output: Tensor | None
+    function: Callable[..., Tensor],
+    tensors: list[Tensor | None],
+    grad_output: Tensor | None,
+    dropout_p: float,
 ) -> Prepared:
     if grad_output is None:
 
         def infer() -> Tensor:
             with torch.no_grad():
-                return function(*tensors)
+                return function(*tensors, 0.0)
 
         return Prepared(infer, lambda: {"output": infer()})
     arguments = [None if t is None else t.clone().requires_grad_() for t in tensors]
     wanted = [t for t in arguments if t is not None]
 
-    def step() -> tuple[Tensor, ...]:
-        output = function(*arguments)
+    def step(dropout_p: float) -> tuple[Tensor, ...]:
+        output = function(*arguments, dropout_p)
         return output, *torch.autograd.grad(output, wanted, grad_output)
 
     def outputs() -> dict[str, Tensor]:
-        output, *gradients = step()
+        output, *gradients = step(0.0)
         return {"output": output.detach(), **_named(gradients)}
 
-    return Prepared(step, outputs)
+    return Prepared(lambda: step(dropout_p), outputs)
 
 
 def _named(gradients: list[Tensor]) -> dict[str, Tensor]:
