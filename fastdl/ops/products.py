@@ -1,8 +1,8 @@
 """Products of matrices that a kernel leaves to others: torch's, but where torch is known to be slow.
 
 On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
-what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: from 16
-rows on linear's own product takes its place there.
+what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: for
+layers that are not narrow linear's own product takes its place there.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def through_float32(function: Callable[..., Tensor], *operands: Tensor | None) -
 
 # Where our kernels have no fused multiply-add, MKL's use more of the CPU.
 _MKL_ON_AMD = torch.backends.mkl.is_available() and cpu_is_amd() and cpu_isa() != "baseline"
-# Products of two numbers each: below, calling takes as long as what is saved. Rows and columns: below, registers are
-# left unused.
-LEAST_PRODUCTS, LEAST_SIDE = 2**20, 16
+# Products of two numbers each. Below, calling takes as long as what is saved.
+LEAST_PRODUCTS = 2**20
 
 
 def mkl_on_amd() -> bool:
@@ -59,12 +58,17 @@ def uses_wide_vectors() -> bool:
     return cpu_isa() in ("avx512", "avx512bf16", "amx")
 
 
+def large_enough(M: int, N: int, K: int) -> bool:
+    """Whether our product of [M, K] and [K, N] is worth packing both, where MKL leaves part of the CPU unused."""
+    least_columns = 16 if uses_wide_vectors() else 128
+    return M >= 16 and least_columns <= N and M * N * K >= LEAST_PRODUCTS
+
+
 def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
     """Whether a product of two matrices is one of those that MKL takes long for."""
     if not _MKL_ON_AMD or left.dtype is not torch.float32 or not left.is_cpu or torch.compiler.is_compiling():
         return False
-    (M, K), N = left.shape, right.shape[1]
-    return min(M, N) >= LEAST_SIDE and M * K * N >= LEAST_PRODUCTS
+    return large_enough(left.shape[0], right.shape[1], left.shape[1])
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_what_is_explained_is_what_runs(rows, K, N, activation, recorded, algori
     expected = KERNELS[algorithm]
     if recorded and activation in ("gelu", "gelu_tanh", "silu") and algorithm == "composed":
         expected = {"fastdl::linear_activation"}  # what it is applied to is kept
-        if products.mkl_on_amd() and rows * N * K >= products.LEAST_PRODUCTS:
+        if products.mkl_on_amd() and products.large_enough(rows, N, K):
             expected.add("fastdl::linear_product")
     assert ran(lambda: linear(x, weight, bias, activation=activation)) == expected
     assert_close(

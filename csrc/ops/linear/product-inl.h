@@ -86,10 +86,13 @@ inline void multiply_columns(const LinearProduct& p, int64_t row, int64_t rows, 
 inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float* left, float* right) {
   // Rows of B in a run are packed together; a panel of columns in a run just before it is used, in L1.
   const int64_t together = p.right_column == 1 ? kColumns : kGemmWidth;
+  // Steps of one length: a short last one would read and write C for little.
+  const int64_t steps = (p.K + kDepth - 1) / kDepth;
+  const int64_t most = (p.K + steps * kLanes - 1) / (steps * kLanes) * kLanes;
   for (int64_t from = 0; from < r.columns; from += kColumns) {
     const int64_t columns = lesser(r.columns - from, kColumns);
-    for (int64_t k = 0; k < p.K; k += kDepth) {
-      const int64_t depths = lesser(p.K - k, kDepth);
+    for (int64_t k = 0; k < p.K; k += most) {
+      const int64_t depths = lesser(p.K - k, most);
       for (int64_t row = 0; row < r.rows; row += kBlockRows) {
         const int64_t rows = lesser(r.rows - row, kBlockRows);
         pack_left(p, r.row + row, rows, k, depths, left);

@@ -51,8 +51,9 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.mkl_on_amd():
         return LIMIT
-    least = 2**24 if recorded else products.LEAST_PRODUCTS
-    return None if min(rows, N) >= products.LEAST_SIDE and rows * N * K >= least else LITTLE
+    if not products.large_enough(rows, N, K) or (recorded and rows * N * K < 2**24):
+        return LITTLE
+    return None
 
 
 def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
