@@ -27,7 +27,7 @@ const Case kSmall[] = {
     {1, 4, 2, 3, 530, 16, 20, kBottom, -1, -1, 1.5f, 0.3f, false, true, true, true, kMany, true},
     {2, 6, 1, 3, 300, 9, 7, kNone, 200, 9, 0, 0, true, false, false, false, kFewest, true},
     {4, 4, 2, 70, 66, 16, 24, kBottom, -1, -1, 1.5f, 0.3f, true, true, true, true, kMany, false, true},
-    {1, 2, 1, 70, 300, 72, 104, kBottom, -1, -1, 0, 0, false, false, false, true, kMany, false, false, true},
+    {1, 2, 1, 70, 260, 72, 104, kBottom, -1, -1, 0, 0, false, false, false, true, kMany, false, false, true},
 };
 const Case kLarge[] = {
     {1, 2, 2, 150, 140, 64, 64, kTop, -1, -1, 0, 0.2f, false, true, false, true, kMany},
