@@ -64,11 +64,14 @@ def large_enough(M: int, N: int, K: int) -> bool:
     return M >= 16 and least_columns <= N and M * N * K >= LEAST_PRODUCTS
 
 
+def _multiplied_by_mkl(t: Tensor) -> bool:
+    """Whether torch leaves products of tensors like `t` to an MKL that is slow here."""
+    return _MKL_ON_AMD and t.dtype is torch.float32 and t.is_cpu and not torch.compiler.is_compiling()
+
+
 def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
     """Whether a product of two matrices is one of those that MKL takes long for."""
-    if not _MKL_ON_AMD or left.dtype is not torch.float32 or not left.is_cpu or torch.compiler.is_compiling():
-        return False
-    return large_enough(left.shape[0], right.shape[1], left.shape[1])
+    return _multiplied_by_mkl(left) and large_enough(left.shape[0], right.shape[1], left.shape[1])
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -84,9 +87,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, in the dtype of x."""
     if slow_in_torch(x):
         return through_float32(linear, x, weight, bias)
-    if _MKL_ON_AMD and x.dim() > 1:
-        rows, columns = x.flatten(0, -2), weight.t()
-        if _faster_than_mkl(rows, columns):
-            output = torch.ops.fastdl.linear_product.default(rows, columns, bias)
-            return output.view(*x.shape[:-1], weight.shape[0])
+    if x.dim() > 1 and _multiplied_by_mkl(x) and large_enough(x.shape[:-1].numel(), *weight.shape):
+        output = torch.ops.fastdl.linear_product.default(x.flatten(0, -2), weight.t(), bias)
+        return output.view(*x.shape[:-1], weight.shape[0])
     return F.linear(x, weight, bias)
