@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it failed (one line says why); 2 wrong options (one line);
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import signal
 import subprocess
@@ -94,10 +95,13 @@ def _info(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _check(parsed: argparse.Namespace, rest: Sequence[str]) -> int:
+    import torch
+
     from . import testing
 
     failed = 0
-    for result in testing.check():
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for result in itertools.chain.from_iterable(map(testing.check, devices)):
         failed += not result.ok
         where = f"{result.op} {result.backend} ({result.algorithm}) {result.dtype} {result.quantity}"
         print(f"{'ok    ' if result.ok else 'FAILED'}  {where}: {result.report}, worst at {result.sample}")

@@ -149,7 +149,9 @@ class Result:
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_check_prints_each_result_and_fails_with_1(capsys, monkeypatch, ok):
-    monkeypatch.setattr("fastdl.testing.check", lambda: iter([Result(True), Result(ok)]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    results = {"cpu": [Result(True)], "cuda": [Result(ok)]}
+    monkeypatch.setattr("fastdl.testing.check", lambda device: iter(results[device]))
     code, out, _ = run(capsys, "check")
     assert code == (0 if ok else 1)
     assert out.count("op cpu (direct) float32 output: max 0, worst at small") == 2

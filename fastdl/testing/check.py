@@ -43,7 +43,7 @@ def check(device: str = "cpu") -> Iterator[CheckResult]:
     for op in checked_ops():
         for candidate in op.candidates:
             for dtype in DTYPES:
-                yield from _check(op, candidate, dtype, device)
+                yield from check_candidate(op, candidate, dtype, device)
 
 
 def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
@@ -55,7 +55,10 @@ def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
     return report.within_rule
 
 
-def _check(op: CheckedOp, candidate: Candidate, dtype: torch.dtype, device: str) -> Iterator[CheckResult]:
+def check_candidate(
+    op: CheckedOp, candidate: Candidate, dtype: torch.dtype, device: str
+) -> Iterator[CheckResult]:
+    """One result for each quantity of the samples that the candidate serves: its worst sample."""
     worst: dict[str, CheckResult] = {}
     for sample in op.samples:
         plan = op.plan(sample, candidate, dtype, device)

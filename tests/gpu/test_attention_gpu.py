@@ -1,4 +1,4 @@
-"""The CUDA kernels of attention on a GPU by the error rule. Skips without one. Backend: cuda."""
+"""The kernels of attention on a GPU by the error rule. Skips without one. Backends: cuda, triton."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import fastdl
 from fastdl import _extension
 from fastdl.dispatch import Choice
-from fastdl.ops.attention import registration
+from fastdl.ops.attention import registration, triton_ops
 from fastdl.ops.attention.backends import make_plan
 from fastdl.ops.attention.refusals import MOST_DECODED, MOST_KEYS
 from fastdl.testing.attention import SAMPLES, Sample, algorithm, reports
@@ -50,22 +50,31 @@ HOPPER = (
     Sample(H=8, H_kv=2, D=128, B=3, L_q=1000, L_k=1500, call=dict(causal="bottom_right", softcap=3.0)),
     Sample(H=4, D=64, D_v=128, B=2, L_q=640, L_k=2048, call=dict(window=(300, 50))),
 )
+# Triton serves all samples itself, which test_check_gpu.py holds to the rule.
 CASES = [
-    *((sample, "flash") for sample in (*SAMPLES, *LARGE)),
-    *((sample, "decode") for sample in DECODED),
-    *((sample, "short") for sample in SHORT),
-    *((sample, "hopper") for sample in HOPPER),
+    *((sample, Choice("cuda", "flash")) for sample in (*SAMPLES, *LARGE)),
+    *((sample, Choice("cuda", "decode")) for sample in DECODED),
+    *((sample, Choice("cuda", "short")) for sample in SHORT),
+    *((sample, Choice("cuda", "hopper")) for sample in HOPPER),
+    *((sample, Choice("triton", "flash")) for sample in LARGE),
+    *((sample, Choice("triton", "decode")) for sample in DECODED[-3:]),
 ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize(("sample", "kernels"), CASES, ids=str)
-def test_error_rule(sample: Sample, kernels: str, dtype: torch.dtype):
-    if EARLY and (kernels == "short" or dtype is torch.bfloat16 or max(sample.D, sample.D_v) > 128):
+@pytest.mark.parametrize(
+    ("sample", "choice"), CASES, ids=lambda c: "-".join(c) if isinstance(c, Choice) else str(c)
+)
+def test_error_rule(sample: Sample, choice: Choice, dtype: torch.dtype):
+    if EARLY and (choice.algorithm == "short" or dtype is torch.bfloat16 or max(sample.D, sample.D_v) > 128):
         pytest.skip("needs compute capability 8.0")
-    if kernels == "hopper" and (dtype is torch.float32 or torch.cuda.get_device_capability() != (9, 0)):
+    if choice.algorithm == "hopper" and (
+        dtype is torch.float32 or torch.cuda.get_device_capability() != (9, 0)
+    ):
         pytest.skip("needs compute capability 9.0 and a half type")
-    plan = make_plan(Choice("cuda", kernels), sample.as_call())
+    if choice.backend == "triton" and not triton_ops.INSTALLED:
+        pytest.skip("triton is not installed")
+    plan = make_plan(choice, sample.as_call())
     for quantity, report in reports(sample, plan, dtype, "cuda").items():
         assert is_ok(report, algorithm(plan, quantity), dtype), f"{quantity}: {report}"
 

@@ -44,14 +44,6 @@ NEEDS_SM80 = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory():
-    """As everywhere, but eager's max-pool backward has no deterministic form on CUDA: a warning, not an error."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
 def exact_eager():
     """Eager fp32 without TF32, so that it is a reference."""
     before = torch.backends.cudnn.allow_tf32

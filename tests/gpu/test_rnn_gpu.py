@@ -1,4 +1,4 @@
-"""The CUDA kernels of rnn on a GPU, through the raw operators. Skips without one. Backend: cuda."""
+"""The kernels of rnn on a GPU, through the raw operators. Skips without one. Backends: cuda, triton."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdl import _extension
+from fastdl.ops.rnn import triton_ops
 from fastdl.ops.rnn.reference import Sequence, reference_sequence
 from fastdl.ops.rnn.reference_backward import reference_sequence_backward
 from tests.ops.rnn_cuda_samples import (
@@ -17,6 +18,7 @@ from tests.ops.rnn_cuda_samples import (
     assert_near,
     doubled,
     gradients,
+    steps,
     tolerance,
 )  # fmt: skip
 
@@ -47,18 +49,18 @@ def on_gpu(value: object) -> object:
     return value
 
 
-def forward(x: Tensor, call, save: bool = True) -> Sequence:
+def forward(x: Tensor, call, operators: str = "") -> Sequence:
     c = call.context
     return Sequence(
-        *torch.ops.fastdl.rnn_sequence(
-            x, call.h_0, call.c_0, call.weights, *c[:6], call.s.packed(), list(c.zoneout), save
+        *getattr(torch.ops.fastdl, f"rnn_sequence{operators}")(
+            x, call.h_0, call.c_0, call.weights, *c[:6], call.s.packed(), list(c.zoneout), True
         )
     )
 
 
-def backward(grads: tuple, saved: Sequence, call) -> tuple[Tensor, ...]:
+def backward(grads: tuple, saved: Sequence, call, operators: str = "") -> tuple[Tensor, ...]:
     c = call.context
-    return torch.ops.fastdl.rnn_sequence_backward(
+    return getattr(torch.ops.fastdl, f"rnn_sequence_backward{operators}")(
         *grads,
         call.h_0,
         call.c_0,
@@ -81,21 +83,47 @@ def moved(layer: Layer, dtype: torch.dtype, seed: int = 0):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layer", [*LAYERS, *WIDE, *REAL, *GRID], ids=lambda layer: f"small-{layer}")
-def test_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
-    x, call = moved(layer, DTYPES[dtype])
+def assert_are_the_reference(layer: Layer, dtype: torch.dtype, limit: float, operators: str = "") -> None:
+    x, call = moved(layer, dtype)
     truth = reference_sequence(doubled(x), *doubled(call))
-    ours = forward(x, call)
+    ours = forward(x, call, operators)
     for name, ours_, truth_ in zip(truth._fields, ours, truth, strict=True):
         if ours_.numel():
-            assert_near(ours_, truth_, tolerance(DTYPES[dtype], layer), name)
+            assert_near(ours_, truth_, limit, name)
     grads = tuple(on_gpu(g) for g in gradients(layer, tuple(t.cpu() for t in ours), 1))
     theirs = reference_sequence_backward(
         *(doubled(g) for g in grads), *doubled(call)[:3], Sequence(*map(doubled, ours)), call.context, call.s
     )
-    for name, ours_, truth_ in zip(theirs._fields, backward(grads, ours, call), theirs, strict=True):
-        assert_near(ours_, truth_, tolerance(DTYPES[dtype], layer) * 2, name)
+    for name, ours_, truth_ in zip(
+        theirs._fields, backward(grads, ours, call, operators), theirs, strict=True
+    ):
+        assert_near(ours_, truth_, limit * 2, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", [*LAYERS, *WIDE], ids=lambda layer: f"small-{layer}")
+def test_small_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
+    assert_are_the_reference(layer, DTYPES[dtype], tolerance(DTYPES[dtype], layer))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", [*REAL, *GRID], ids=str)
+def test_kernels_are_the_reference(layer: Layer, dtype: str) -> None:
+    assert_are_the_reference(layer, DTYPES[dtype], tolerance(DTYPES[dtype], layer))
+
+
+@pytest.mark.skipif(not triton_ops.INSTALLED, reason="triton is not installed")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("layer", REAL, ids=str)
+def test_triton_is_the_reference(layer: Layer, dtype: str) -> None:
+    """What test_check_gpu.py holds to the error rule is small."""
+    assert_are_the_reference(layer, DTYPES[dtype], tolerance(DTYPES[dtype], layer), "_triton")
+
+
+@pytest.mark.skipif(not triton_ops.INSTALLED, reason="triton is not installed")
+@pytest.mark.parametrize("layer", REAL, ids=str)
+def test_triton_with_products_of_tf32_is_the_reference(layer: Layer) -> None:
+    assert_are_the_reference(layer, torch.float32, 2**-11 * steps(layer), "_triton_tf32")
 
 
 @pytest.mark.parametrize("layer", GRID, ids=str)
