@@ -47,9 +47,13 @@ def check(device: str = "cpu") -> Iterator[CheckResult]:
 
 
 def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
-    """The rule, or the documented exceptions in fp32: of Winograd, and of the gradients of flash attention."""
+    """The rule, or the documented exceptions in fp32: of Winograd, TF32, and the gradients of flash attention."""
+    if dtype is torch.float64:
+        return report.within_exact
     if algorithm == "winograd" and dtype is torch.float32:
         return report.within_winograd
+    if algorithm.endswith("tf32") and dtype is torch.float32:
+        return report.within_tf32
     if algorithm == "flash backward" and dtype is torch.float32:
         return report.within_flash
     return report.within_rule

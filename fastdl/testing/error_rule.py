@@ -12,6 +12,8 @@ MAX_FACTOR = 2.0
 RMS_FACTOR = 1.5
 WINOGRAD_RELATIVE_L2 = 1e-5
 FLASH_MAX_FACTOR = 4.0
+TF32_RELATIVE_L2 = 2.0**-9
+EXACT_RELATIVE_L2 = 1e-15
 SEEDS = range(5)
 
 
@@ -46,6 +48,19 @@ class ErrorReport:
         """
         most = FLASH_MAX_FACTOR * self.eager_max + self.ulp
         return self.ours_max <= most and self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
+
+    @property
+    def within_tf32(self) -> bool:
+        """The documented exception of fp32 products of TF32 numbers (rounded to 2^-11 each): relative L2 error.
+
+        Where it may, eager takes such products for some sizes and not for others.
+        """
+        return self.relative_l2 <= TF32_RELATIVE_L2
+
+    @property
+    def within_exact(self) -> bool:
+        """Of fp64, which eager computes exactly as the truth is."""
+        return self.relative_l2 <= EXACT_RELATIVE_L2
 
     def __str__(self) -> str:
         return (

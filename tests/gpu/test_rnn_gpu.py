@@ -36,7 +36,7 @@ REAL = (
 # What only a cooperative grid holds, on GPUs with clusters too; 16-bit types, and fp32 with fewer gates.
 GRID = (
     Layer("lstm", T=12, B=9, H=1000),
-    Layer("gru", T=10, B=17, H=700, lengths=tuple(range(-3, 14))),
+    Layer("gru", T=10, B=17, H=1000, lengths=tuple(range(-3, 14))),
 )
 
 
@@ -123,7 +123,7 @@ def test_triton_is_the_reference(layer: Layer, dtype: str) -> None:
 @pytest.mark.skipif(not triton_ops.INSTALLED, reason="triton is not installed")
 @pytest.mark.parametrize("layer", REAL, ids=str)
 def test_triton_with_products_of_tf32_is_the_reference(layer: Layer) -> None:
-    assert_are_the_reference(layer, torch.float32, 2**-11 * steps(layer), "_triton_tf32")
+    assert_are_the_reference(layer, torch.float32, 2**-10 * steps(layer), "_triton_tf32")
 
 
 @pytest.mark.parametrize("layer", GRID, ids=str)

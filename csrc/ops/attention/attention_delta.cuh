@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kSinkThreads)
     const AttentionSpan span = attention_span(c, b);
     const RowValue* of_head = values + lse_index(c, span, h, 0);
     for (int64_t i = threadIdx.x; i < span.L_q; i += kSinkThreads)
-      sum -= double{expf(c.sink[h] - of_head[i].near - of_head[i].rest)} * of_head[i].delta;
+      sum -= exp(double{c.sink[h]} - of_head[i].near - of_head[i].rest) * of_head[i].delta;
   }
   sum = fd::block_sum<kSinkThreads>(sum);
   if (threadIdx.x == 0) a.grad_sink[h] = static_cast<float>(sum);

@@ -46,6 +46,7 @@ def conv_relu_maxpool_grad_input_kernel(
     image_offset = n * stride_on + group * C_OUT_GROUP * stride_oc
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    last = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(STEPS):
         if C_OUT_GROUP >= 16:
             tap, channel_out = step // CHUNKS, step % CHUNKS * BLOCK_K + k_range
@@ -71,7 +72,13 @@ def conv_relu_maxpool_grad_input_kernel(
             mask & pixel_mask[:, None] & k_mask[None, :], OH, OW, stride_oh, stride_ow,
             POOL_SIZE, POOL_STRIDE, POOL_DILATION, POOLED,
         )  # fmt: skip
-        total = tl.dot(g_tile, w_tile, total, input_precision=INPUT_PRECISION)
+        if g_tile.dtype == tl.float32 and INPUT_PRECISION == "ieee":
+            # One chain of additions, of BLOCK_K: a block is added a step later.
+            total += last
+            last = tl.dot(g_tile, w_tile, input_precision=INPUT_PRECISION)
+        else:
+            total = tl.dot(g_tile, w_tile, total, input_precision=INPUT_PRECISION)
+    total += last
 
     offsets = (n * stride_xn + ih * stride_xh + iw * stride_xw)[:, None] + column[None, :] * stride_xc
     value = total.to(grad_input_ptr.dtype.element_ty)

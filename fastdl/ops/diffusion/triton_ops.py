@@ -138,6 +138,8 @@ def _launch_by_sample(
         ROW_STRIDE=int(rows is not None and rows.numel() > 1), GUIDED=bool(flags & schema.GUIDED),
         RESCALED=bool(flags & schema.GUIDED) and rescale != 0, CLIP=bool(flags & schema.CLIP),
         THRESHOLD=bool(flags & schema.THRESHOLD), BLOCK=BLOCK,
+        # Each pass computes x_0 anew, and all must find the same bits: nothing is contracted in one of them alone.
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 

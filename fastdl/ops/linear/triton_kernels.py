@@ -23,6 +23,7 @@ def linear_kernel(
     offs_n = (pid % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     mask_m, mask_n = offs_m < M, offs_n < N
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    last = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < K
@@ -30,7 +31,13 @@ def linear_kernel(
         w = tl.load(
             weight_ptr + offs_n[None, :] * K + offs_k[:, None], mask_n[None, :] & mask_k[:, None], 0.0
         )
-        sums = tl.dot(x, w, sums, input_precision=INPUT_PRECISION)
+        if x_ptr.dtype.element_ty == tl.float32:
+            # A float32 product is one chain of additions: of BLOCK_K, since a block is added a step later, not K.
+            sums += last
+            last = tl.dot(x, w, input_precision=INPUT_PRECISION)
+        else:
+            sums = tl.dot(x, w, sums, input_precision=INPUT_PRECISION)
+    sums += last
     if bias_ptr is not None:
         sums += tl.load(bias_ptr + offs_n, mask_n, 0.0).to(tl.float32)[None, :]
     index = offs_m[:, None] * N + offs_n[None, :]
