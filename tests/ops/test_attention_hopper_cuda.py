@@ -130,4 +130,4 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     assert reason(D=20) == reason(D=136) == "a head is not a multiple of 8 up to 128"
     assert reason(dropout_p=0.1) == "it has no dropout"
     assert reason(grad=True).startswith("backward needs scores")
-    assert reason(softcap=2.0).startswith("it has not yet run on a GPU")
+    assert reason(softcap=2.0).startswith("it was never timed on a GPU")

@@ -12,8 +12,8 @@ struct LaunchShape {
   unsigned cluster = 1;
 };
 
-// What a kernel has to ask for: more than 48 KB of shared memory, static ones counted in, which only the driver
-// knows; clusters of more than 8 blocks.
+// What a kernel has to ask for: more than 48 KB of shared memory, static ones counted in, which only the
+// driver knows; clusters of more than 8 blocks.
 inline cudaError_t permit(const void* function, const LaunchShape& shape) {
   cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > 0)

@@ -243,7 +243,7 @@ def refuse_cuda_hopper(
         return "it has no dropout"
     if _needs_gradient(q, k, v, context.bias, context.sink):
         return "backward needs scores summed in the order in which it computes them again"
-    return "it has not yet run on a GPU: only a plan that names it gets it (tests/gpu)"
+    return "it was never timed on a GPU: only a plan that names it gets it (tests/gpu)"
 
 
 def _refuse_cuda(

@@ -38,6 +38,10 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, retur
         return f"a head is larger than {LARGEST_D}"
     if max(q.shape[-2], k.shape[-2]) >= OPEN:
         return f"{OPEN} rows or more"
+    if on_gpu and q.dtype != torch.float32 and triton_tiles.narrows(q.shape[-1], v.shape[-1]):
+        return (
+            "a head of v that needs a smaller block than one of k gave wrong results on an H200 (triton 3.6)"
+        )
     return None
 
 

@@ -21,6 +21,11 @@ def _block(D: int) -> int:
     return max(16, 1 << (D - 1).bit_length() if D else 16)
 
 
+def narrows(D: int, D_v: int) -> bool:
+    """Whether a row of v lies in a smaller block than one of k."""
+    return _block(D_v) < _block(D)
+
+
 # Largest of BLOCK_D and BLOCK_DV -> (BLOCK_M, BLOCK_N, warps, stages).
 _FORWARD_16 = {64: (128, 64, 8, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1)}
 _FORWARD_32 = {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 16, 8, 1)}
