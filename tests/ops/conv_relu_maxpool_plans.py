@@ -54,6 +54,8 @@ class Plan(NamedTuple):
             return True
         if dtype is torch.float64 or g.groups != 1:
             return False
+        if self.algorithm == "implicit_gemm":
+            return dtype is torch.float32 and weight.shape[2] * weight.shape[3] <= 256
         if self.algorithm == "direct":
             # one running sum per output: eager's blocked sums are more exact over long ones
             return weight[0].numel() <= 256
@@ -66,12 +68,16 @@ class Plan(NamedTuple):
 
 
 REFERENCE = Plan("reference", "torch")
-COMPOSED, DIRECT, WINOGRAD = (Plan("cpu", a) for a in ("composed", "direct", "winograd"))
+COMPOSED, DIRECT, WINOGRAD, IMPLICIT_GEMM = (
+    Plan("cpu", a) for a in ("composed", "direct", "winograd", "implicit_gemm")
+)
 # Where nothing was compiled the raw operators are their Python reference: "winograd" there is the whole block
 # in one operator, "composed" its pieces.
 WITHOUT_KERNELS = () if _extension.cpu.loaded else (COMPOSED, WINOGRAD)
 KERNELS = tuple(
-    p for p in (COMPOSED, DIRECT, WINOGRAD) if p in [(c.backend, c.algorithm) for c in refusals.CANDIDATES]
+    p
+    for p in (COMPOSED, DIRECT, WINOGRAD, IMPLICIT_GEMM)
+    if p in [(c.backend, c.algorithm) for c in refusals.CANDIDATES]
 )
 PLANS = (REFERENCE, *KERNELS)
 

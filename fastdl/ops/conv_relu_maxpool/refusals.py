@@ -74,6 +74,29 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     return None
 
 
+def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of planes."""
+    if (reason := _cpu(x)) is not None:
+        return reason
+    if x.dtype is not torch.float32:
+        return f"no kernel for {x.dtype}"
+    if g.groups != 1:
+        return "only groups 1"
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return "channels_last is faster composed"
+    if (isa := _extension.cpu_isa()) != "avx2":
+        return f"measured on AVX2 alone, not on {isa}"
+    if weight.shape[2] * weight.shape[3] > 256:
+        return "a running sum is over at most 256 taps"
+    if g.pool_size and g.pool_size[0] * g.pool_size[1] > 16:
+        return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"
+    CH, CW = g.conv_size(x, weight)
+    elements = x.shape[0] * weight.shape[0] * CH * CW
+    if g.pool_size and elements < 2**17 and needs_gradient(x, weight, bias):
+        return f"a backward pass over {elements} elements saves less than it costs"
+    return None
+
+
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not torch's convolution and one fused pass."""
     if (reason := _cpu(x)) is not None:
@@ -148,6 +171,7 @@ def refuse_triton_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geomet
 CANDIDATES = [
     Candidate("cpu", "direct", refuse_cpu_direct),
     Candidate("cpu", "winograd", refuse_cpu_winograd),
+    Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "implicit_gemm_tf32", refuse_cuda_tf32),
     Candidate("cuda", "implicit_gemm", refuse_cuda_implicit_gemm),
