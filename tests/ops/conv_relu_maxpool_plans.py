@@ -44,6 +44,10 @@ class Plan(NamedTuple):
             return f"CPU kernels are not loaded: {_extension.cpu.error}"
         return None
 
+    def skip_unless_it_takes(self, dtype: torch.dtype) -> None:
+        if self == IMPLICIT_GEMM and dtype is not torch.float32:
+            pytest.skip(f"{self} does not take {dtype}")
+
     def serves(self, sample: Sample, dtype: torch.dtype) -> bool:
         """Whether the kernel's contract (conv_relu_maxpool_cpu.h) covers the sample, fast or not."""
         x, weight, bias = (None if t is None else t.to("meta") for t in sample.inputs(dtype))

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from conv_relu_maxpool_plans import DIRECT, IMPLICIT_GEMM, KERNELS, WINOGRAD, WITHOUT_KERNELS, forced
+from conv_relu_maxpool_plans import DIRECT, KERNELS, WINOGRAD, WITHOUT_KERNELS, forced
 from torch.testing import assert_close
 
 import fastdl
