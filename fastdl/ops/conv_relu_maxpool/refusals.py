@@ -90,8 +90,8 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
     if taps > 256:
         return "a running sum is over at most 256 taps"
     CH, CW = g.conv_size(x, weight)
-    least = 64 if taps == 1 and (max(g.stride) > 1 or not g.pool_size) else 32
-    if CH * CW < least:
+    positions = CH * CW
+    if positions < 32 or (positions < 64 and taps == 1 and (max(g.stride) > 1 or not g.pool_size)):
         return f"an image of {CH}x{CW} positions leaves most of the panels empty"
     elements = x.shape[0] * weight.shape[0] * CH * CW
     if taps > 9 and elements * weight.shape[1] * taps >= 2**26:
