@@ -81,7 +81,8 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   int64_t rows = p.OH;
   while (rows > 1 && (conv_rows(rows) * g.CW > most || (!plan->planes.pointwise && staged(rows) > 32768)))
     --rows;
-  while (threads > 1 && rows > 1 && g.N * parts_of(p.OH, rows) < 2 * threads) --rows;
+  // For any number of threads alike: where a pixel lies in its panel decides which of two NaNs is kept.
+  while (rows > 1 && g.N * parts_of(p.OH, rows) < 4) --rows;
   plan->groups = parts_of(p.OH, rows);
   plan->rows = rows = parts_of(p.OH, plan->groups);
   plan->groups = parts_of(p.OH, rows);
