@@ -234,7 +234,7 @@ def test_a_pass_that_does_not_pay_is_refused_unless_asked_for():
     last = x.to(memory_format=torch.channels_last)
     trained = weight.clone().requires_grad_()
     block = dict(padding=2, pool_size=2)
-    assert served(x, weight, bias, **block) == ("cpu", "composed")
+    assert served(x.double(), weight.double(), bias.double(), **block) == ("cpu", "composed")
     for refused in ((last, weight, bias), (x, trained, bias)):
         assert served(*refused, **block) == ("reference", "torch")
         for setting in (fastdl.strict(), fastdl.backend("cpu")):
@@ -243,6 +243,17 @@ def test_a_pass_that_does_not_pay_is_refused_unless_asked_for():
     assert served(*inputs(64, 16, 24, 16, K=5)[:1], trained, bias, **block) == ("cpu", "composed")
     assert served(x, weight, bias, padding=2, pool_size=5) == ("reference", "torch")
     assert served(last, trained, bias, padding=2) == ("cpu", "composed")  # without a pool
+
+
+@needs_cpu_kernels
+def test_the_implicit_gemm_serves_what_it_is_faster_for():
+    x, weight, bias = inputs(2, 16, 12, 16, K=5)
+    here = "implicit_gemm" if _extension.cpu_isa() == "avx2" else "composed"
+    assert served(x, weight, bias, padding=2, pool_size=2) == ("cpu", here)
+    assert served(x, weight, bias, padding=2) == ("cpu", "composed")
+    x, weight, bias = inputs(2, 16, 12, 16, K=1)
+    assert served(x, weight, bias) == ("cpu", here)
+    assert served(x, weight, bias, stride=2) == ("cpu", "composed")
 
 
 @needs_cpu_kernels

@@ -95,6 +95,10 @@ SAMPLES = (
     Sample(1, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1, pool_size=2)),
     Sample(1, 5, 14, 15, 6, kwargs=dict(dilation=2, padding=2, pool_size=2, pool_dilation=2, pool_stride=1)),
     Sample(2, 4, 10, 10, 4, K=(3, 1), kwargs=dict(padding=(1, 0), pool_size=3, pool_stride=1, pool_padding=1)),
+    Sample(2, 70, 12, 14, 20, K=(1, 1)),  # many channels, pointwise
+    Sample(2, 36, 17, 15, 19, kwargs=dict(stride=2, padding=1, pool_size=2)),  # blocks of channels, rows of 8
+    Sample(1, 24, 20, 26, 14, K=(5, 5), kwargs=dict(padding=2, pool_size=3, pool_stride=2, ceil_mode=True)),
+    Sample(1, 12, 22, 30, 40, K=(7, 7), kwargs=dict(stride=2, padding=3, pool_size=2), channels_last=True),
 )
 # fmt: on
 

@@ -1,7 +1,9 @@
-// direct_forward against plain loops in fp64: dtypes, both memory formats on either side, random geometries.
-// Small integers must come out exact, NaN and infinities included; other values within the bound of the sum's
-// rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the instruction set. Exits 1 on failure.
+// direct_forward, and in fp32 implicit_gemm_forward, against plain loops in fp64: dtypes, both memory formats
+// on either side, random geometries. Small integers must come out exact, NaN and infinities included; other
+// values within the bound of the sum's rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the
+// instruction set. Exits 1 on failure.
 // links ops/conv_relu_maxpool/direct_cpu.cpp
+// links ops/conv_relu_maxpool/implicit_gemm_cpu.cpp
 #include "kernel_test.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
 
@@ -11,6 +13,7 @@ using namespace fastdl::test;
 namespace {
 
 int failures = 0;
+using Kernel = void (*)(const ConvReluMaxpoolForward&, const cpu::ThreadPool&);
 
 struct Case {
   ConvGeometry conv;
@@ -36,9 +39,10 @@ void fail(const Case& c, const char* dtype, const char* what, int64_t i, double 
 template <class T>
 class Check {
  public:
-  Check(const Case& c, const char* dtype, Random& random)
+  Check(const Case& c, const char* dtype, Random& random, Kernel kernel = cpu::direct_forward)
       : c_(c),
         dtype_(dtype),
+        kernel_(kernel),
         x_(c.conv.N * c.conv.C * c.conv.H * c.conv.W),
         weight_(c.conv.C_out * c.conv.C * c.conv.KH * c.conv.KW),
         bias_(c.conv.C_out),
@@ -67,7 +71,8 @@ class Check {
   void run() {
     forward(output_, record_, 1);
     compare();
-    const bool has_backward = c_.kind != Case::kNotFinite && (c_.has_record || !c_.pool.present);
+    const bool has_backward =
+        kernel_ == cpu::direct_forward && c_.kind != Case::kNotFinite && (c_.has_record || !c_.pool.present);
     if (has_backward) {
       backward(grad_weight_, grad_bias_, 1);
       compare_backward();
@@ -96,7 +101,7 @@ class Check {
     std::memcpy(f.x_strides, x_strides_, sizeof(x_strides_));
     std::memcpy(f.output_strides, output_strides_, sizeof(output_strides_));
     num_threads = threads;
-    cpu::direct_forward(f, kThreadPool);
+    kernel_(f, kThreadPool);
   }
 
   void backward(Guarded<T>& grad_weight, Guarded<T>& grad_bias, int64_t threads) {
@@ -236,6 +241,7 @@ class Check {
 
   const Case c_;
   const char* dtype_;
+  const Kernel kernel_;
   Guarded<T> x_, weight_, bias_, output_, grad_output_, grad_weight_, grad_bias_;
   Guarded<uint8_t> record_;
   int64_t x_strides_[4], output_strides_[4];
@@ -284,6 +290,7 @@ int main(int argc, char** argv) {
     if (c.conv.CH <= 0 || c.conv.CW <= 0 || c.pool.OH <= 0 || c.pool.OW <= 0) continue;
     ++checked;
     Check<float>(c, "fp32", random).run();
+    Check<float>(c, "fp32 implicit GEMM", random, cpu::implicit_gemm_forward).run();
     Check<Float16>(c, "fp16", random).run();
     Check<BFloat16>(c, "bf16", random).run();
   }

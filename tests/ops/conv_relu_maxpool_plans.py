@@ -44,6 +44,10 @@ class Plan(NamedTuple):
             return f"CPU kernels are not loaded: {_extension.cpu.error}"
         return None
 
+    def skip_unless_it_takes(self, dtype: torch.dtype) -> None:
+        if self == IMPLICIT_GEMM and dtype is not torch.float32:
+            pytest.skip(f"{self} does not take {dtype}")
+
     def serves(self, sample: Sample, dtype: torch.dtype) -> bool:
         """Whether the kernel's contract (conv_relu_maxpool_cpu.h) covers the sample, fast or not."""
         x, weight, bias = (None if t is None else t.to("meta") for t in sample.inputs(dtype))
@@ -54,6 +58,8 @@ class Plan(NamedTuple):
             return True
         if dtype is torch.float64 or g.groups != 1:
             return False
+        if self.algorithm == "implicit_gemm":
+            return dtype is torch.float32 and weight.shape[2] * weight.shape[3] <= 256
         if self.algorithm == "direct":
             # one running sum per output: eager's blocked sums are more exact over long ones
             return weight[0].numel() <= 256
@@ -66,12 +72,16 @@ class Plan(NamedTuple):
 
 
 REFERENCE = Plan("reference", "torch")
-COMPOSED, DIRECT, WINOGRAD = (Plan("cpu", a) for a in ("composed", "direct", "winograd"))
+COMPOSED, DIRECT, WINOGRAD, IMPLICIT_GEMM = (
+    Plan("cpu", a) for a in ("composed", "direct", "winograd", "implicit_gemm")
+)
 # Where nothing was compiled the raw operators are their Python reference: "winograd" there is the whole block
 # in one operator, "composed" its pieces.
 WITHOUT_KERNELS = () if _extension.cpu.loaded else (COMPOSED, WINOGRAD)
 KERNELS = tuple(
-    p for p in (COMPOSED, DIRECT, WINOGRAD) if p in [(c.backend, c.algorithm) for c in refusals.CANDIDATES]
+    p
+    for p in (COMPOSED, DIRECT, WINOGRAD, IMPLICIT_GEMM)
+    if p in [(c.backend, c.algorithm) for c in refusals.CANDIDATES]
 )
 PLANS = (REFERENCE, *KERNELS)
 

@@ -138,6 +138,7 @@ def test_this_backend_ran(plan):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 def test_autocast(plan, dtype):
     """Under autocast: computed and returned in its dtype, gradients in the parameters' own."""
+    plan.skip_unless_it_takes(dtype)
     x, weight, bias = (t.requires_grad_() for t in SAMPLES[2].inputs(torch.float32))
     with forced(plan), torch.autocast("cpu", dtype=dtype):
         output = fastdl.ops.conv_relu_maxpool(x, weight, bias, padding=1, pool_size=2)

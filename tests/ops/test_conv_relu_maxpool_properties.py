@@ -81,7 +81,9 @@ def calls(draw, plan):
     shape, weight_shape, kwargs = draw(geometries(winograd=plan.algorithm == "winograd"))
     if plan.algorithm in ("direct", "winograd") and dtype is torch.float64:
         dtype = torch.float32
-    if plan.algorithm == "direct":
+    if plan.algorithm == "implicit_gemm":
+        dtype = torch.float32
+    if plan.algorithm in ("direct", "implicit_gemm"):
         groups = kwargs["groups"]
         kwargs["groups"] = 1
         shape, weight_shape = (shape[0], shape[1] // groups, *shape[2:]), (weight_shape[0], *weight_shape[1:])

@@ -13,6 +13,9 @@ void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& po
 // Any kernel, stride, dilation; groups 1; any pool. fp32, fp16, bf16; fp32 inside.
 void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 
+// Any kernel, stride, dilation; groups 1; any pool. Made for contiguous images. fp32.
+void implicit_gemm_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+
 // grad_weight and grad_bias only (grad_input is left alone): made for few input channels. fp32, fp16, bf16.
 void direct_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
 

@@ -8,14 +8,17 @@ namespace fastdl {
 namespace {
 
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
-constexpr int64_t kWinograd = 1, kDirect = 2;
+constexpr int64_t kWinograd = 1, kDirect = 2, kImplicitGemm = 3;
 
 // What the kernels take for granted.
 void check_algorithm(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& p, const Tensor& x) {
-  check(algorithm == kWinograd || algorithm == kDirect, "no CPU kernel for algorithm ", algorithm);
+  check(algorithm == kWinograd || algorithm == kDirect || algorithm == kImplicitGemm,
+        "no CPU kernel for algorithm ", algorithm);
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
   check(g.groups == 1, "the CPU kernels need groups 1, got ", g.groups);
-  if (algorithm == kDirect) return;
+  if (algorithm == kImplicitGemm)
+    check(dtype_of(x) == DType::kFloat32, "the implicit GEMM of CPUs is for float32");
+  if (algorithm != kWinograd) return;
   check(g.KH == 3 && g.KW == 3 && g.stride[0] == 1 && g.stride[1] == 1 && g.dilation[0] == 1 &&
             g.dilation[1] == 1,
         "Winograd needs a 3x3 kernel with stride 1 and dilation 1");
@@ -36,6 +39,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   if (args.conv.N > 0) {
     if (algorithm == kWinograd)
       cpu::winograd_forward(args, torch_thread_pool());
+    else if (algorithm == kImplicitGemm)
+      cpu::implicit_gemm_forward(args, torch_thread_pool());
     else
       cpu::direct_forward(args, torch_thread_pool());
   }
@@ -48,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor
   ConvReluMaxpoolBackward args;
   unpack(geometry, x, weight, args.conv, args.pool);
   check_algorithm(algorithm, args.conv, args.pool, x);
+  check(algorithm != kImplicitGemm, "the implicit GEMM of CPUs has no backward");
   const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv, algorithm == kWinograd);
   const PooledGradient gradient =
       pooled_gradient(grad_output, saved, args.conv.N, args.conv.C_out, args.pool);

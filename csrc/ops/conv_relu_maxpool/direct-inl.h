@@ -3,6 +3,7 @@
 // clang-format off: in the order of use
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"
 #include "ops/conv_relu_maxpool/direct_input-inl.h"
+#include "ops/conv_relu_maxpool/task-inl.h"
 #include "ops/conv_relu_maxpool/direct_tile-inl.h"
 #include "ops/conv_relu_maxpool/direct_output-inl.h"
 #include "ops/conv_relu_maxpool/direct_planes-inl.h"

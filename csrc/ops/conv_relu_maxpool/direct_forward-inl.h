@@ -99,18 +99,6 @@ void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64
   }
 }
 
-// The conv rows under output rows [begin, end) and the input rows under those.
-FASTDL_INLINE Range conv_rows(const ConvGeometry& g, const PoolGeometry& p, Range rows) {
-  if (!p.present) return rows;
-  const int64_t first = rows.begin * p.stride[0] - p.padding[0];
-  const int64_t end = (rows.end - 1) * p.stride[0] - p.padding[0] + (p.size[0] - 1) * p.dilation[0] + 1;
-  return {first > 0 ? first : 0, smaller(end, g.CH)};
-}
-FASTDL_INLINE Range input_rows(const ConvGeometry& g, Range conv) {
-  return {conv.begin * g.stride[0] - g.padding[0],
-          (conv.end - 1) * g.stride[0] - g.padding[0] + (g.KH - 1) * g.dilation[0] + 1};
-}
-
 template <class T>
 void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_t task, float* scratch) {
   const ConvGeometry& g = a.conv;
@@ -191,13 +179,6 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, DirectP
   plan->bytes = p.present ? rounded_up(rows * p.OW, 4 * kLanes) * kBlock / 4 : 0;
   plan->worker = rounded_up(plan->staged + plan->ring + plan->values + plan->bytes, 16);
 }
-
-// Below this many multiply-adds a parallel region costs more than it saves.
-constexpr int64_t kSerialWork = 1 << 18;
-inline constexpr ThreadPool kSerial = {[](int64_t workers, void (*body)(void*, int64_t), void* context) {
-                                         for (int64_t i = 0; i < workers; ++i) body(context, i);
-                                       },
-                                       []() -> int64_t { return 1; }};
 
 template <class T>
 void direct_forward(const ConvReluMaxpoolForward& a, const ThreadPool& threads) {

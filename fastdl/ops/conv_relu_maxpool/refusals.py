@@ -74,6 +74,47 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     return None
 
 
+def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of planes."""
+    if (reason := _cpu(x)) is not None:
+        return reason
+    if x.dtype is not torch.float32:
+        return f"no kernel for {x.dtype}"
+    if g.groups != 1:
+        return "only groups 1"
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return "channels_last is faster composed"
+    if (isa := _extension.cpu_isa()) != "avx2":
+        return f"measured on AVX2 alone, not on {isa}"
+    taps = weight.shape[2] * weight.shape[3]
+    if taps > 256:
+        return "a running sum is over at most 256 taps"
+    CH, CW = g.conv_size(x, weight)
+    positions = CH * CW
+    if positions < 32 or (positions < 64 and taps == 1 and (max(g.stride) > 1 or not g.pool_size)):
+        return f"an image of {CH}x{CW} positions leaves most of the panels empty"
+    elements = x.shape[0] * weight.shape[0] * CH * CW
+    if taps > 9 and elements * weight.shape[1] * taps >= 2**26:
+        return "oneDNN's main loop is as fast for large kernels"
+    if not g.pool_size:
+        return _refuse_unpooled(x, weight, g, taps)
+    if g.pool_size[0] * g.pool_size[1] > 16:
+        return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"
+    if elements < 2**17 and needs_gradient(x, weight, bias):
+        return f"a backward pass over {elements} elements saves less than it costs"
+    return None
+
+
+def _refuse_unpooled(x: Tensor, weight: Tensor, g: Geometry, taps: int) -> str | None:
+    """Why not the implicit GEMM where torch's ReLU in place is all there is to save."""
+    if taps == 1 and g.stride == (1, 1):
+        wide = weight.shape[0] > 2 * weight.shape[1]
+        return "without a pool more than 2 C output channels are bound by memory" if wide else None
+    if taps <= 9 and max(g.stride) > 1 and weight.shape[0] >= 128:
+        return None
+    return "without a pool only 1x1, and strides to 128 channels or more, are faster"
+
+
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not torch's convolution and one fused pass."""
     if (reason := _cpu(x)) is not None:
@@ -148,6 +189,7 @@ def refuse_triton_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geomet
 CANDIDATES = [
     Candidate("cpu", "direct", refuse_cpu_direct),
     Candidate("cpu", "winograd", refuse_cpu_winograd),
+    Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "implicit_gemm_tf32", refuse_cuda_tf32),
     Candidate("cuda", "implicit_gemm", refuse_cuda_implicit_gemm),
