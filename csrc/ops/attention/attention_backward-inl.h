@@ -5,16 +5,19 @@
 
 struct BackwardShape {
   int64_t groups, splits, rows;  // rows: of the query heads of a group
+  int64_t partial;               // floats of a partial gradient of q: tiles write whole sixteens of rows
   bool bias_inside;              // grad_bias belongs to one task each: no pass of its own
 };
 
+template <class Products>
 static BackwardShape backward_shape(const AttentionBackward& args) {
   const AttentionCall& c = args.c;
-  BackwardShape shape = {c.B * c.H_kv, 1, c.H / c.H_kv * c.max_q, false};
+  BackwardShape shape = {c.B * c.H_kv, 1, c.H / c.H_kv * c.max_q, 0, false};
+  shape.partial = round_up(shape.rows, 16) * padded_stride(c.D);
   if (args.grad_bias != nullptr) shape.bias_inside = args.bias_sizes[0] == c.B && args.bias_sizes[1] == c.H;
   const bool split = !(shape.bias_inside && args.bias_sizes[3] == 1);
   // Tasks for 16 threads; the cut depends on the shape alone, so results do not depend on the threads.
-  while (split && shape.groups * shape.splits < 16 && c.max_k / (shape.splits + 1) >= 4 * kGradientN)
+  while (split && shape.groups * shape.splits < 16 && c.max_k / (shape.splits + 1) >= 4 * Products::kKeys)
     ++shape.splits;
   return shape;
 }
@@ -29,32 +32,31 @@ static void store_gradient(const float* from, int64_t width, float factor, T* to
 }
 
 // Keys begin .. end of a group: grad_k and grad_v whole, `grad_q` [rows][padded_stride(D)] added to.
-template <class T>
+template <class T, class Products>
 static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end, const float* delta,
-                          bool bias, const GradientScratch& scratch, float* grad_q) {
+                          bool bias, const GradientScratch<Products>& scratch, float* grad_q) {
+  constexpr int64_t kRows = Products::kRows, kKeys = Products::kKeys;
+  const Products& products = scratch.products;
   const AttentionBackward& args = values.args;
   const AttentionCall& c = args.c;
   const Group<T>& g = values.g;
   const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
-  for (int64_t k0 = begin; k0 < end; k0 += kGradientN) {
-    const int64_t n = end - k0 < kGradientN ? end - k0 : kGradientN;
-    pack_keys(g, k0, n, scratch);
-    widen_rows(g.k(k0), c.k_strides.l, n, c.D, scratch.k_rows);
-    for (int64_t i = 0; i < n * D; i += kLanes) store(scratch.grad_k + i, zero());
-    for (int64_t i = 0; i < n * D_v; i += kLanes) store(scratch.grad_v + i, zero());
-    for (int64_t first = 0; first < g.rows(); first += kBlockM) {
-      const int64_t m = g.rows() - first < kBlockM ? g.rows() - first : kBlockM;
+  for (int64_t k0 = begin; k0 < end; k0 += kKeys) {
+    const int64_t n = end - k0 < kKeys ? end - k0 : kKeys;
+    products.take_keys(g, k0, n);
+    products.begin_gradients(g, k0, n);
+    for (int64_t first = 0; first < g.rows(); first += kRows) {
+      const int64_t m = g.rows() - first < kRows ? g.rows() - first : kRows;
       const KeyRange seen = within(g.keys(first, m), k0, n);
       if (seen.first == seen.end) continue;
       gradient_tile(values, first, m, k0, n, delta + first, bias, scratch);
-      multiply_add(scratch.powers, 1, kGradientN, n, scratch.grad_output, m, c.D_v, scratch.grad_v);
-      multiply_add(scratch.grad_s, 1, kGradientN, n, scratch.q, m, c.D, scratch.grad_k);
-      multiply_add(scratch.grad_s, kGradientN, 1, m, scratch.k_rows, n, c.D, grad_q + first * D);
+      products.add_gradients(c, m, n, scratch.powers, scratch.grad_s, grad_q + first * D);
     }
+    products.end_gradients(c, n);
     for (int64_t j = 0; j < n; ++j) {
       const int64_t at = key_row(c, g.span, g.h_kv, k0 + j);
-      store_gradient(scratch.grad_k + j * D, c.D, c.scale, static_cast<T*>(args.grad_k) + at * c.D);
-      store_gradient(scratch.grad_v + j * D_v, c.D_v, 1.0f, static_cast<T*>(args.grad_v) + at * c.D_v);
+      store_gradient(products.grad_k + j * D, c.D, c.scale, static_cast<T*>(args.grad_k) + at * c.D);
+      store_gradient(products.grad_v + j * D_v, c.D_v, 1.0f, static_cast<T*>(args.grad_v) + at * c.D_v);
     }
   }
 }
@@ -69,7 +71,7 @@ static void finish_grad_q(const AttentionBackward& args, const Group<T>& g, cons
     float* sum = partial + r * D;
     for (int64_t split = 1; split < shape.splits; ++split)
       for (int64_t d = 0; d < D; d += kLanes)
-        store(sum + d, load(sum + d) + load(sum + split * shape.rows * D + d));
+        store(sum + d, load(sum + d) + load(sum + split * shape.partial + d));
     const QueryRow row = g.row(r);
     store_gradient(sum, c.D, c.scale,
                    static_cast<T*>(args.grad_q) + query_row(c, g.span, row.h, row.i) * c.D);
@@ -77,30 +79,32 @@ static void finish_grad_q(const AttentionBackward& args, const Group<T>& g, cons
 }
 
 // grad_bias that several sequences or heads share: a task owns a block of its rows and takes them in order.
-template <class T>
+template <class T, class Products>
 static void shared_grad_bias(const AttentionBackward& args, float* memory, int64_t floats,
                              const ThreadPool& pool) {
+  constexpr int64_t kRows = Products::kRows, kKeys = Products::kKeys;
   const AttentionCall& c = args.c;
   const int64_t* size = args.bias_sizes;
-  const int64_t blocks = size[2] == 1 ? 1 : (c.L_q + kBlockM - 1) / kBlockM;
+  const int64_t blocks = size[2] == 1 ? 1 : (c.L_q + kRows - 1) / kRows;
   parallel_tasks(pool, size[0] * size[1] * blocks, [&](int64_t task, int64_t worker) {
     const int64_t block = task % blocks, own_h = task / blocks % size[1], own_b = task / blocks / size[1];
-    const GradientScratch scratch(memory + worker * floats, c);
-    float delta[kBlockM];
+    [[maybe_unused]] const typename Products::Use use;
+    const GradientScratch<Products> scratch(memory + worker * floats, c);
+    float delta[kRows];
     for (int64_t b = size[0] == 1 ? 0 : own_b; b < (size[0] == 1 ? c.B : own_b + 1); ++b)
       for (int64_t h = size[1] == 1 ? 0 : own_h; h < (size[1] == 1 ? c.H : own_h + 1); ++h) {
         const int64_t heads = c.H / c.H_kv;
         const Group<T> g(c, attention_span(c, b), h / heads);
         const RowValues<T> values{args, g};
-        const int64_t begin = blocks == 1 ? 0 : block * kBlockM;
-        const int64_t end = blocks == 1 || begin + kBlockM > c.L_q ? c.L_q : begin + kBlockM;
-        for (int64_t i = begin; i < end; i += kBlockM) {
-          const int64_t m = end - i < kBlockM ? end - i : kBlockM, first = h % heads * c.L_q + i;
+        const int64_t begin = blocks == 1 ? 0 : block * kRows;
+        const int64_t end = blocks == 1 || begin + kRows > c.L_q ? c.L_q : begin + kRows;
+        for (int64_t i = begin; i < end; i += kRows) {
+          const int64_t m = end - i < kRows ? end - i : kRows, first = h % heads * c.L_q + i;
           for (int64_t r = 0; r < m; ++r) delta[r] = values.delta(g.row(first + r));
           const KeyRange keys = g.keys(first, m);
-          for (int64_t k0 = keys.first / kGradientN * kGradientN; k0 < keys.end; k0 += kGradientN) {
-            const int64_t n = c.L_k - k0 < kGradientN ? c.L_k - k0 : kGradientN;
-            pack_keys(g, k0, n, scratch);
+          for (int64_t k0 = keys.first / kKeys * kKeys; k0 < keys.end; k0 += kKeys) {
+            const int64_t n = c.L_k - k0 < kKeys ? c.L_k - k0 : kKeys;
+            scratch.products.take_keys(g, k0, n);
             gradient_tile(values, first, m, k0, n, delta, true, scratch);
           }
         }
@@ -127,17 +131,18 @@ static void grad_sink(const AttentionBackward& args, const float* deltas, int64_
   });
 }
 
-template <class T>
+template <class T, class Products = VectorBackward<T>>
 static void backward(const AttentionBackward& args, const ThreadPool& pool) {
+  constexpr int64_t kKeys = Products::kKeys;
   const AttentionCall& c = args.c;
-  const BackwardShape shape = backward_shape(args);
-  const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch::floats(c), 16);
-  const int64_t workers = pool.size(), partial = shape.rows * D;
+  const BackwardShape shape = backward_shape<Products>(args);
+  const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch<Products>::floats(c), 16);
+  const int64_t workers = pool.size();
   const int64_t partial_count = shape.splits > 1 ? shape.groups * shape.splits : workers;
   float* memory = static_cast<float*>(thread_scratch(
-      static_cast<size_t>(workers * floats + partial_count * partial + shape.groups * shape.rows) *
+      static_cast<size_t>(workers * floats + partial_count * shape.partial + shape.groups * shape.rows) *
       sizeof(float)));
-  float *partials = memory + workers * floats, *deltas = partials + partial_count * partial;
+  float *partials = memory + workers * floats, *deltas = partials + partial_count * shape.partial;
   parallel_tasks(pool, shape.groups, [&](int64_t group, int64_t) {
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
     const RowValues<T> values{args, g};
@@ -146,13 +151,14 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
   parallel_tasks(pool, shape.groups * shape.splits, [&](int64_t task, int64_t worker) {
     const int64_t group = task / shape.splits, split = task % shape.splits;
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
-    float* grad_q = partials + (shape.splits > 1 ? task : worker) * partial;
+    float* grad_q = partials + (shape.splits > 1 ? task : worker) * shape.partial;
     for (int64_t i = 0; i < g.rows() * D; i += kLanes) store(grad_q + i, zero());
     const RowValues<T> values{args, g};
-    const GradientScratch scratch(memory + worker * floats, c);
+    [[maybe_unused]] const typename Products::Use use;
+    const GradientScratch<Products> scratch(memory + worker * floats, c);
     const float* delta = deltas + group * shape.rows;
-    const int64_t blocks = (g.span.L_k + kGradientN - 1) / kGradientN;
-    const int64_t share = (blocks + shape.splits - 1) / shape.splits * kGradientN;
+    const int64_t blocks = (g.span.L_k + kKeys - 1) / kKeys;
+    const int64_t share = (blocks + shape.splits - 1) / shape.splits * kKeys;
     const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;
     backward_keys(values, begin, end, delta, shape.bias_inside, scratch, grad_q);
     if (shape.splits == 1) finish_grad_q(args, g, shape, grad_q);
@@ -160,8 +166,9 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
   if (shape.splits > 1)
     parallel_tasks(pool, shape.groups, [&](int64_t group, int64_t) {
       const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
-      finish_grad_q(args, g, shape, partials + group * shape.splits * partial);
+      finish_grad_q(args, g, shape, partials + group * shape.splits * shape.partial);
     });
-  if (args.grad_bias != nullptr && !shape.bias_inside) shared_grad_bias<T>(args, memory, floats, pool);
+  if (args.grad_bias != nullptr && !shape.bias_inside)
+    shared_grad_bias<T, Products>(args, memory, floats, pool);
   if (args.grad_sink != nullptr) grad_sink<T>(args, deltas, shape.rows, pool);
 }

@@ -1,13 +1,23 @@
 // The attention kernels, in the order they build on each other. Included by foreach_isa.h: no include guard.
 
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+using avx512::kAttention;
+#else
+
 // clang-format off: in the order of use
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
 #include "common/cpu/philox-inl.h"
+#include "common/cpu/tiles-inl.h"
 #include "ops/attention/attention_tile-inl.h"
 #include "ops/attention/attention_scores-inl.h"
 #include "ops/attention/attention_results-inl.h"
+#include "ops/attention/attention_vectors-inl.h"
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#include "ops/attention/attention_amx-inl.h"
+#endif
 #include "ops/attention/attention_decode-inl.h"
 #include "ops/attention/attention_forward-inl.h"
 #include "ops/attention/attention_gradient-inl.h"
@@ -17,7 +27,17 @@
 // By dtype; fp64 stays with the reference.
 inline constexpr AttentionKernels kAttention[4] = {
     {nullptr, nullptr},
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+    avx512::kAttention[1],
+    avx512::kAttention[2],
+#else
     {forward<float>, backward<float>},
     {forward<Float16>, backward<Float16>},
+#endif
+#if FASTDL_TILES
+    {forward<BFloat16, TileForward>, backward<BFloat16, TileBackward>},
+#else
     {forward<BFloat16>, backward<BFloat16>},
+#endif
 };
+#endif

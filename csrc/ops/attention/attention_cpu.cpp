@@ -20,7 +20,7 @@ struct AttentionKernels {
 }  // namespace fastdl::cpu
 
 #define FASTDL_ISA_SOURCE "ops/attention/attention_cpu-inl.h"
-#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#define FASTDL_ISA_MAX FASTDL_ISA_AMX
 #include "common/cpu/foreach_isa.h"
 
 namespace fastdl::cpu {

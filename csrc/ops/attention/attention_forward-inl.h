@@ -1,32 +1,32 @@
 // output = softmax(scores) v and lse, without the scores in memory: online softmax over blocks of keys.
 // A task takes kChunk query rows of the heads that share a head of k and v: each block of keys is packed once
-// for them, then tiles of kBlockM rows run product, softmax, product. Saves lse.
+// for them, then tiles of some rows run product, softmax, product. Saves lse.
 
+template <class Products>
 struct ForwardScratch {
-  float *q, *k, *v, *scores, *output, *highest, *total;
+  Products products;
+  float *scores, *output, *highest, *total;
   uint32_t* words;
 
   static int64_t floats(const AttentionCall& c) {
-    return kChunk * (padded_stride(c.D) + padded_stride(c.D_v) + 2) + kBlockN * (c.D + padded_stride(c.D_v)) +
-           (kBlockM + 1) * kBlockN;
+    return Products::floats(c) + kChunk * (padded_stride(c.D_v) + 2) + (Products::kRows + 1) * kBlockN;
   }
-  ForwardScratch(float* at, const AttentionCall& c) {
-    q = at, output = q + kChunk * padded_stride(c.D);
-    highest = output + kChunk * padded_stride(c.D_v), total = highest + kChunk;
-    k = total + kChunk, v = k + kBlockN * c.D;
-    scores = v + kBlockN * padded_stride(c.D_v);
-    words = reinterpret_cast<uint32_t*>(scores + kBlockM * kBlockN);
+  ForwardScratch(float* at, const AttentionCall& c) : products(at, c) {
+    output = at + Products::floats(c), highest = output + kChunk * padded_stride(c.D_v);
+    total = highest + kChunk, scores = total + kChunk;
+    words = reinterpret_cast<uint32_t*>(scores + Products::kRows * kBlockN);
   }
 };
 
 // Query rows first .. first + count of a group.
-template <class T>
+template <class T, class Products>
 static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64_t first, int64_t count,
-                          const ForwardScratch& scratch) {
+                          const ForwardScratch<Products>& scratch) {
   const AttentionCall& c = args.c;
-  const int64_t q_stride = padded_stride(c.D), o_stride = padded_stride(c.D_v);
+  const Products& products = scratch.products;
+  const int64_t o_stride = padded_stride(c.D_v);
   const bool plain = g.plain();
-  g.widen(c.q, c.q_strides, first, count, c.D, scratch.q);
+  products.take_rows(g, first, count);
   for (int64_t i = 0; i < count * o_stride; i += kLanes) store(scratch.output + i, zero());
   for (int64_t r = 0; r < count; ++r) {
     const bool sink = c.sink != nullptr;
@@ -36,27 +36,26 @@ static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64
   const KeyRange keys = g.keys(first, count);
   for (int64_t k0 = keys.first / kBlockN * kBlockN; k0 < keys.end; k0 += kBlockN) {
     const int64_t n = keys.end - k0 < kBlockN ? keys.end - k0 : kBlockN;
-    pack_transposed(g.k(k0), c.k_strides.l, n, c.D, scratch.k);
-    widen_rows(g.v(k0), c.v_strides.l, n, c.D_v, scratch.v);
-    for (int64_t m0 = 0; m0 < count; m0 += kBlockM) {
-      const int64_t m = count - m0 < kBlockM ? count - m0 : kBlockM;
+    products.take_keys(g, k0, n);
+    for (int64_t m0 = 0; m0 < count; m0 += Products::kRows) {
+      const int64_t m = count - m0 < Products::kRows ? count - m0 : Products::kRows;
       const KeyRange seen = within(g.keys(first + m0, m), k0, n);
       if (seen.first == seen.end) continue;
-      multiply_transposed(scratch.q + m0 * q_stride, m, scratch.k, n, c.D, scratch.scores, kBlockN);
+      products.scores(c, m0, m, n, scratch.scores);
       for (int64_t r = m0; r < m0 + m; ++r)
         online_softmax(g, g.row(first + r), k0, n, plain, scratch.scores + (r - m0) * kBlockN, scratch.words,
                        {scratch.output + r * o_stride, scratch.highest + r, scratch.total + r});
-      multiply_add(scratch.scores, kBlockN, 1, m, scratch.v, n, c.D_v, scratch.output + m0 * o_stride);
+      products.add_values(c, m, n, scratch.scores, scratch.output + m0 * o_stride);
     }
   }
 }
 
-template <class T>
+template <class T, class Products = VectorForward<T>>
 static void forward(const AttentionForward& args, const ThreadPool& pool) {
   const AttentionCall& c = args.c;
   if (c.decode) return decode<T>(args, pool);
   const int64_t chunks = (c.H / c.H_kv * c.max_q + kChunk - 1) / kChunk;
-  const int64_t tasks = c.B * c.H_kv * chunks, floats = round_up(ForwardScratch::floats(c), 16);
+  const int64_t tasks = c.B * c.H_kv * chunks, floats = round_up(ForwardScratch<Products>::floats(c), 16);
   const int64_t workers = tasks < pool.size() ? tasks : pool.size();
   float* memory = static_cast<float*>(thread_scratch(static_cast<size_t>(workers * floats) * sizeof(float)));
   parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
@@ -66,7 +65,8 @@ static void forward(const AttentionForward& args, const ThreadPool& pool) {
     const int64_t first = chunk * kChunk, left = g.rows() - first;
     if (left <= 0) return;
     const int64_t count = left < kChunk ? left : kChunk;
-    const ForwardScratch scratch(memory + worker * floats, c);
+    [[maybe_unused]] const typename Products::Use use;
+    const ForwardScratch<Products> scratch(memory + worker * floats, c);
     forward_chunk(args, g, first, count, scratch);
     for (int64_t r = 0; r < count; ++r)
       finish_row(args, g, g.row(first + r), scratch.output + r * padded_stride(c.D_v), scratch.highest[r],

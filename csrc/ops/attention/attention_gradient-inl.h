@@ -1,30 +1,20 @@
 // A tile of backward: scores and their powers are computed again from q, k and lse, then the gradient of the
 // scores. One thread. Saves nothing. Included by foreach_isa.h: no include guard.
 
-constexpr int64_t kGradientN = 64;  // keys of a tile: two tiles of 48 x 64 floats stay in 32 KB
-
+template <class Products>
 struct GradientScratch {
-  float *q, *grad_output;  // [kBlockM][padded_stride]
-  float *k, *k_rows, *v;   // packed transposed, as rows, packed transposed
-  float *grad_k, *grad_v;  // [kGradientN][padded_stride]
-  float *powers, *grad_s;  // [kBlockM][kGradientN]
-  float *slope, *kept;     // [kGradientN]
+  Products products;
+  float *powers, *grad_s;  // [kRows][kKeys]
+  float *slope, *kept;     // [kKeys]
   uint32_t* words;         // [kBlockN]
 
   static int64_t floats(const AttentionCall& c) {
-    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
-    return kBlockM * (D + D_v) + kGradientN * (c.D + c.D_v + 2 * D + D_v) + 2 * kBlockM * kGradientN +
-           2 * kGradientN + kBlockN;
+    return Products::floats(c) + 2 * (Products::kRows + 1) * Products::kKeys + kBlockN;
   }
-  GradientScratch(float* at, const AttentionCall& c) {
-    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
-    q = at, grad_output = q + kBlockM * D, k_rows = grad_output + kBlockM * D_v,
-    grad_k = k_rows + kGradientN * D;
-    grad_v = grad_k + kGradientN * D, powers = grad_v + kGradientN * D_v,
-    grad_s = powers + kBlockM * kGradientN;
-    slope = grad_s + kBlockM * kGradientN, kept = slope + kGradientN, k = kept + kGradientN;
-    v = k + kGradientN * c.D;
-    words = reinterpret_cast<uint32_t*>(v + kGradientN * c.D_v);
+  GradientScratch(float* at, const AttentionCall& c) : products(at, c) {
+    powers = at + Products::floats(c), grad_s = powers + Products::kRows * Products::kKeys;
+    slope = grad_s + Products::kRows * Products::kKeys, kept = slope + Products::kKeys;
+    words = reinterpret_cast<uint32_t*>(kept + Products::kKeys);
   }
 };
 
@@ -55,9 +45,9 @@ struct RowValues {
 };
 
 // A row's scores and gradients of its powers -> dropped powers, and the gradient of the shown scores.
-template <class T>
+template <class T, class Scratch>
 static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_t first, int64_t count,
-                         float delta, float* powers, float* grad_s, const GradientScratch& scratch) {
+                         float delta, float* powers, float* grad_s, const Scratch& scratch) {
   const Group<T>& g = values.g;
   const int64_t padded = round_up(count, kLanes);
   const KeyRange seen = within(row.keys, first, count);
@@ -126,29 +116,23 @@ static void add_grad_bias(const AttentionBackward& args, const Group<T>& g, cons
   }
 }
 
-// The tile of query rows first .. first + m and keys k0 .. k0 + n, whose k and v are packed: q, grad_output,
+// The tile of query rows first .. first + m and keys k0 .. k0 + n, which were taken: the rows are taken,
 // powers and grad_s are filled. `bias`: grad_bias is added to.
-template <class T>
+template <class T, class Products>
 static void gradient_tile(const RowValues<T>& values, int64_t first, int64_t m, int64_t k0, int64_t n,
-                          const float* delta, bool bias, const GradientScratch& scratch) {
+                          const float* delta, bool bias, const GradientScratch<Products>& scratch) {
+  constexpr int64_t kKeys = Products::kKeys;
   const AttentionBackward& args = values.args;
   const AttentionCall& c = args.c;
   const Group<T>& g = values.g;
-  g.widen(c.q, c.q_strides, first, m, c.D, scratch.q);
-  g.widen(args.grad_output, args.grad_output_strides, first, m, c.D_v, scratch.grad_output);
-  multiply_transposed(scratch.q, m, scratch.k, n, c.D, scratch.powers, kGradientN);
-  multiply_transposed(scratch.grad_output, m, scratch.v, n, c.D_v, scratch.grad_s, kGradientN);
+  scratch.products.take_rows(args, g, first, m);
+  scratch.products.scores(c, m, n, scratch.powers);
+  scratch.products.grad_powers(c, m, n, scratch.grad_s);
   for (int64_t r = 0; r < m; ++r) {
     const QueryRow row = g.row(first + r);
-    float* grad_s = scratch.grad_s + r * kGradientN;
-    row_gradient(values, row, k0, n, delta[r], scratch.powers + r * kGradientN, grad_s, scratch);
+    float* grad_s = scratch.grad_s + r * kKeys;
+    row_gradient(values, row, k0, n, delta[r], scratch.powers + r * kKeys, grad_s, scratch);
     if (bias) add_grad_bias(args, g, row, k0, n, grad_s);
     if (c.softcap != 0) uncap_gradient(n, scratch.slope, grad_s);
   }
-}
-
-template <class T>
-static void pack_keys(const Group<T>& g, int64_t k0, int64_t n, const GradientScratch& scratch) {
-  pack_transposed(g.k(k0), g.c.k_strides.l, n, g.c.D, scratch.k);
-  pack_transposed(g.v(k0), g.c.v_strides.l, n, g.c.D_v, scratch.v);
 }

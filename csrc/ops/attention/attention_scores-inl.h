@@ -31,16 +31,23 @@ struct Group {
   }
   const T* k(int64_t j) const { return at(c.k, c.k_strides, h_kv, span.k_first + j); }
   const T* v(int64_t j) const { return at(c.v, c.v_strides, h_kv, span.k_first + j); }
-  // Rows first .. first + count of a tensor with the rows of q, into `to`.
-  void widen(const void* base, const AttentionStrides& s, int64_t first, int64_t count, int64_t width,
-             float* to) const {
+  // f(its rows, from which of them, how many) for every run of rows first .. first + count, of one head, of a
+  // tensor with the rows of q.
+  template <class F>
+  void runs(const void* base, const AttentionStrides& s, int64_t first, int64_t count, const F& f) const {
     for (int64_t r = first; r < first + count;) {
       const int64_t i = r % span.L_q, left = span.L_q - i,
                     n = left < first + count - r ? left : first + count - r;
-      const T* from = at(base, s, h_kv * heads + r / span.L_q, span.q_first + i);
-      widen_rows(from, s.l, n, width, to + (r - first) * padded_stride(width));
+      f(at(base, s, h_kv * heads + r / span.L_q, span.q_first + i), r - first, n);
       r += n;
     }
+  }
+  // Such rows into `to`.
+  void widen(const void* base, const AttentionStrides& s, int64_t first, int64_t count, int64_t width,
+             float* to) const {
+    runs(base, s, first, count, [&](const T* from, int64_t at, int64_t n) {
+      widen_rows(from, s.l, n, width, to + at * padded_stride(width));
+    });
   }
   // The keys any of the rows first .. first + count sees.
   KeyRange keys(int64_t first, int64_t count) const {

@@ -1,0 +1,203 @@
+// Products of small bf16 matrices by tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns], fp32
+// sums, every size rounded up to whole tiles. One thread, which has configured its tiles. Saves nothing.
+// Included after tiles-inl.h and dot-inl.h, once per instruction set that has FASTDL_TILES: no include guard.
+
+FASTDL_INLINE int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+FASTDL_INLINE int64_t whole_tiles(int64_t n, int64_t size) { return tiles_of(n, size) * size; }
+
+constexpr int64_t kTileElements = kAmxRows * kAmxDepth;
+
+// A as rows, or as whole tiles one after the other: steps in elements.
+struct LeftTiles {
+  const BFloat16* at;
+  int64_t row, row_tile, depth_tile;
+};
+FASTDL_INLINE LeftTiles left_rows(const BFloat16* at, int64_t row) {
+  return {at, row, kAmxRows * row, kAmxDepth};
+}
+FASTDL_INLINE LeftTiles left_tiles(const BFloat16* at, int64_t depth) {
+  return {at, kAmxDepth, tiles_of(depth, kAmxDepth) * kTileElements, kTileElements};
+}
+
+// Elements of B: whole tiles, those of 16 columns one after the other.
+FASTDL_INLINE int64_t right_elements(int64_t depth, int64_t columns) {
+  return tiles_of(depth, kAmxDepth) * tiles_of(columns, kAmxRows) * kTileElements;
+}
+
+// The two elements of a tile's 32-bit lane: rows 2 k and 2 k + 1 of B, or of what is to be transposed.
+FASTDL_INLINE VecBits bit_pair_lanes(const BFloat16* first, const BFloat16* second, int n) {
+  return load_bits(first, n) | (second == nullptr ? VecBits{} : load_bits(second, n) << 16);
+}
+FASTDL_INLINE VecBits bit_pair_lanes(const float* first, const float* second, int n) {
+  const auto half = [n](const float* p) {
+    return rounded_to_upper_half(n == kLanes ? load(p) : load_first(p, n));
+  };
+  return half(first) >> 16 | (second == nullptr ? VecBits{} : half(second) & 0xffff0000);
+}
+
+FASTDL_INLINE void store_lanes(BFloat16* p, VecBits lanes) { std::memcpy(p, &lanes, sizeof(lanes)); }
+
+// B = from, [depth][row_stride], of bf16 or of fp32 rounded to it. Past depth and columns: 0.
+template <class T>
+static void pack_right(const T* from, int64_t row_stride, int64_t depth, int64_t columns, BFloat16* to) {
+  const int64_t depth_tiles = tiles_of(depth, kAmxDepth), width = whole_tiles(columns, kAmxRows);
+  for (int64_t pair = 0; pair < depth_tiles * kAmxRows; ++pair) {
+    const T* first = from + 2 * pair * row_stride;
+    const T* second = 2 * pair + 1 < depth ? first + row_stride : nullptr;
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const int64_t left = columns - j;
+      const int n = static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
+      const VecBits lanes = 2 * pair < depth && n > 0
+                                ? bit_pair_lanes(first + j, second == nullptr ? nullptr : second + j, n)
+                                : VecBits{};
+      BFloat16* tile = to + (j / kAmxRows * depth_tiles + pair / kAmxRows) * kTileElements;
+      store_lanes(tile + pair % kAmxRows * kAmxDepth + 2 * (j % kAmxRows), lanes);
+    }
+  }
+}
+
+// rows[i] in 32-bit lanes -> column i of the kLanes x kLanes part (row, column) of a tile.
+FASTDL_INLINE void store_transposed(Vec (&rows)[kLanes], BFloat16* tile, int64_t row, int64_t column) {
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    store_lanes(tile + (row + i) * kAmxDepth + 2 * column, reinterpret_cast<VecBits>(rows[i]));
+}
+
+// B = from^T, from [columns][row_stride]. Past depth and columns: 0.
+static void pack_right_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t columns,
+                                  BFloat16* to) {
+  const int64_t depth_tiles = tiles_of(depth, kAmxDepth), width = whole_tiles(columns, kAmxRows);
+  for (int64_t j = 0; j < width; j += kLanes)
+    for (int64_t d = 0; d < depth_tiles * kAmxDepth; d += 2 * kLanes) {
+      const int64_t left = depth - d;
+      const int n = static_cast<int>(left < 0 ? 0 : left < 2 * kLanes ? left : 2 * kLanes);
+      Vec rows[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const BFloat16* source = from + (j + i) * row_stride + d;
+        rows[i] = j + i >= columns || n == 0
+                      ? zero()
+                      : reinterpret_cast<Vec>(n == 2 * kLanes ? Dot<BFloat16>::get(source)
+                                                              : Dot<BFloat16>::get_first(source, n));
+      }
+      BFloat16* tile = to + (j / kAmxRows * depth_tiles + d / kAmxDepth) * kTileElements;
+      store_transposed(rows, tile, d % kAmxDepth / 2, j % kAmxRows);
+    }
+}
+
+// A = from^T as tiles, from [depth][row_stride]. Past rows and depth: 0.
+static void pack_left_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t rows,
+                                 BFloat16* to) {
+  const int64_t depth_tiles = tiles_of(depth, kAmxDepth), height = whole_tiles(rows, kAmxRows);
+  for (int64_t j = 0; j < height; j += kLanes) {
+    const int64_t left = rows - j;
+    const int n = static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
+    for (int64_t d = 0; d < depth_tiles * kAmxDepth; d += 2 * kLanes) {
+      Vec pairs[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t first = d + 2 * i;
+        const BFloat16* source = from + first * row_stride + j;
+        pairs[i] = first >= depth || n == 0
+                       ? zero()
+                       : reinterpret_cast<Vec>(
+                             bit_pair_lanes(source, first + 1 < depth ? source + row_stride : nullptr, n));
+      }
+      BFloat16* tile = to + (j / kAmxRows * depth_tiles + d / kAmxDepth) * kTileElements;
+      store_transposed(pairs, tile, j % kAmxRows, d % kAmxDepth / 2);
+    }
+  }
+}
+
+// rows x width elements -> rows of `stride`, a multiple of kAmxDepth, past width 0: A.
+static void copy_rows(const BFloat16* from, int64_t row_stride, int64_t rows, int64_t width, BFloat16* to,
+                      int64_t stride) {
+  const size_t bytes = static_cast<size_t>(width) * sizeof(BFloat16);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(to + row * stride, from + row * row_stride, bytes);
+    std::memset(to + row * stride + width, 0, static_cast<size_t>(stride) * sizeof(BFloat16) - bytes);
+  }
+}
+
+FASTDL_INLINE void store_narrowed(BFloat16* p, Vec low, Vec high) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512BF16
+  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+  std::memcpy(p, &both, sizeof(both));
+#else
+  store(p, low);
+  store(p + kLanes, high);
+#endif
+}
+
+// The first `count` floats of a row, whole vectors -> bf16 at its beginning, 0 up to whole tiles: A.
+FASTDL_INLINE void narrow_in_place(float* row, int64_t count) {
+  BFloat16* to = reinterpret_cast<BFloat16*>(row);
+  for (int64_t j = 0; j < count; j += 2 * kLanes)
+    store_narrowed(to + j, load(row + j), j + kLanes < count ? load(row + j + kLanes) : zero());
+  for (int64_t j = whole_tiles(count, 2 * kLanes); j < whole_tiles(count, kAmxDepth); j += 2 * kLanes)
+    store_narrowed(to + j, zero(), zero());
+}
+
+// One block of C: kRows x kColumns tiles, in registers 0 .. 3; A's in 4 and 5, B's in 6 and 7.
+template <int kRows, int kColumns, bool kAdd>
+FASTDL_INLINE void tile_block(const LeftTiles& a, const BFloat16* b, int64_t depth_tiles, float* c,
+                              int64_t c_row) {
+  const int64_t c_bytes = c_row * static_cast<int64_t>(sizeof(float));
+  const int64_t a_bytes = a.row * static_cast<int64_t>(sizeof(BFloat16)), b_bytes = 64;
+  float* const below = c + kAmxRows * c_row;
+  if constexpr (kAdd) {
+    load_tile<0>(c, c_bytes);
+    if constexpr (kColumns == 2) load_tile<1>(c + kAmxRows, c_bytes);
+    if constexpr (kRows == 2) load_tile<2>(below, c_bytes);
+    if constexpr (kRows == 2 && kColumns == 2) load_tile<3>(below + kAmxRows, c_bytes);
+  } else {
+    zero_tile<0>();
+    if constexpr (kColumns == 2) zero_tile<1>();
+    if constexpr (kRows == 2) zero_tile<2>();
+    if constexpr (kRows == 2 && kColumns == 2) zero_tile<3>();
+  }
+  for (int64_t k = 0; k < depth_tiles; ++k) {
+    const BFloat16 *left = a.at + k * a.depth_tile, *right = b + k * kTileElements;
+    load_tile<4>(left, a_bytes);
+    load_tile<6>(right, b_bytes);
+    dot_tiles<0, 4, 6>();
+    if constexpr (kColumns == 2) {
+      load_tile<7>(right + depth_tiles * kTileElements, b_bytes);
+      dot_tiles<1, 4, 7>();
+    }
+    if constexpr (kRows == 2) {
+      load_tile<5>(left + a.row_tile, a_bytes);
+      dot_tiles<2, 5, 6>();
+    }
+    if constexpr (kRows == 2 && kColumns == 2) dot_tiles<3, 5, 7>();
+  }
+  store_tile<0>(c, c_bytes);
+  if constexpr (kColumns == 2) store_tile<1>(c + kAmxRows, c_bytes);
+  if constexpr (kRows == 2) store_tile<2>(below, c_bytes);
+  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(below + kAmxRows, c_bytes);
+}
+
+// C (+)= A B with b as pack_right has it; c: rows of c_row, which hold whole tiles.
+template <bool kAdd>
+__attribute__((noinline)) void multiply_tiles(int64_t rows, int64_t depth, int64_t columns, LeftTiles a,
+                                              const BFloat16* b, float* c, int64_t c_row) {
+  const int64_t row_tiles = tiles_of(rows, kAmxRows), column_tiles = tiles_of(columns, kAmxRows),
+                depth_tiles = tiles_of(depth, kAmxDepth);
+  const BFloat16* const first = a.at;
+  for (int64_t j = 0; j < column_tiles; j += 2, b += 2 * depth_tiles * kTileElements) {
+    const bool two = j + 1 < column_tiles;
+    for (int64_t i = 0; i < row_tiles; i += 2) {
+      a.at = first + i * a.row_tile;
+      float* const block = c + i * kAmxRows * c_row + j * kAmxRows;
+      if (i + 1 < row_tiles) {
+        if (two)
+          tile_block<2, 2, kAdd>(a, b, depth_tiles, block, c_row);
+        else
+          tile_block<2, 1, kAdd>(a, b, depth_tiles, block, c_row);
+      } else if (two) {
+        tile_block<1, 2, kAdd>(a, b, depth_tiles, block, c_row);
+      } else {
+        tile_block<1, 1, kAdd>(a, b, depth_tiles, block, c_row);
+      }
+    }
+  }
+}

@@ -1,0 +1,91 @@
+// The products of attention on vectors: operands widened to fp32 in scratch. forward and backward take them,
+// or those of attention_amx-inl.h, as a parameter. One thread. Saves nothing. Included by foreach_isa.h: no
+// include guard.
+
+// What a thread must hold while it multiplies: nothing.
+struct NoUse {
+  NoUse() {}
+};
+
+template <class T>
+struct VectorForward {
+  typedef NoUse Use;
+  static constexpr int64_t kRows = kBlockM;
+
+  float *q, *k, *v;
+
+  static int64_t floats(const AttentionCall& c) {
+    return kChunk * padded_stride(c.D) + kBlockN * (c.D + padded_stride(c.D_v));
+  }
+  VectorForward(float* at, const AttentionCall& c) {
+    q = at, k = q + kChunk * padded_stride(c.D), v = k + kBlockN * c.D;
+  }
+
+  void take_rows(const Group<T>& g, int64_t first, int64_t count) const {
+    g.widen(g.c.q, g.c.q_strides, first, count, g.c.D, q);
+  }
+  void take_keys(const Group<T>& g, int64_t k0, int64_t n) const {
+    pack_transposed(g.k(k0), g.c.k_strides.l, n, g.c.D, k);
+    widen_rows(g.v(k0), g.c.v_strides.l, n, g.c.D_v, v);
+  }
+  // Rows m0 .. m0 + m of those taken, n keys: [kRows][kBlockN].
+  void scores(const AttentionCall& c, int64_t m0, int64_t m, int64_t n, float* to) const {
+    multiply_transposed(q + m0 * padded_stride(c.D), m, k, n, c.D, to, kBlockN);
+  }
+  // output += powers v. The powers are lost.
+  void add_values(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* output) const {
+    multiply_add(powers, kBlockN, 1, m, v, n, c.D_v, output);
+  }
+};
+
+// Of the tile of m query rows and n keys that were taken: [kRows][kKeys].
+template <class T>
+struct VectorBackward {
+  typedef NoUse Use;
+  static constexpr int64_t kRows = kBlockM;
+  static constexpr int64_t kKeys = 64;  // two tiles of 48 x 64 floats stay in 32 KB
+
+  float *q, *grad_output;  // [kRows][padded_stride]
+  float *k, *k_rows, *v;   // packed transposed, as rows, packed transposed
+  float *grad_k, *grad_v;  // [kKeys][padded_stride]
+
+  static int64_t floats(const AttentionCall& c) {
+    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
+    return kRows * (D + D_v) + kKeys * (c.D + c.D_v + 2 * D + D_v);
+  }
+  VectorBackward(float* at, const AttentionCall& c) {
+    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
+    q = at, grad_output = q + kRows * D, k_rows = grad_output + kRows * D_v, grad_k = k_rows + kKeys * D;
+    grad_v = grad_k + kKeys * D, k = grad_v + kKeys * D_v, v = k + kKeys * c.D;
+  }
+
+  void take_keys(const Group<T>& g, int64_t k0, int64_t n) const {
+    pack_transposed(g.k(k0), g.c.k_strides.l, n, g.c.D, k);
+    pack_transposed(g.v(k0), g.c.v_strides.l, n, g.c.D_v, v);
+  }
+  void take_rows(const AttentionBackward& args, const Group<T>& g, int64_t first, int64_t m) const {
+    g.widen(g.c.q, g.c.q_strides, first, m, g.c.D, q);
+    g.widen(args.grad_output, args.grad_output_strides, first, m, g.c.D_v, grad_output);
+  }
+  void scores(const AttentionCall& c, int64_t m, int64_t n, float* to) const {
+    multiply_transposed(q, m, k, n, c.D, to, kKeys);
+  }
+  void grad_powers(const AttentionCall& c, int64_t m, int64_t n, float* to) const {
+    multiply_transposed(grad_output, m, v, n, c.D_v, to, kKeys);
+  }
+
+  // The gradients of n keys: begun, summed over tiles of rows, then found in grad_k and grad_v.
+  void begin_gradients(const Group<T>& g, int64_t k0, int64_t n) const {
+    widen_rows(g.k(k0), g.c.k_strides.l, n, g.c.D, k_rows);
+    for (int64_t i = 0; i < n * padded_stride(g.c.D); i += kLanes) store(grad_k + i, zero());
+    for (int64_t i = 0; i < n * padded_stride(g.c.D_v); i += kLanes) store(grad_v + i, zero());
+  }
+  // Lost: powers and grad_s. grad_q: the rows' own, added to.
+  void add_gradients(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* grad_s,
+                     float* grad_q) const {
+    multiply_add(powers, 1, kKeys, n, grad_output, m, c.D_v, grad_v);
+    multiply_add(grad_s, 1, kKeys, n, q, m, c.D, grad_k);
+    multiply_add(grad_s, kKeys, 1, m, k_rows, n, c.D, grad_q);
+  }
+  void end_gradients(const AttentionCall&, int64_t) const {}
+};
