@@ -11,7 +11,7 @@ from ...transforms import needs_gradient
 from . import sizes, triton_ops
 
 # Elements of an output on a GPU below which the host's time for a pass of ours exceeds what it saves: on an H200
-# training 64 x 512 (K 18432) was 0.4 to 0.6 times as fast, 8192 x 4096 as fast with less memory; none between was timed.
+# training 64 x 512 (K 18432) was 0.4 to 0.6 times as fast, 8192 x 4096 as fast in less memory; none between was timed.
 FEWEST_FUSED = 2**22
 
 
