@@ -6,10 +6,12 @@
 #ifdef FD_EMULATE
 #include "emulation/cuda.h"
 #define FD_DEVICE inline
+#define FD_HOST_DEVICE inline
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define FD_DEVICE __device__ __forceinline__
+#define FD_HOST_DEVICE __host__ __device__ __forceinline__
 #define FD_SHARED(T, name, dims) __shared__ T name dims
 #define FD_DYNAMIC_SHARED(T, name)                                    \
   extern __shared__ __align__(128) unsigned char fd_dynamic_shared[]; \

@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kSinkThreads)
   for (int64_t b = 0; b < c.B; ++b) {
     const AttentionSpan span = attention_span(c, b);
     const RowValue* of_head = values + lse_index(c, span, h, 0);
+#pragma unroll 1
     for (int64_t i = threadIdx.x; i < span.L_q; i += kSinkThreads)
       sum -= exp(double{c.sink[h]} - of_head[i].near - of_head[i].rest) * of_head[i].delta;
   }

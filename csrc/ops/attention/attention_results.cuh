@@ -6,7 +6,7 @@
 namespace fastdl::cuda {
 
 // In memory: highest, total, output[width], with output relative to the maximum.
-constexpr int result_floats(int width) { return width + 2; }
+FD_HOST_DEVICE int result_floats(int width) { return width + 2; }
 
 template <int kD>
 struct RowResult {
