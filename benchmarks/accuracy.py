@@ -16,7 +16,14 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.report import markdown
 from fastdl.testing import CheckResult, check
-from fastdl.testing.error_rule import FLASH_MAX_FACTOR, MAX_FACTOR, RMS_FACTOR, SEEDS, WINOGRAD_RELATIVE_L2
+from fastdl.testing.error_rule import (
+    FLASH_MAX_FACTOR,
+    MAX_FACTOR,
+    RMS_FACTOR,
+    SEEDS,
+    TF32_RELATIVE_L2,
+    WINOGRAD_RELATIVE_L2,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = (
@@ -33,7 +40,8 @@ the largest error is at most {max_factor:g} times that of eager PyTorch in the s
 itself: where two values of a window nearly tie, rounding decides which of them a whole gradient goes to.
 Winograd in float32 has an exception instead: a relative L2 error of at most {winograd:g};
 `fastdl.precision("strict")` never chooses it. Float32 gradients of attention, by recomputed scores, may have a largest
-error of {flash:g} times eager's; strict refuses them too. Each line shows the worst sample.
+error of {flash:g} times eager's; strict refuses them too. On GPUs float32 products of TF32 numbers, where torch's own
+switch allows them, may have a relative L2 error of {tf32:g}. Each line shows the worst sample.
 
 Measured on {device}, instruction set {isa}, torch {torch}, commit {commit}, {date}.
 """
@@ -49,6 +57,7 @@ def page(results: Iterable[CheckResult], facts: dict[str, str]) -> str:
             rms_factor=RMS_FACTOR,
             winograd=WINOGRAD_RELATIVE_L2,
             flash=FLASH_MAX_FACTOR,
+            tf32=TF32_RELATIVE_L2,
             **facts,
         )
     ]
