@@ -53,7 +53,10 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
   const KeyRange seen = within(row.keys, first, count);
   const double lse = values.lse(row);
   if (seen.first == seen.end || lse == kHidden) {
-    for (int64_t j = 0; j < padded; j += kLanes) store(powers + j, zero()), store(grad_s + j, zero());
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      store(powers + j, zero()), store(grad_s + j, zero());
+      if (g.c.softcap != 0) store(scratch.slope + j, zero());  // a NaN left there would not be hidden by 0
+    }
     return;
   }
   scale_scores(g.c, count, powers);
