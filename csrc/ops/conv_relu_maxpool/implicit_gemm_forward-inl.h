@@ -112,9 +112,8 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const ImplicitGe
   float *right = scratch, *conv = right + plan.right, *ring = conv + plan.conv;
   float* staged = ring + plan.ring + kStagedSlack;
   if (in.begin < in.end)
-    multiply_plane_tile<float>(a, plan.planes, offset, packed,
-                               static_cast<const float*>(a.x) + n * a.x_strides[0], in, panels, staged, right,
-                               conv, plan.pitch);
+    multiply_plane_tile(a, plan.planes, offset, packed, static_cast<const float*>(a.x) + n * a.x_strides[0],
+                        in, panels, staged, right, conv, plan.pitch);
   const int64_t positions = (rows.end - rows.begin) * p.OW, count = channels.end - channels.begin;
   const int64_t image = n * g.C_out * p.OH * p.OW;
   if (plan.contiguous) {

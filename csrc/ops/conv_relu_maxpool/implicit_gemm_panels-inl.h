@@ -1,5 +1,5 @@
-// C[rows, kGemmWidth] (+)= a panel of rows times a panel of columns, both packed: what every implicit GEMM of
-// a convolution is made of. One thread. Saves nothing.
+// C[kPanelRows, kGemmWidth] (+)= a panel of rows times a panel of columns, both packed: what every implicit
+// GEMM of a convolution is made of. One thread. Saves nothing.
 //
 // A left panel holds kPanelRows rows, kLanes depths of a row in a run: packing copies, and a broadcast reads
 // anywhere. A right panel is [depths][kGemmWidth].
@@ -19,11 +19,11 @@ FASTDL_INLINE Vec load_some(const T* p, int64_t n) {
 
 template <bool kAdd>
 __attribute__((noinline)) void multiply_panels(const float* left, const float* right, int64_t depths,
-                                               int64_t rows, int64_t columns, float* c, int64_t c_row) {
+                                               float* c, int64_t c_row) {
   Vec sum[kPanelRows][kGemmVecs];
 #pragma GCC unroll 8
   for (int i = 0; i < kPanelRows; ++i) {
-    __builtin_prefetch(c + (i < rows ? i : 0) * c_row, 1);
+    __builtin_prefetch(c + i * c_row, 1);
 #pragma GCC unroll 8
     for (int j = 0; j < kGemmVecs; ++j) sum[i][j] = zero();
   }
@@ -47,22 +47,10 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
 #pragma GCC unroll 1
   for (; depths > 0; --depths, ++left, right += kGemmWidth) step(left, right);
 #pragma GCC unroll 8
-  for (int i = 0; i < kPanelRows; ++i, c += c_row) {
-    if (i >= rows) return;
+  for (int i = 0; i < kPanelRows; ++i, c += c_row)
 #pragma GCC unroll 8
     for (int j = 0; j < kGemmVecs; ++j) {
       float* const at = c + j * kLanes;
-      const int64_t left_over = columns - j * kLanes;
-      if (left_over >= kLanes)
-        store(at, kAdd ? load(at) + sum[i][j] : sum[i][j]);
-      else if (left_over > 0)
-        store_first(at, kAdd ? load_first(at, static_cast<int>(left_over)) + sum[i][j] : sum[i][j],
-                    static_cast<int>(left_over));
+      store(at, kAdd ? load(at) + sum[i][j] : sum[i][j]);
     }
-  }
-}
-
-FASTDL_INLINE void multiply_panels_into(bool add, const float* left, const float* right, int64_t depths,
-                                        int64_t rows, int64_t columns, float* c, int64_t c_row) {
-  (add ? multiply_panels<true> : multiply_panels<false>)(left, right, depths, rows, columns, c, c_row);
 }

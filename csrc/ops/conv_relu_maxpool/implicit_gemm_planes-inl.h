@@ -26,9 +26,8 @@ FASTDL_INLINE PlanePlan plane_plan(const ConvGeometry& g, const int64_t* x_strid
 
 // Panel `panel` of all blocks of weight [C_out, C KH KW]: [blocks][panels][block_depth / kLanes][kPanelRows]
 // [kLanes].
-template <class T>
-void pack_plane_weight(const T* weight, const ConvGeometry& g, const PlanePlan& plan, int64_t panel,
-                       int64_t panels, float* packed) {
+inline void pack_plane_weight(const float* weight, const ConvGeometry& g, const PlanePlan& plan,
+                              int64_t panel, int64_t panels, float* packed) {
   const int64_t depth = g.C * plan.taps, each = plan.staged_geometry.C * plan.taps;
   for (int64_t b = 0; b < plan.blocks; ++b) {
     float* to = packed + (b * panels + panel) * plan.block_depth * kPanelRows;
@@ -84,8 +83,7 @@ inline void pack_pixels(const float* staged, int64_t row_step, const int32_t* of
 }
 
 // The same where windows are the image's own pixels; nothing past `left` of them is read.
-template <class T>
-void pack_pointwise(const T* from, int64_t plane, int64_t depths, int64_t left, float* right) {
+inline void pack_pointwise(const float* from, int64_t plane, int64_t depths, int64_t left, float* right) {
   if (left >= kGemmWidth) {
     for (int64_t k = 0; k < depths; ++k, from += plane, right += kGemmWidth)
 #pragma GCC unroll 4
@@ -99,10 +97,9 @@ void pack_pointwise(const T* from, int64_t plane, int64_t depths, int64_t left, 
 
 // Conv rows `rows` of image x and channel panels `panels`: conv[channel][pitch], channels from the first
 // panel's.
-template <class T>
-void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan& plan, const int32_t* offset,
-                         const float* packed, const T* x, Range rows, Range panels, float* staged,
-                         float* right, float* conv, int64_t pitch) {
+inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan& plan, const int32_t* offset,
+                                const float* packed, const float* x, Range rows, Range panels, float* staged,
+                                float* right, float* conv, int64_t pitch) {
   const ConvGeometry& g = a.conv;
   const int64_t count = rows.end - rows.begin, pixels = count * g.CW;
   const int64_t all_panels = parts_of(g.C_out, kPanelRows), row_step = g.stride[0] * plan.input.row;
@@ -111,7 +108,7 @@ void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan& plan,
     ConvGeometry block = plan.staged_geometry;
     block.C = smaller(g.C - c, block.C);
     const int64_t depths = block.C * plan.taps;
-    const T* image = x + c * a.x_strides[1];
+    const float* image = x + c * a.x_strides[1];
     if (!plan.pointwise) {
       const int64_t first = rows.begin * g.stride[0] - g.padding[0];
       const Range in = {first, first + (count - 1) * g.stride[0] + (g.KH - 1) * g.dilation[0] + 1};
@@ -124,8 +121,9 @@ void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan& plan,
       else
         pack_pixels(staged, row_step, offset, depths, count, g.CW, pixel, right);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-        multiply_panels_into(b > 0, left + panel * plan.block_depth * kPanelRows, right, depths, kPanelRows,
-                             kGemmWidth, conv + (panel - panels.begin) * kPanelRows * pitch + pixel, pitch);
+        (b > 0 ? multiply_panels<true>
+               : multiply_panels<false>)(left + panel * plan.block_depth * kPanelRows, right, depths,
+                                         conv + (panel - panels.begin) * kPanelRows * pitch + pixel, pitch);
     }
   }
 }
