@@ -81,6 +81,20 @@ def test_few_heads_and_many_keys_are_cut_alike_for_any_number_of_threads(threads
         assert report.within_rule, str(report)
 
 
+@pytest.mark.parametrize(
+    ("bias", "L_k"), [((1, 6, 20, 70), 70), ((7, 1, 1, 70), 70), ((1, 1, 20, 600), 600), ((1, 1, 20, 1), 600)]
+)
+def test_a_shared_bias_is_summed_alike_for_any_number_of_threads(bias, L_k, threads):
+    """Several sequences and heads add to it one after another, in several ranges that are summed at the end."""
+    sample = Sample(H=6, D=16, B=7, L_q=20, L_k=L_k, bias=bias)
+    threads(1)
+    alone = results(sample, torch.float32)
+    threads(3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, results(sample, torch.float32), strict=True))
+    for report in reports(sample, flash_plan(sample), torch.float32).values():
+        assert report.within_rule, str(report)
+
+
 @pytest.mark.parametrize("layout", ["heads last", "every other row", "expanded"])
 def test_strides(layout):
     sample = Sample(H=2, D=24, B=2, L_q=20, L_k=33)

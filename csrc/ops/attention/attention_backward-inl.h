@@ -3,22 +3,42 @@
 // each all rows that see it. Partial gradients of q are summed in a fixed order, whatever the threads. Saves
 // nothing.
 
+// How the work is cut, by the shape alone: no result depends on the threads. Groups that add to the same part
+// of grad_bias, a slice, are its members: they follow one another in ranges, each with a sum of its own.
 struct BackwardShape {
-  int64_t groups, splits, rows;  // rows: of the query heads of a group
-  int64_t partial;               // floats of a partial gradient of q: tiles write whole sixteens of rows
-  bool bias_inside;              // grad_bias belongs to one task each: no pass of its own
+  int64_t rows;     // of the query heads of a group
+  int64_t partial;  // floats of a partial gradient of q: tiles write whole sixteens of rows
+  int64_t slices, members, slice_step, member_step;
+  int64_t splits, ranges;  // of the keys; of the members
+
+  int64_t steps() const { return (members + ranges - 1) / ranges; }
+  int64_t group(int64_t slice, int64_t member) const { return slice * slice_step + member * member_step; }
 };
+
+FASTDL_INLINE int64_t bias_elements(const AttentionBackward& args) {
+  const int64_t* size = args.bias_sizes;
+  return args.grad_bias == nullptr ? 0 : size[0] * size[1] * size[2] * size[3];
+}
 
 template <class Products>
 static BackwardShape backward_shape(const AttentionBackward& args) {
   const AttentionCall& c = args.c;
-  BackwardShape shape = {c.B * c.H_kv, 1, c.H / c.H_kv * c.max_q, 0, false};
+  BackwardShape shape = {c.H / c.H_kv * c.max_q, 0, c.B * c.H_kv, 1, 1, 0, 1, 1};
   shape.partial = round_up(shape.rows, 16) * padded_stride(c.D);
-  if (args.grad_bias != nullptr) shape.bias_inside = args.bias_sizes[0] == c.B && args.bias_sizes[1] == c.H;
-  const bool split = !(shape.bias_inside && args.bias_sizes[3] == 1);
-  // Tasks for 16 threads; the cut depends on the shape alone, so results do not depend on the threads.
-  while (split && shape.groups * shape.splits < 16 && c.max_k / (shape.splits + 1) >= 4 * Products::kKeys)
+  const bool bias = args.grad_bias != nullptr;
+  const bool of_all_sequences = bias && args.bias_sizes[0] == 1,
+             of_all_heads = bias && args.bias_sizes[1] == 1;
+  if (of_all_sequences || of_all_heads) {
+    shape.members = (of_all_sequences ? c.B : 1) * (of_all_heads ? c.H_kv : 1);
+    shape.slices = shape.members > 0 ? c.B * c.H_kv / shape.members : 0;
+    shape.slice_step = of_all_sequences ? 1 : c.H_kv;
+    shape.member_step = of_all_heads ? 1 : c.H_kv;
+  }
+  // Tasks for 16 threads: of the keys, then of the members, whose sums take memory.
+  const bool split = !bias || args.bias_sizes[3] > 1;
+  while (split && shape.slices * shape.splits < 16 && c.max_k / (shape.splits + 1) >= 4 * Products::kKeys)
     ++shape.splits;
+  while (shape.slices * shape.splits * shape.ranges < 16 && shape.ranges < shape.members) ++shape.ranges;
   return shape;
 }
 
@@ -31,10 +51,11 @@ static void store_gradient(const float* from, int64_t width, float factor, T* to
   if (d < width) store_first(to + d, load(from + d) * scale, static_cast<int>(width - d));
 }
 
-// Keys begin .. end of a group: grad_k and grad_v whole, `grad_q` [rows][padded_stride(D)] added to.
+// Keys begin .. end of a group: grad_k and grad_v whole, `grad_q` [rows][padded_stride(D)] and `grad_bias`
+// (null: not wanted) added to.
 template <class T, class Products>
 static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end, const float* delta,
-                          bool bias, const GradientScratch<Products>& scratch, float* grad_q) {
+                          const GradientScratch<Products>& scratch, float* grad_q, float* grad_bias) {
   constexpr int64_t kRows = Products::kRows, kKeys = Products::kKeys;
   const Products& products = scratch.products;
   const AttentionBackward& args = values.args;
@@ -49,7 +70,7 @@ static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end
       const int64_t m = g.rows() - first < kRows ? g.rows() - first : kRows;
       const KeyRange seen = within(g.keys(first, m), k0, n);
       if (seen.first == seen.end) continue;
-      gradient_tile(values, first, m, k0, n, delta + first, bias, scratch);
+      gradient_tile(values, first, m, k0, n, delta + first, grad_bias, scratch);
       products.add_gradients(c, m, n, scratch.powers, scratch.grad_s, grad_q + first * D);
     }
     products.end_gradients(c, n);
@@ -78,37 +99,15 @@ static void finish_grad_q(const AttentionBackward& args, const Group<T>& g, cons
   }
 }
 
-// grad_bias that several sequences or heads share: a task owns a block of its rows and takes them in order.
-template <class T, class Products>
-static void shared_grad_bias(const AttentionBackward& args, float* memory, int64_t floats,
+// grad_bias += the sums of the other ranges of members, in their order.
+static void finish_grad_bias(const AttentionBackward& args, int64_t ranges, const float* sums,
                              const ThreadPool& pool) {
-  constexpr int64_t kRows = Products::kRows, kKeys = Products::kKeys;
-  const AttentionCall& c = args.c;
-  const int64_t* size = args.bias_sizes;
-  const int64_t blocks = size[2] == 1 ? 1 : (c.L_q + kRows - 1) / kRows;
-  parallel_tasks(pool, size[0] * size[1] * blocks, [&](int64_t task, int64_t worker) {
-    const int64_t block = task % blocks, own_h = task / blocks % size[1], own_b = task / blocks / size[1];
-    [[maybe_unused]] const typename Products::Use use;
-    const GradientScratch<Products> scratch(memory + worker * floats, c);
-    float delta[kRows];
-    for (int64_t b = size[0] == 1 ? 0 : own_b; b < (size[0] == 1 ? c.B : own_b + 1); ++b)
-      for (int64_t h = size[1] == 1 ? 0 : own_h; h < (size[1] == 1 ? c.H : own_h + 1); ++h) {
-        const int64_t heads = c.H / c.H_kv;
-        const Group<T> g(c, attention_span(c, b), h / heads);
-        const RowValues<T> values{args, g};
-        const int64_t begin = blocks == 1 ? 0 : block * kRows;
-        const int64_t end = blocks == 1 || begin + kRows > c.L_q ? c.L_q : begin + kRows;
-        for (int64_t i = begin; i < end; i += kRows) {
-          const int64_t m = end - i < kRows ? end - i : kRows, first = h % heads * c.L_q + i;
-          for (int64_t r = 0; r < m; ++r) delta[r] = values.delta(g.row(first + r));
-          const KeyRange keys = g.keys(first, m);
-          for (int64_t k0 = keys.first / kKeys * kKeys; k0 < keys.end; k0 += kKeys) {
-            const int64_t n = c.L_k - k0 < kKeys ? c.L_k - k0 : kKeys;
-            scratch.products.take_keys(g, k0, n);
-            gradient_tile(values, first, m, k0, n, delta, true, scratch);
-          }
-        }
-      }
+  constexpr int64_t kBlock = 4096;
+  const int64_t count = bias_elements(args);
+  parallel_tasks(pool, ranges > 1 ? (count + kBlock - 1) / kBlock : 0, [&](int64_t block, int64_t) {
+    const int64_t end = (block + 1) * kBlock < count ? (block + 1) * kBlock : count;
+    for (int64_t range = 0; range < ranges - 1; ++range)
+      for (int64_t i = block * kBlock; i < end; ++i) args.grad_bias[i] += sums[range * count + i];
   });
 }
 
@@ -136,39 +135,54 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
   constexpr int64_t kKeys = Products::kKeys;
   const AttentionCall& c = args.c;
   const BackwardShape shape = backward_shape<Products>(args);
+  const int64_t groups = c.B * c.H_kv, owners = shape.slices * shape.ranges, tasks = owners * shape.splits;
   const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch<Products>::floats(c), 16);
-  const int64_t workers = pool.size();
-  const int64_t partial_count = shape.splits > 1 ? shape.groups * shape.splits : workers;
-  float* memory = static_cast<float*>(thread_scratch(
-      static_cast<size_t>(workers * floats + partial_count * shape.partial + shape.groups * shape.rows) *
-      sizeof(float)));
-  float *partials = memory + workers * floats, *deltas = partials + partial_count * shape.partial;
-  parallel_tasks(pool, shape.groups, [&](int64_t group, int64_t) {
+  const int64_t workers = pool.size(), partial_count = shape.splits > 1 ? tasks : workers;
+  const int64_t bias_sums = (shape.ranges - 1) * bias_elements(args);
+  float* memory = static_cast<float*>(
+      thread_scratch(static_cast<size_t>(workers * floats + partial_count * shape.partial + bias_sums +
+                                         groups * shape.rows) *
+                     sizeof(float)));
+  float *partials = memory + workers * floats, *sums = partials + partial_count * shape.partial;
+  float* deltas = sums + bias_sums;
+  parallel_tasks(pool, groups, [&](int64_t group, int64_t) {
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
     const RowValues<T> values{args, g};
     for (int64_t r = 0; r < g.rows(); ++r) deltas[group * shape.rows + r] = values.delta(g.row(r));
   });
-  parallel_tasks(pool, shape.groups * shape.splits, [&](int64_t task, int64_t worker) {
-    const int64_t group = task / shape.splits, split = task % shape.splits;
-    const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
-    float* grad_q = partials + (shape.splits > 1 ? task : worker) * shape.partial;
-    for (int64_t i = 0; i < g.rows() * D; i += kLanes) store(grad_q + i, zero());
-    const RowValues<T> values{args, g};
-    [[maybe_unused]] const typename Products::Use use;
-    const GradientScratch<Products> scratch(memory + worker * floats, c);
-    const float* delta = deltas + group * shape.rows;
-    const int64_t blocks = (g.span.L_k + kKeys - 1) / kKeys;
-    const int64_t share = (blocks + shape.splits - 1) / shape.splits * kKeys;
-    const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;
-    backward_keys(values, begin, end, delta, shape.bias_inside, scratch, grad_q);
-    if (shape.splits == 1) finish_grad_q(args, g, shape, grad_q);
-  });
-  if (shape.splits > 1)
-    parallel_tasks(pool, shape.groups, [&](int64_t group, int64_t) {
+  if (bias_sums > 0) std::memset(sums, 0, static_cast<size_t>(bias_sums) * sizeof(float));
+  for (int64_t step = 0; step < shape.steps(); ++step) {
+    // The step's group of an owner; false: its range has ended.
+    const auto group_of = [&](int64_t owner, int64_t* group) {
+      const int64_t member = owner % shape.ranges * shape.steps() + step;
+      *group = shape.group(owner / shape.ranges, member);
+      return member < shape.members;
+    };
+    parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
+      const int64_t owner = task / shape.splits, split = task % shape.splits, range = owner % shape.ranges;
+      int64_t group;
+      if (!group_of(owner, &group)) return;
       const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
-      finish_grad_q(args, g, shape, partials + group * shape.splits * shape.partial);
+      float* grad_q = partials + (shape.splits > 1 ? task : worker) * shape.partial;
+      for (int64_t i = 0; i < g.rows() * D; i += kLanes) store(grad_q + i, zero());
+      const RowValues<T> values{args, g};
+      [[maybe_unused]] const typename Products::Use use;
+      const GradientScratch<Products> scratch(memory + worker * floats, c);
+      const int64_t blocks = (g.span.L_k + kKeys - 1) / kKeys;
+      const int64_t share = (blocks + shape.splits - 1) / shape.splits * kKeys;
+      const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;
+      float* grad_bias = range == 0 ? args.grad_bias : sums + (range - 1) * bias_elements(args);
+      backward_keys(values, begin, end, deltas + group * shape.rows, scratch, grad_q, grad_bias);
+      if (shape.splits == 1) finish_grad_q(args, g, shape, grad_q);
     });
-  if (args.grad_bias != nullptr && !shape.bias_inside)
-    shared_grad_bias<T, Products>(args, memory, floats, pool);
+    if (shape.splits > 1)
+      parallel_tasks(pool, owners, [&](int64_t owner, int64_t) {
+        int64_t group;
+        if (!group_of(owner, &group)) return;
+        const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
+        finish_grad_q(args, g, shape, partials + owner * shape.splits * shape.partial);
+      });
+  }
+  finish_grad_bias(args, shape.ranges, sums, pool);
   if (args.grad_sink != nullptr) grad_sink<T>(args, deltas, shape.rows, pool);
 }

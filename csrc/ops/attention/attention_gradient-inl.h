@@ -106,12 +106,11 @@ FASTDL_INLINE void uncap_gradient(int64_t count, const float* slope, float* grad
 
 // grad_bias of one row, in the row's own place or where it is broadcast.
 template <class T>
-static void add_grad_bias(const AttentionBackward& args, const Group<T>& g, const QueryRow& row,
-                          int64_t first, int64_t count, const float* grad_s) {
-  const int64_t* size = args.bias_sizes;
+static void add_grad_bias(const int64_t* size, const Group<T>& g, const QueryRow& row, int64_t first,
+                          int64_t count, const float* grad_s, float* grad_bias) {
   const int64_t b = size[0] == 1 ? 0 : g.span.number, h = size[1] == 1 ? 0 : row.h,
                 i = size[2] == 1 ? 0 : row.i;
-  float* to = args.grad_bias + ((b * size[1] + h) * size[2] + i) * size[3];
+  float* to = grad_bias + ((b * size[1] + h) * size[2] + i) * size[3];
   if (size[3] == 1) {
     for (int64_t j = 0; j < count; ++j) *to += grad_s[j];
   } else {
@@ -120,10 +119,10 @@ static void add_grad_bias(const AttentionBackward& args, const Group<T>& g, cons
 }
 
 // The tile of query rows first .. first + m and keys k0 .. k0 + n, which were taken: the rows are taken,
-// powers and grad_s are filled. `bias`: grad_bias is added to.
+// powers and grad_s are filled, `grad_bias` (null: not wanted) is added to.
 template <class T, class Products>
 static void gradient_tile(const RowValues<T>& values, int64_t first, int64_t m, int64_t k0, int64_t n,
-                          const float* delta, bool bias, const GradientScratch<Products>& scratch) {
+                          const float* delta, float* grad_bias, const GradientScratch<Products>& scratch) {
   constexpr int64_t kKeys = Products::kKeys;
   const AttentionBackward& args = values.args;
   const AttentionCall& c = args.c;
@@ -135,7 +134,7 @@ static void gradient_tile(const RowValues<T>& values, int64_t first, int64_t m, 
     const QueryRow row = g.row(first + r);
     float* grad_s = scratch.grad_s + r * kKeys;
     row_gradient(values, row, k0, n, delta[r], scratch.powers + r * kKeys, grad_s, scratch);
-    if (bias) add_grad_bias(args, g, row, k0, n, grad_s);
+    if (grad_bias != nullptr) add_grad_bias(args.bias_sizes, g, row, k0, n, grad_s, grad_bias);
     if (c.softcap != 0) uncap_gradient(n, scratch.slope, grad_s);
   }
 }
