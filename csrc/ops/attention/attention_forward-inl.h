@@ -1,6 +1,6 @@
 // output = softmax(scores) v and lse, without the scores in memory: online softmax over blocks of keys.
-// A task takes kChunk query rows of the heads that share a head of k and v: each block of keys is packed once
-// for them, then tiles of some rows run product, softmax, product. Saves lse.
+// A task takes up to kChunk query rows of the heads that share a head of k and v: each block of keys is
+// packed once for them, then tiles of some rows run product, softmax, product. Saves lse.
 
 template <class Products>
 struct ForwardScratch {
@@ -50,11 +50,21 @@ static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64
   }
 }
 
+// Query rows of a task: a chunk of whole tiles, smaller where all chunks together would leave threads idle.
+// No sum crosses rows.
+template <class Products>
+static int64_t rows_of_task(int64_t groups, int64_t rows, int64_t threads) {
+  const int64_t even = round_up(groups * rows / (2 * threads), Products::kRows);
+  return even < Products::kRows ? Products::kRows : even < kChunk ? even : kChunk;
+}
+
 template <class T, class Products = VectorForward<T>>
 static void forward(const AttentionForward& args, const ThreadPool& pool) {
   const AttentionCall& c = args.c;
   if (c.decode) return decode<T>(args, pool);
-  const int64_t chunks = (c.H / c.H_kv * c.max_q + kChunk - 1) / kChunk;
+  const int64_t most_rows = c.H / c.H_kv * c.max_q;
+  const int64_t share = rows_of_task<Products>(c.B * c.H_kv, most_rows, pool.size());
+  const int64_t chunks = (most_rows + share - 1) / share;
   const int64_t tasks = c.B * c.H_kv * chunks, floats = round_up(ForwardScratch<Products>::floats(c), 16);
   const int64_t workers = tasks < pool.size() ? tasks : pool.size();
   float* memory = static_cast<float*>(thread_scratch(static_cast<size_t>(workers * floats) * sizeof(float)));
@@ -62,9 +72,9 @@ static void forward(const AttentionForward& args, const ThreadPool& pool) {
     // The last chunks of a causal call see the most keys: they go first.
     const int64_t chunk = chunks - 1 - task / (c.B * c.H_kv), group = task % (c.B * c.H_kv);
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
-    const int64_t first = chunk * kChunk, left = g.rows() - first;
+    const int64_t first = chunk * share, left = g.rows() - first;
     if (left <= 0) return;
-    const int64_t count = left < kChunk ? left : kChunk;
+    const int64_t count = left < share ? left : share;
     [[maybe_unused]] const typename Products::Use use;
     const ForwardScratch<Products> scratch(memory + worker * floats, c);
     forward_chunk(args, g, first, count, scratch);
