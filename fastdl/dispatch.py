@@ -31,6 +31,15 @@ class Settings(threading.local):
         self.backend: str | None = _extension.environment_backend()
         self.strict = False
         self.precision = "default"
+        self._summarise()
+
+    def change(self, name: str, value: object) -> None:
+        setattr(self, name, value)
+        self._summarise()
+
+    def _summarise(self) -> None:
+        # one attribute for the choices that end in microseconds
+        self.automatic = self.backend is None and not self.strict and self.precision == "default"
 
 
 settings = Settings()
@@ -170,10 +179,10 @@ class _Setting:
 
     def __enter__(self) -> None:
         self.before.append(getattr(settings, self.name))
-        setattr(settings, self.name, self.value)
+        settings.change(self.name, self.value)
 
     def __exit__(self, *exception: object) -> None:
-        setattr(settings, self.name, self.before.pop())
+        settings.change(self.name, self.before.pop())
 
 
 def backend(name: str) -> _Setting:

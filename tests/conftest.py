@@ -65,7 +65,8 @@ def untouched_settings():
     yield
     settings = dispatch.settings
     left, threads_left = (settings.backend, settings.strict, settings.precision), torch.get_num_threads()
-    settings.backend, settings.strict, settings.precision = usual
+    for name, value in zip(("backend", "strict", "precision"), usual, strict=True):
+        settings.change(name, value)
     torch.set_num_threads(threads)
     assert left == usual, "a setting was left changed"
     assert threads_left == threads, "the number of threads was left changed"

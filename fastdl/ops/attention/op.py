@@ -15,8 +15,9 @@ from ..philox import draw_seed
 from . import backends
 from .call import Call
 from .checks import check_call, check_kinds, check_seed, check_tensors, longest
+from .quick import quickly_torch
 from .reference import Context, accumulate_dtype, reference
-from .refusals import CANDIDATES, quickly_torch
+from .refusals import CANDIDATES
 
 
 def attention(

@@ -118,46 +118,21 @@ def refuse_cpu_flash(
     if _asked_for():
         return None
     plain = context.mask is None and context.bias is None and _sdpa(q, k, context, call, return_lse) is None
-    few = q.shape[-2] < FEWEST_ROWS
-    if plain and not few and q.dtype is torch.float32 and _small(q, k, call.causal, _needs_gradient(q, k, v)):
-        return f"{q.numel() * k.shape[2]} products of {k.shape[2]} keys are faster by torch"
+    if not plain or q.dtype is not torch.float32 or q.shape[-2] < FEWEST_ROWS:
+        return None
+    products = q.numel() * k.shape[2]
+    if small(products, k.shape[2], call.causal, _needs_gradient(q, k, v)):
+        return f"{products} products of {k.shape[2]} keys are faster by torch"
     return None
 
 
-def _small(q: Tensor, k: Tensor, causal: bool | str, gradient: bool) -> bool:
+def small(products: int, L_k: int, causal: bool | str, recorded: bool) -> bool:
     """Whether torch's attention is faster in float32 on the CPU, for 15 query rows and more."""
-    products, L_k = q.numel() * k.shape[2], k.shape[2]
     if products <= FEWEST_PLAIN:
         return True
-    if gradient or _extension.cpu_isa() not in ("baseline", "avx2"):
+    if recorded or _extension.cpu_isa() not in ("baseline", "avx2"):
         return False
     return L_k <= FEWEST_KEYS or (not causal and products <= FEWEST_NEAR_LIMIT)
-
-
-def quickly_torch(q: Tensor, k: Tensor, v: Tensor, causal: bool | str, enable_gqa: bool) -> bool:
-    """Whether a call without options is surely torch's, at less cost than a plan."""
-    settings = dispatch.settings
-    if settings.backend is not None or settings.strict or not _extension.cpu.loaded:
-        return False
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_any_autocast_enabled()
-        or causal not in (False, "top_left")
-    ):
-        return False
-    if type(q) is not Tensor or q.dtype is not torch.float32 or not q.is_cpu:
-        return False
-    (B, H, L_q, _), (B_k, H_kv, L_k, _) = q.shape, k.shape
-    fit = H_kv == H or (enable_gqa and H_kv and H % H_kv == 0)
-    if B_k != B or not fit or v.shape[:3] != k.shape[:3] or not B * H * L_q * L_k:
-        return False
-    gradient = _needs_gradient(q, k, v)
-    if settings.precision == "strict" and gradient or torch._C._get_tracing_state() is not None:
-        return False
-    if L_q >= FEWEST_ROWS:
-        return _small(q, k, causal, gradient)
-    few = H // H_kv * L_q < FEWEST_ROWS
-    return few and (gradient or q.numel() * L_k < FEWEST_DECODED)
 
 
 def _refuses_recomputed(q: Tensor, k: Tensor, v: Tensor, context: Context) -> bool:
