@@ -112,7 +112,9 @@ static void add_grad_bias(const int64_t* size, const Group<T>& g, const QueryRow
                 i = size[2] == 1 ? 0 : row.i;
   float* to = grad_bias + ((b * size[1] + h) * size[2] + i) * size[3];
   if (size[3] == 1) {
-    for (int64_t j = 0; j < count; ++j) *to += grad_s[j];
+    double sum = 0;  // nearly 0: softmax does not see what all keys share
+    for (int64_t j = 0; j < count; ++j) sum += grad_s[j];
+    *to += static_cast<float>(sum);
   } else {
     for (int64_t j = 0; j < count; ++j) to[first + j] += grad_s[j];
   }
