@@ -88,9 +88,9 @@ def attention(
             [1., 1., 1., 1.]])
     """
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    biased = mask is not None or bias is not None or alibi_slopes is not None or sink is not None
+    biased = bias is not None or alibi_slopes is not None or sink is not None
     if not (packed or biased or dropout_p or return_lse) and window is None and softcap is None:
-        output = _by_torch(q, k, v, causal, scale, enable_gqa)
+        output = _by_torch(q, k, v, mask, causal, scale, enable_gqa)
         if output is not None:
             return output
     check_kinds(
@@ -124,15 +124,21 @@ def attention(
 
 
 def _by_torch(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool | str, scale: float | None, enable_gqa: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool | str,
+    scale: float | None,
+    enable_gqa: bool,
 ) -> Tensor | None:
-    """A small plain call by torch's attention, where dispatch would choose that; None: look closer."""
+    """A small call by torch's attention, where dispatch would choose that; None: look closer."""
     try:
         finite = scale is None or abs(scale) < math.inf
-        if not finite or not quickly_torch(q, k, v, causal, enable_gqa):
+        if not finite or not quickly_torch(q, k, v, mask, causal, enable_gqa):
             return None
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
+            q, k, v, mask, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
         )
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # the checks say what does not fit

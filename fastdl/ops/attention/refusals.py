@@ -16,7 +16,7 @@ _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FEWEST_ROWS = 15
 # Below so many products of two numbers, the operator's own call costs more than torch's whole attention.
 FEWEST_PRODUCTS = 1 << 15
-# The same in float32 without a mask or bias: of one query row; of more, whose keys are packed, or which autograd
+# The same in float32: of one query row without a mask or bias; of more, whose keys are packed, or which autograd
 # records. And without causality or gradient, where torch's products run near the limit of AVX2.
 FEWEST_DECODED, FEWEST_PLAIN, FEWEST_NEAR_LIMIT = 2**18, 2**22, 2**24
 # Without gradient: packing so few keys takes as long as it saves.
@@ -117,8 +117,9 @@ def refuse_cpu_flash(
         return f"fewer than {FEWEST_ROWS} query rows a head of k are faster by torch"
     if _asked_for():
         return None
-    plain = context.mask is None and context.bias is None and _sdpa(q, k, context, call, return_lse) is None
-    if not plain or q.dtype is not torch.float32 or q.shape[-2] < FEWEST_ROWS:
+    if _sdpa(q, k, context, call, return_lse) is not None or _needs_gradient(context.bias):
+        return None
+    if q.dtype is not torch.float32 or q.shape[-2] < FEWEST_ROWS:
         return None
     products = q.numel() * k.shape[2]
     if small(products, k.shape[2], call.causal, _needs_gradient(q, k, v)):
