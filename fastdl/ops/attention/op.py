@@ -88,9 +88,9 @@ def attention(
             [1., 1., 1., 1.]])
     """
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    biased = bias is not None or alibi_slopes is not None or sink is not None
-    if not (packed or biased or dropout_p or return_lse) and window is None and softcap is None:
-        output = _by_torch(q, k, v, mask, causal, scale, enable_gqa)
+    beyond_torch = packed or alibi_slopes is not None or sink is not None or dropout_p or return_lse
+    if not beyond_torch and window is None and softcap is None and (mask is None or bias is None):
+        output = _by_torch(q, k, v, mask, bias, causal, scale, enable_gqa)
         if output is not None:
             return output
     check_kinds(
@@ -128,14 +128,20 @@ def _by_torch(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
+    bias: Tensor | None,
     causal: bool | str,
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor | None:
     """A small call by torch's attention, where dispatch would choose that; None: look closer."""
     try:
-        finite = scale is None or abs(scale) < math.inf
-        if not finite or not quickly_torch(q, k, v, mask, causal, enable_gqa):
+        if scale is not None and not abs(scale) < math.inf:
+            return None
+        if bias is not None:
+            if bias.dtype is torch.bool:
+                return None
+            mask = bias
+        if not quickly_torch(q, k, v, mask, causal, enable_gqa):
             return None
         return F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
