@@ -171,12 +171,15 @@ def explained(
     L_q: int = 20,
     H: int = 2,
     gradient: bool = False,
+    seeded: bool = False,
     **options: object,
 ) -> tuple[str, str | None]:
     """(algorithm, why not flash) of a call of cuda tensors."""
     with FakeTensorMode():
         k = torch.empty(1, 2, L_q, D, device="cuda", dtype=dtype)
         q = torch.empty(1, H, L_q, D, device="cuda", dtype=dtype, requires_grad=gradient)
+        if seeded:
+            options["seed"] = torch.empty(1, device="cuda", dtype=torch.int64)
         found = fastdl.explain("attention", q, k, k, **options)
     assert found.backend == "cuda"
     reasons = [why for backend, algorithm, why in found.refused if (backend, algorithm) == ("cuda", "flash")]
@@ -190,6 +193,8 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     assert explained(softcap=2.0)[0] == "flash"
     assert explained(L_q=16, softcap=2.0)[0] == "decode"
     assert explained(L_q=16)[0] == "sdpa"
+    assert explained(dropout_p=0.1)[0] == "sdpa"
+    assert explained(dropout_p=0.1, seeded=True)[0] == explained(dropout_p=0.1, softcap=2.0)[0] == "flash"
     algorithm, reason = explained()[:2]
     assert algorithm == "sdpa"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))

@@ -59,6 +59,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> Tenso
         k,
         v,
         attn_mask=mask,
+        dropout_p=call.dropout_p,
         is_causal=bool(call.causal),
         scale=call.scale,
         enable_gqa=q.shape[1] != k.shape[1],

@@ -67,7 +67,8 @@ def attention(
             k [total_k, H_kv, D], v [total_k, H_kv, D_v], and sequence b has the rows from cu_seqlens[b] on.
         max_seqlen_q, max_seqlen_k: the longest sequence or more, if known; default the number of rows. On a GPU,
             where asking cu_seqlens would wait for it, rows past a bound that is too small give 0.
-        seed: [1] int64, of the dropout; default drawn from torch's generator.
+        seed: [1] int64, of the dropout; default drawn from torch's generator. One seed keeps the same weights on every
+            backend. Without one, torch's own kernels may draw on a GPU.
         return_lse: also return the logarithm of each softmax's sum, differentiable.
 
     Returns:
@@ -99,17 +100,17 @@ def attention(
     )  # fmt: skip
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
     check_seed(seed)
-    tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), None, cu_seqlens_q, cu_seqlens_k)
+    tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
     plan = _plan(q, k, v, tensors, numbers, enable_gqa, return_lse)
     context = tensors._replace(
-        mask=_four(tensors.mask),
-        bias=_four(tensors.bias),
-        seed=(draw_seed(q.device) if seed is None else seed) if dropout_p else None,
+        mask=_four(tensors.mask), bias=_four(tensors.bias), seed=seed if dropout_p else None
     )
     reason = obstacle(q, k, v, *context)
     if reason is not None:
         dispatch.require_reference("attention", reason)
+    if dropout_p and seed is None and (reason is not None or plan.algorithm != "sdpa"):
+        context = context._replace(seed=draw_seed(q.device))
     if reason is not None or plan.backend == "reference":
         output, lse = reference(q, k, v, context, plan.call)
     elif plan.algorithm == "sdpa":

@@ -42,8 +42,10 @@ def _sdpa(q: Tensor, k: Tensor, context: Context, call: Call, return_lse: bool) 
         return "torch's attention has no softcap, sink or ALiBi"
     if call.window != (-1, -1):
         return "torch's attention has no window"
-    if call.dropout_p:
-        return "torch's attention draws its dropout otherwise"
+    if call.dropout_p and q.device.type != "cuda":
+        return "torch's attention with dropout takes its unfused path on a CPU"
+    if call.dropout_p and context.seed is not None:
+        return "torch's attention draws its dropout from no given seed"
     if call.causal and (context.mask is not None or context.bias is not None):
         return "torch's attention takes a mask or causality, not both"
     if call.causal == "bottom_right" and q.shape[2] != k.shape[2]:
@@ -228,6 +230,8 @@ def _refuse_cuda(
     if (reason := _cuda_limits(q, k, v)) is not None:
         return reason
     if _sdpa(q, k, context, call, return_lse) is None:
+        if call.dropout_p:
+            return "torch's attention serves this call, with dropout in half the time on an H200"
         return "torch's attention serves this call, and these kernels were never timed against it"
     return None
 
