@@ -1,4 +1,4 @@
-"""The choice for the calls that end in microseconds: float32 on the CPU, a mask or causality at most, no setting."""
+"""The choice for calls that end in microseconds: a mask or causality at most, no setting; on the CPU float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ... import _extension
 from ...dispatch import settings
 from .refusals import FEWEST_DECODED, FEWEST_PRODUCTS, FEWEST_ROWS, small
 
-# By shapes, causality, enable_gqa, whether the call is recorded, and the mask's shape and dtype.
+# By the device's kind, shapes, causality, enable_gqa, whether the call is recorded, and the mask's shape.
 _known: dict[tuple, bool] = {}
 _KNOWN_MOST = 4096
 
@@ -26,14 +26,17 @@ def quickly_torch(
     """
     if not settings.automatic or _is_any_autocast_enabled() or is_dynamo_compiling():
         return False
-    if type(q) is not Tensor or q.dtype is not float32 or not q.is_cpu or _get_tracing_state() is not None:
+    on_cpu = q.is_cpu
+    if type(q) is not Tensor or not (q.dtype is float32 if on_cpu else q.is_cuda):
+        return False
+    if _get_tracing_state() is not None:
         return False
     recorded = is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    key = (q.shape, k.shape, v.shape, causal, enable_gqa, recorded)
+    key = (on_cpu, q.shape, k.shape, v.shape, causal, enable_gqa, recorded)
     if mask is not None:
-        if mask.requires_grad or type(mask) is not Tensor:
+        if type(mask) is not Tensor or mask.requires_grad or mask.dtype not in (q.dtype, torch.bool):
             return False
-        key += (mask.shape, mask.dtype)
+        key += (mask.shape,)
     known = _known.get(key)
     if known is None:
         if len(_known) >= _KNOWN_MOST:
@@ -43,6 +46,7 @@ def quickly_torch(
 
 
 def _is_torchs(
+    on_cpu: bool,
     q: Size,
     k: Size,
     v: Size,
@@ -50,12 +54,11 @@ def _is_torchs(
     enable_gqa: bool,
     recorded: bool,
     mask: Size | None = None,
-    mask_dtype: torch.dtype | None = None,
 ) -> bool:
     """From shapes, as the refusals decide."""
     (B, H, L_q, _), (B_k, H_kv, L_k, _) = q, k
     fit = H_kv == H or (enable_gqa and H_kv and H % H_kv == 0)
-    if not _extension.cpu.loaded or causal not in (False, "top_left"):
+    if causal not in (False, "top_left"):
         return False
     if B_k != B or not fit or len(v) != 4 or v[:3] != k[:3] or not B * H * L_q * L_k:
         return False
@@ -63,8 +66,12 @@ def _is_torchs(
         broadcasts = len(mask) in (2, 4) and all(
             size in (1, full) for size, full in zip(mask, (B, H, L_q, L_k)[-len(mask) :], strict=True)
         )
-        if causal or not broadcasts or mask_dtype not in (torch.bool, float32):
+        if causal or not broadcasts:
             return False
+    if not on_cpu:
+        return True
+    if not _extension.cpu.loaded:
+        return False
     products = q.numel() * L_k
     if L_q >= FEWEST_ROWS:
         return small(products, L_k, causal, recorded)
