@@ -1,4 +1,4 @@
-"""What is decided for a call on a GPU, asked without one, and what deciding costs where sizes vary."""
+"""What is decided for calls on machines that are not there, and what deciding costs where sizes vary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from rnn_plans import OPS, arguments, leaves
 
 import fastdl
-from fastdl import dispatch
+from fastdl import _extension, dispatch
 from fastdl.ops.rnn import plans, refusals
 from fastdl.testing.rnn import Sample
 
@@ -82,6 +82,20 @@ SERVED = [
 def test_cudnn_where_no_persistent_kernel_serves(gpu, capability, sample, dtype, algorithm):
     gpu(*capability)
     assert chosen(sample, dtype) == ("cuda", algorithm)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_bfloat16_lstm_on_amx_tiles_is_torchs(monkeypatch, gradient):
+    monkeypatch.setattr(refusals, "_CPU_KERNELS", True)
+    monkeypatch.setattr(_extension, "cpu_isa", lambda: "amx")
+    for sample, dtype, torchs in (
+        (LSTM, torch.bfloat16, not gradient),
+        (GRU, torch.bfloat16, False),
+        (LSTM, torch.float16, False),
+        (dataclasses.replace(LSTM, layout="lengths"), torch.bfloat16, False),
+    ):
+        call = sample.call(dtype)._replace(gradient=gradient)
+        assert (dispatch.choose(sample.cell, call) == ("cpu", "aten")) is torchs
 
 
 def test_without_cudnn_the_kernels_serve_every_size(gpu, monkeypatch):

@@ -73,7 +73,12 @@ _SMALL_CELL = 2**18
 
 def _faster_in_torch(call: Call) -> str | None:
     """Why torch's own layer would be faster, where one computes the call."""
-    if call.dtype is not torch.float32 or call.packed or call.compiling or not_torchs(call) is not None:
+    if call.packed or call.compiling or not_torchs(call) is not None:
+        return None
+    if call.dtype is torch.bfloat16 and _extension.cpu_isa() == "amx":
+        lstm = call.s.cell == "lstm" and not (call.s.has_projection or call.gradient or call.one_step)
+        return "torch's layer multiplies bfloat16 in AMX tiles, these kernels in float32" if lstm else None
+    if call.dtype is not torch.float32:
         return None
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
     if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
