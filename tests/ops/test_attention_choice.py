@@ -30,7 +30,8 @@ def calls(device: str):
         for shape, causal, gradient in itertools.product(MASKS, (False, "top_left"), (False, True)):
             mask = None
             if shape is not None:
-                mask = torch.ones([full[size] for size in shape], dtype=torch.bool, device=device)
+                dtype = torch.bool if device == "cuda" else torch.float32
+                mask = torch.ones([full[size] for size in shape], dtype=dtype, device=device)
             if mask is None or not causal:
                 yield (q.requires_grad_(gradient), k, k, mask, causal, True)
 
@@ -63,6 +64,7 @@ def test_what_does_not_fit_is_left_to_the_checks():
     assert not quickly_torch(q, k, k, torch.ones(3, 32), False, True)
     assert not quickly_torch(q, k, k, torch.ones(32, 32, dtype=torch.float64), False, True)
     assert not quickly_torch(q, k, k, torch.ones(32, 32), "top_left", True)
+    assert not quickly_torch(q, k, k, torch.ones(32, 32, dtype=torch.bool), False, True)
     for setting in (fastdl.backend("cpu"), fastdl.strict(), fastdl.precision("strict")):
         with setting:
             assert not quickly_torch(q, k, k, None, False, True)

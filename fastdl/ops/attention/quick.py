@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Size, Tensor, float32, is_grad_enabled
+from torch import bool as bool_
 from torch._C import _get_tracing_state, _is_any_autocast_enabled
 from torch.compiler import is_dynamo_compiling
 
@@ -34,7 +34,13 @@ def quickly_torch(
     recorded = is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     key = (on_cpu, q.shape, k.shape, v.shape, causal, enable_gqa, recorded)
     if mask is not None:
-        if type(mask) is not Tensor or mask.requires_grad or mask.dtype not in (q.dtype, torch.bool):
+        added = mask.dtype is q.dtype
+        # torch gives NaN for NaN in a key that a bool mask hides
+        if (
+            type(mask) is not Tensor
+            or mask.requires_grad
+            or not (added or mask.dtype is bool_ and not on_cpu)
+        ):
             return False
         key += (mask.shape,)
     known = _known.get(key)
