@@ -37,23 +37,27 @@ FASTDL_INLINE VecBits bit_pair_lanes(const float* first, const float* second, in
 
 FASTDL_INLINE void store_lanes(BFloat16* p, VecBits lanes) { std::memcpy(p, &lanes, sizeof(lanes)); }
 
-// B = from, [depth][row_stride], of bf16 or of fp32 rounded to it. Past depth and columns: 0.
+// kLanes columns of B, from the column `at` of their tiles on: row pairs of from, [depth][row_stride], of
+// bf16 or of fp32 rounded to it. Past depth and columns: 0.
 template <class T>
-static void pack_right(const T* from, int64_t row_stride, int64_t depth, int64_t columns, BFloat16* to) {
-  const int64_t depth_tiles = tiles_of(depth, kAmxDepth), width = whole_tiles(columns, kAmxRows);
-  for (int64_t pair = 0; pair < depth_tiles * kAmxRows; ++pair) {
+FASTDL_INLINE void pack_right_lanes(const T* from, int64_t row_stride, int64_t depth, int64_t columns,
+                                    BFloat16* tiles, int64_t at) {
+  const int n = static_cast<int>(columns < 0 ? 0 : columns < kLanes ? columns : kLanes);
+  for (int64_t pair = 0; pair < tiles_of(depth, kAmxDepth) * kAmxRows; ++pair) {
     const T* first = from + 2 * pair * row_stride;
     const T* second = 2 * pair + 1 < depth ? first + row_stride : nullptr;
-    for (int64_t j = 0; j < width; j += kLanes) {
-      const int64_t left = columns - j;
-      const int n = static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
-      const VecBits lanes = 2 * pair < depth && n > 0
-                                ? bit_pair_lanes(first + j, second == nullptr ? nullptr : second + j, n)
-                                : VecBits{};
-      BFloat16* tile = to + (j / kAmxRows * depth_tiles + pair / kAmxRows) * kTileElements;
-      store_lanes(tile + pair % kAmxRows * kAmxDepth + 2 * (j % kAmxRows), lanes);
-    }
+    const VecBits lanes = 2 * pair < depth && n > 0 ? bit_pair_lanes(first, second, n) : VecBits{};
+    store_lanes(tiles + pair * kAmxDepth + 2 * at, lanes);
   }
+}
+
+// B = from, [depth][row_stride].
+template <class T>
+static void pack_right(const T* from, int64_t row_stride, int64_t depth, int64_t columns, BFloat16* to) {
+  const int64_t depth_tiles = tiles_of(depth, kAmxDepth);
+  for (int64_t j = 0; j < whole_tiles(columns, kAmxRows); j += kLanes)
+    pack_right_lanes(from + j, row_stride, depth, columns - j,
+                     to + j / kAmxRows * depth_tiles * kTileElements, j % kAmxRows);
 }
 
 // rows[i] in 32-bit lanes -> column i of the kLanes x kLanes part (row, column) of a tile.
@@ -64,25 +68,31 @@ FASTDL_INLINE void store_transposed(Vec (&rows)[kLanes], BFloat16* tile, int64_t
     store_lanes(tile + (row + i) * kAmxDepth + 2 * column, reinterpret_cast<VecBits>(rows[i]));
 }
 
-// B = from^T, from [columns][row_stride]. Past depth and columns: 0.
+// The same of from^T, from [columns][row_stride].
+FASTDL_INLINE void pack_right_lanes_transposed(const BFloat16* from, int64_t row_stride, int64_t depth,
+                                               int64_t columns, BFloat16* tiles, int64_t at) {
+  for (int64_t d = 0; d < whole_tiles(depth, kAmxDepth); d += 2 * kLanes) {
+    const int64_t left = depth - d;
+    const int n = static_cast<int>(left < 0 ? 0 : left < 2 * kLanes ? left : 2 * kLanes);
+    Vec rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const BFloat16* source = from + i * row_stride + d;
+      rows[i] = i >= columns || n == 0
+                    ? zero()
+                    : reinterpret_cast<Vec>(n == 2 * kLanes ? Dot<BFloat16>::get(source)
+                                                            : Dot<BFloat16>::get_first(source, n));
+    }
+    store_transposed(rows, tiles + d / kAmxDepth * kTileElements, d % kAmxDepth / 2, at);
+  }
+}
+
+// B = from^T, from [columns][row_stride].
 static void pack_right_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t columns,
                                   BFloat16* to) {
-  const int64_t depth_tiles = tiles_of(depth, kAmxDepth), width = whole_tiles(columns, kAmxRows);
-  for (int64_t j = 0; j < width; j += kLanes)
-    for (int64_t d = 0; d < depth_tiles * kAmxDepth; d += 2 * kLanes) {
-      const int64_t left = depth - d;
-      const int n = static_cast<int>(left < 0 ? 0 : left < 2 * kLanes ? left : 2 * kLanes);
-      Vec rows[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const BFloat16* source = from + (j + i) * row_stride + d;
-        rows[i] = j + i >= columns || n == 0
-                      ? zero()
-                      : reinterpret_cast<Vec>(n == 2 * kLanes ? Dot<BFloat16>::get(source)
-                                                              : Dot<BFloat16>::get_first(source, n));
-      }
-      BFloat16* tile = to + (j / kAmxRows * depth_tiles + d / kAmxDepth) * kTileElements;
-      store_transposed(rows, tile, d % kAmxDepth / 2, j % kAmxRows);
-    }
+  const int64_t depth_tiles = tiles_of(depth, kAmxDepth);
+  for (int64_t j = 0; j < whole_tiles(columns, kAmxRows); j += kLanes)
+    pack_right_lanes_transposed(from + j * row_stride, row_stride, depth, columns - j,
+                                to + j / kAmxRows * depth_tiles * kTileElements, j % kAmxRows);
 }
 
 // A = from^T as tiles, from [depth][row_stride]. Past rows and depth: 0.
