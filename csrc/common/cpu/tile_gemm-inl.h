@@ -53,7 +53,7 @@ FASTDL_INLINE void pack_right_lanes(const T* from, int64_t row_stride, int64_t d
 
 // B = from, [depth][row_stride].
 template <class T>
-static void pack_right(const T* from, int64_t row_stride, int64_t depth, int64_t columns, BFloat16* to) {
+inline void pack_right(const T* from, int64_t row_stride, int64_t depth, int64_t columns, BFloat16* to) {
   const int64_t depth_tiles = tiles_of(depth, kAmxDepth);
   for (int64_t j = 0; j < whole_tiles(columns, kAmxRows); j += kLanes)
     pack_right_lanes(from + j, row_stride, depth, columns - j,
@@ -87,7 +87,7 @@ FASTDL_INLINE void pack_right_lanes_transposed(const BFloat16* from, int64_t row
 }
 
 // B = from^T, from [columns][row_stride].
-static void pack_right_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t columns,
+inline void pack_right_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t columns,
                                   BFloat16* to) {
   const int64_t depth_tiles = tiles_of(depth, kAmxDepth);
   for (int64_t j = 0; j < whole_tiles(columns, kAmxRows); j += kLanes)
@@ -96,7 +96,7 @@ static void pack_right_transposed(const BFloat16* from, int64_t row_stride, int6
 }
 
 // A = from^T as tiles, from [depth][row_stride]. Past rows and depth: 0.
-static void pack_left_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t rows,
+inline void pack_left_transposed(const BFloat16* from, int64_t row_stride, int64_t depth, int64_t rows,
                                  BFloat16* to) {
   const int64_t depth_tiles = tiles_of(depth, kAmxDepth), height = whole_tiles(rows, kAmxRows);
   for (int64_t j = 0; j < height; j += kLanes) {
@@ -119,7 +119,7 @@ static void pack_left_transposed(const BFloat16* from, int64_t row_stride, int64
 }
 
 // rows x width elements -> rows of `stride`, a multiple of kAmxDepth, past width 0: A.
-static void copy_rows(const BFloat16* from, int64_t row_stride, int64_t rows, int64_t width, BFloat16* to,
+inline void copy_rows(const BFloat16* from, int64_t row_stride, int64_t rows, int64_t width, BFloat16* to,
                       int64_t stride) {
   const size_t bytes = static_cast<size_t>(width) * sizeof(BFloat16);
   for (int64_t row = 0; row < rows; ++row) {

@@ -46,7 +46,9 @@ FASTDL_INLINE void zero_tile() {
   std::memset(tile(kTile), 0, sizeof(TileState::bytes[0]));
 }
 
-FASTDL_INLINE float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+FASTDL_INLINE float flushed(float x) {
+  return __builtin_fabsf(x) < 1.17549435e-38f ? __builtin_copysignf(0.0f, x) : x;
+}
 
 // As Intel's description of TDPBF16PS has it: even and odd elements apart, each a chain of fma from 0, then
 // their sum to the accumulator; denormals are 0 in every operand and result.

@@ -1,9 +1,18 @@
 // The recurrence backward, called: parameters packed, work split, a table by cell and dtype.
 // Work is split as rnn_split says. Saves nothing.
 
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+using avx512::kRnnBackward;
+#else
+
+#include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
+#include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#endif
 //
 #include "ops/rnn/rnn_product-inl.h"
 //
@@ -32,8 +41,8 @@ void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
-      take_panels(parameters[d].recurrent, arena);
-      take_panels(parameters[d].projection, arena);
+      take_panels<S>(parameters[d].recurrent, arena);
+      take_panels<S>(parameters[d].projection, arena);
       take_small_parameters<S>(parameters[d], q, q.weights[d], arena);
     }
     tasks = arena.take<Task>(D * split.shares);
@@ -56,12 +65,19 @@ void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
 
 using RnnFunction = void (*)(const RnnBackward&, const RnnPlan&, const ThreadPool&);
 
-// By cell and dtype; fp64 has none, and both plain cells are one.
+// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16.
 template <Cell kCell>
 struct RnnTable {
-  static constexpr RnnFunction kByDtype[] = {nullptr, backward<kCell, float>, backward<kCell, Float16>,
+  static constexpr RnnFunction kByDtype[] = {nullptr,
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+                                             avx512::RnnTable<kCell>::kByDtype[1],
+                                             avx512::RnnTable<kCell>::kByDtype[2],
+#else
+                                             backward<kCell, float>, backward<kCell, Float16>,
+#endif
                                              backward<kCell, BFloat16>};
 };
 const RnnFunction* const kRnnBackward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
                                            RnnTable<Cell::kRnnTanh>::kByDtype,
                                            RnnTable<Cell::kRnnTanh>::kByDtype};
+#endif

@@ -1,9 +1,18 @@
 // The recurrence forward, called: parameters packed, work split, a table by cell and dtype.
 // Work is split as rnn_split says. Saves what rnn_forward-inl.h says.
 
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+using avx512::kRnnForward;
+#else
+
+#include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
+#include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#endif
 //
 #include "ops/rnn/rnn_product-inl.h"
 //
@@ -45,7 +54,7 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
     for (int64_t d = 0; d < D; ++d) {
       Parameters& p = parameters[d];
       if (packs(q))
-        for (Weight* weight : {&p.input, &p.recurrent, &p.projection}) take_panels(*weight, arena);
+        for (Weight* weight : {&p.input, &p.recurrent, &p.projection}) take_panels<S>(*weight, arena);
       take_small_parameters<S>(p, q, q.weights[d], arena);
     }
     tasks = arena.take<Task>(D * split.shares);
@@ -70,12 +79,19 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
 
 using RnnFunction = void (*)(const RnnForward&, const RnnPlan&, const ThreadPool&);
 
-// By cell and dtype; fp64 has none, and both plain cells are one.
+// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16.
 template <Cell kCell>
 struct RnnTable {
-  static constexpr RnnFunction kByDtype[] = {nullptr, forward<kCell, float>, forward<kCell, Float16>,
+  static constexpr RnnFunction kByDtype[] = {nullptr,
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+                                             avx512::RnnTable<kCell>::kByDtype[1],
+                                             avx512::RnnTable<kCell>::kByDtype[2],
+#else
+                                             forward<kCell, float>, forward<kCell, Float16>,
+#endif
                                              forward<kCell, BFloat16>};
 };
 const RnnFunction* const kRnnForward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
                                           RnnTable<Cell::kRnnTanh>::kByDtype,
                                           RnnTable<Cell::kRnnTanh>::kByDtype};
+#endif

@@ -4,7 +4,7 @@
 #include "ops/rnn/rnn_plan.h"
 
 #define FASTDL_ISA_SOURCE "ops/rnn/rnn_forward_cpu-inl.h"
-#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#define FASTDL_ISA_MAX FASTDL_ISA_AMX
 #include "common/cpu/foreach_isa.h"
 
 namespace fastdl::cpu {

@@ -6,8 +6,9 @@ struct Parameters {
   float *bias_ih, *bias_hh, *peephole, *norm_hh, *norm_c, *bias_c;  // parts of padded(H); zeros where absent
 };
 
-inline void take_panels(Weight& w, Arena& arena) {
-  if (w.plain != nullptr) w.panels = arena.take<float>(w.floats());
+template <class S>
+void take_panels(Weight& w, Arena& arena) {
+  if (w.plain != nullptr) w.panels = arena.take<float>(panel_floats<S>(w));
 }
 
 // Every panel of `count` weights; those without a place for panels are left alone.

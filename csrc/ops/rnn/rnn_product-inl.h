@@ -7,12 +7,25 @@ struct Weight {
   const void* plain;
   int64_t gates, units, depth;
   bool transposed;
-  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes]; null: `plain` is read
+  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes], or tiles; null: `plain` is read
 
   int64_t vectors() const { return vectors_of(units) * gates; }
   int64_t num_panels() const { return (vectors() + kGemmVecs - 1) / kGemmVecs; }
   int64_t floats() const { return num_panels() * kGemmWidth * depth; }
 };
+
+#if FASTDL_TILES
+#include "ops/rnn/rnn_tiles-inl.h"
+#endif
+
+// Whether a packed weight is multiplied by AMX tiles.
+template <class S>
+constexpr bool by_tiles(S) {
+  return false;
+}
+#if FASTDL_TILES
+constexpr bool by_tiles(BFloat16) { return true; }
+#endif
 
 // Sums along the depth are made of sums this long: the error of one long chain is larger than torch's.
 constexpr int64_t kMostDepth = 80;
@@ -42,8 +55,25 @@ FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float*
   for (int i = 0; i < depths; ++i) store(out + i * kGemmWidth, rows[i]);
 }
 
+// Floats for the panels.
+template <class S>
+int64_t panel_floats(const Weight& w) {
+#if FASTDL_TILES
+  if constexpr (by_tiles(S{})) return tile_floats(w);
+#endif
+  return w.floats();
+}
+
 template <class S>
 void pack_panel(const Weight& w, int64_t panel) {
+#if FASTDL_TILES
+  if constexpr (by_tiles(S{})) {
+    constexpr int64_t kColumns = kGemmVecs / kTileVecs;
+    for (int64_t column = panel * kColumns; column < (panel + 1) * kColumns; ++column)
+      if (column < column_tiles(w)) pack_column_tiles(w, column);
+    return;
+  }
+#endif
   float* out = w.panels + panel * kGemmWidth * w.depth;
   for (int64_t i = 0; i < kGemmVecs; ++i, out += kLanes) {
     const int64_t v = panel * kGemmVecs + i;
@@ -144,6 +174,9 @@ template <class S>
 FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64_t a_row, int64_t first,
                             int64_t count, float* out, int64_t out_row) {
   if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, a_row, first, count, out, out_row);
+#if FASTDL_TILES
+  if constexpr (by_tiles(S{})) return multiply_column_tiles(w, rows, a, a_row, first, count, out, out_row);
+#endif
   const GemmStrides strides = {a_row, 1, kGemmWidth, out_row, kLanes};
   const int64_t pieces = (w.depth + kMostDepth - 1) / kMostDepth;
   for (int64_t v = 0; v < count; v += kGemmVecs) {

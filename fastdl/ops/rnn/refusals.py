@@ -77,7 +77,7 @@ def _faster_in_torch(call: Call) -> str | None:
         return None
     if call.dtype is torch.bfloat16 and _extension.cpu_isa() == "amx":
         lstm = call.s.cell == "lstm" and not (call.s.has_projection or call.gradient or call.one_step)
-        return "torch's layer multiplies bfloat16 in AMX tiles, these kernels in float32" if lstm else None
+        return "torch's bfloat16 layer was timed on AMX tiles, these kernels were not" if lstm else None
     if call.dtype is not torch.float32:
         return None
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741

@@ -1,0 +1,84 @@
+// Products of the recurrent kernels in bf16 with emulated AMX tiles against sums in double: every row count,
+// ragged units and depths, several chunks of the depth, weights as they are and transposed. Tensors end at an
+// unreadable page. Exits 1 on failure.
+#define FASTDL_EMULATE_TILES
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "kernel_test.h"
+
+namespace fastdl::cpu {
+struct ProductCase {
+  int64_t gates, units, depth, rows;
+  bool transposed;
+};
+struct ProductSizes {
+  int64_t panel_floats, vectors, lanes;
+};
+struct ProductTable {
+  bool tiles;
+  ProductSizes (*product)(const ProductCase& c, const BFloat16* plain, float* panels, const float* a,
+                          float* y);
+};
+}  // namespace fastdl::cpu
+
+#define FASTDL_ISA_SOURCE "rnn_tiles_table-inl.h"
+#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#include "common/cpu/foreach_isa.h"
+
+using namespace fastdl;
+using namespace fastdl::test;
+
+namespace {
+
+int failures = 0;
+
+void check(const cpu::ProductCase& c, Random& random) {
+  const auto& table = FASTDL_ISA_SELECT(kProduct);
+  const cpu::ProductSizes sizes = table.product(c, nullptr, nullptr, nullptr, nullptr);
+  Guarded<BFloat16> plain(c.gates * c.units * c.depth);
+  Guarded<float> a(c.rows * c.depth), y(c.rows * sizes.vectors * sizes.lanes);
+  for (int64_t i = 0; i < plain.size(); ++i) assign(&plain[i], random.uniform());
+  for (int64_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(random.uniform());
+  void* panels = nullptr;
+  if (posix_memalign(&panels, 64, static_cast<size_t>(sizes.panel_floats) * sizeof(float)) != 0) std::abort();
+  table.product(c, plain.data(), static_cast<float*>(panels), a.data(), y.data());
+  std::free(panels);
+  for (int64_t row = 0; row < c.rows; ++row)
+    for (int64_t v = 0; v < sizes.vectors; ++v)
+      for (int64_t lane = 0; lane < sizes.lanes; ++lane) {
+        const int64_t unit = v / c.gates * sizes.lanes + lane, gate = v % c.gates;
+        if (unit >= c.units) continue;
+        double sum = 0, most = 0;
+        for (int64_t k = 0; k < c.depth; ++k) {
+          const int64_t at = c.transposed ? (gate * c.units + unit) * c.depth + k : k * c.units + unit;
+          BFloat16 rounded;
+          assign(&rounded, a[row * c.depth + k]);
+          const double term = value(table.tiles ? value(rounded) : a[row * c.depth + k]) * value(plain[at]);
+          sum += term, most += std::fabs(term);
+        }
+        const double got = y[(row * sizes.vectors + v) * sizes.lanes + lane];
+        if (!(std::fabs(got - sum) <= 0x1p-20 * most) && ++failures <= 20)
+          std::printf(
+              "gates %ld units %ld depth %ld rows %ld transposed %d: row %ld unit %ld is %g, not %g\n",
+              c.gates, c.units, c.depth, c.rows, c.transposed, row, unit, got, sum);
+      }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
+  if (!FASTDL_ISA_SELECT(kProduct).tiles) std::printf("no tiles without AVX2: the vectors' products\n");
+  Random random{1};
+  for (int i = 0; i < cases; ++i) {
+    cpu::ProductCase c = {};
+    c.transposed = random.below(2) == 0, c.gates = c.transposed ? 1 + random.below(4) : 1;
+    c.units = 1 + random.below(70), c.rows = 1 + random.below(24);
+    c.depth = 1 + random.below(i % 4 == 0 ? 1200 : 100);
+    check(c, random);
+  }
+  std::printf("%d cases, %d failures\n", cases, failures);
+  return failures != 0;
+}
