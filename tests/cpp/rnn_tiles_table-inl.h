@@ -7,6 +7,8 @@
 #include "common/cpu/tile_gemm-inl.h"
 #endif
 //
+#include "ops/rnn/rnn_panel-inl.h"
+//
 #include "ops/rnn/rnn_product-inl.h"
 
 // y = the product of rows with all vectors of a weight, packed into `panels`; the sizes if y is null.

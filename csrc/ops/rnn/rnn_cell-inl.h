@@ -20,14 +20,8 @@ struct GruGates {
   Vec r, z, n;
 };
 
-// x: gate sums of the input; u: of the recurrent product, with its bias.
-FASTDL_INLINE GruGates gru_gates(const Vec* x, const Vec* u) {
-  GruGates s;
-  s.r = sigmoid(x[0] + u[0]);
-  s.z = sigmoid(x[1] + u[1]);
-  s.n = tanh(fma(s.r, u[2], x[2]));
-  return s;
-}
+// x_n, u_n: sums of the input and of the recurrent product, with its bias.
+FASTDL_INLINE GruGates gru_gates(Vec r, Vec z, Vec x_n, Vec u_n) { return {r, z, tanh(fma(r, u_n, x_n))}; }
 FASTDL_INLINE Vec gru_hidden(const GruGates& s, Vec h_old) { return fma(s.z, h_old, (set1(1) - s.z) * s.n); }
 
 // NaN stays NaN.

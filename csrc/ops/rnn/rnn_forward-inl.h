@@ -6,50 +6,61 @@ template <Cell kCell, class S>
 struct Forward : ForwardState<kCell, S> {
   using State = ForwardState<kCell, S>;
   using Row = typename State::Row;
-  using State::count, State::step, State::groups, State::row_of, State::u_row, State::staged_row;
+  using State::count, State::step, State::groups, State::row_of, State::u_row, State::gx_row,
+      State::staged_row;
   using State::f, State::share, State::d, State::blocks, State::chunk, State::w, State::a, State::c_row,
       State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
   using State::u, State::hidden, State::staged, State::gx, State::offsets;
 
   // Phases of a step; their blocks may run at the same time.
-  enum Phase { kProject, kRecurrent, kNormalise, kProjectHidden, kPhases };
+  enum Phase { kStage, kProject, kRecurrent, kNormalise, kProjectHidden, kPhases };
 
   int64_t blocks_of(int64_t i, int64_t phase) const {
     const RnnStructure& s = f->q.s;
-    if (phase == kProject) return !s.projected && i % chunk == 0 ? blocks : 0;
+    if (phase == kStage || phase == kProject) return !s.projected && i % chunk == 0 ? blocks : 0;
     return phase == kRecurrent || (phase == kNormalise ? s.layer_norm : s.has_projection) ? blocks : 0;
   }
 
   void run(int64_t i, int64_t phase, int64_t block) {
+    if (phase == kStage) return stage_rows(i, block);
     if (phase == kProject) return project(i, block);
     if (phase == kRecurrent) return recurrent(i, block);
     return phase == kNormalise ? normalise(i, block) : project_hidden(i, block);
   }
 
-  // W_ih x + b_ih of the next `chunk` steps, cut by rows.
-  void project(int64_t from_step, int64_t block) {
-    const RnnSequence& q = f->q;
-    const int64_t end = from_step + chunk < q.rows.T ? from_step + chunk : q.rows.T;
-    const int64_t rows = offsets[end - 1] + count(end - 1);
-    const int64_t from = block * rows / blocks, to = (block + 1) * rows / blocks;
-    const int64_t width = staged_row(), vectors = w->input.vectors();
-    for (int64_t i = from_step; i < end; ++i)
+  // The step after the chunk that begins with `from_step`.
+  int64_t chunk_end(int64_t from_step) const {
+    return from_step + chunk < f->q.rows.T ? from_step + chunk : f->q.rows.T;
+  }
+  int64_t chunk_rows(int64_t from_step) const {
+    const int64_t last = chunk_end(from_step) - 1;
+    return offsets[last] + count(last);
+  }
+  // Vectors of the gates' products, cut by groups of unit blocks.
+  int64_t first_vector(int64_t block) const {
+    const int64_t first = block * groups() / blocks * kGroup * kGates, all = w->recurrent.vectors();
+    return first < all ? first : all;
+  }
+
+  // The next `chunk` steps of x, cut by rows.
+  void stage_rows(int64_t from_step, int64_t block) {
+    const int64_t rows = chunk_rows(from_step), from = block * rows / blocks,
+                  to = (block + 1) * rows / blocks;
+    for (int64_t i = from_step, end = chunk_end(from_step); i < end; ++i)
       for (int64_t j = from > offsets[i] ? from - offsets[i] : 0; j < count(i) && offsets[i] + j < to; ++j)
-        stage(i, j, staged + (offsets[i] + j) * width);
-    alignas(64) float tile[kTileRows * kGroup * kGates * kLanes];
-    for (int64_t first = 0; first < vectors; first += kGroup * kGates) {
-      const int64_t some = vectors - first < kGroup * kGates ? vectors - first : kGroup * kGates;
-      for_tiles(to - from, [&](int64_t row, int64_t count_rows) {
-        row += from;
-        multiply<S>(w->input, count_rows, staged + row * width, width, first, some, tile, some * kLanes);
-        for (int64_t k = 0; k < count_rows; ++k)
-          for (int64_t v = 0; v < some; ++v) {
-            const int64_t unit = (first + v) / kGates * kLanes, gate = (first + v) % kGates;
-            const Vec sum =
-                load(tile + (k * some + v) * kLanes) + load(w->bias_ih + gate * padded(q.H) + unit);
-            store_units(gx + ((row + k) * kGates + gate) * q.H + unit, sum, units_at(unit, q.H));
-          }
+        stage(i, j, staged + (offsets[i] + j) * staged_row());
+  }
+
+  // W_ih x of the same steps, cut by units: a worker reads its part of the weight alone.
+  void project(int64_t from_step, int64_t block) {
+    constexpr int64_t kMost = kGroup * kGates;
+    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1), width = staged_row();
+    for (int64_t first = first_vector(block); first < last; first += kMost) {
+      const int64_t some = last - first < kMost ? last - first : kMost;
+      for_tiles(rows, [&](int64_t row, int64_t tile_rows) {
+        multiply<S>(w->input, tile_rows, staged + row * width, width, first, some,
+                    gx + row * gx_row() + first * kLanes, gx_row());
       });
     }
   }
@@ -62,11 +73,9 @@ struct Forward : ForwardState<kCell, S> {
 
   void recurrent(int64_t i, int64_t block) {
     constexpr int64_t kMost = kTogether * kGroup * kGates;
-    const int64_t n = count(i), vectors = w->recurrent.vectors();
-    const int64_t end = (block + 1) * groups() / blocks * kGroup * kGates;
-    const int64_t last = end < vectors ? end : vectors;
+    const int64_t n = count(i), last = first_vector(block + 1);
     alignas(64) float tile[kTileRows * kMost * kLanes];
-    for (int64_t first = block * groups() / blocks * kGroup * kGates; first < last; first += kMost) {
+    for (int64_t first = first_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_tiles(n, [&](int64_t row, int64_t rows) {
         if (f->q.s.layer_norm)
@@ -75,26 +84,52 @@ struct Forward : ForwardState<kCell, S> {
         multiply<S>(w->recurrent, rows, a[i % 2] + row * a_row, a_row, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < rows; ++k) {
           const Row r = row_of(i, row + k);
-          for (int64_t v = 0; v < some; v += kGates)
-            cell(r, (first + v) / kGates * kLanes, tile + (k * some + v) * kLanes);
+          float* const at = tile + k * some * kLanes;
+          // Two loops: the chain from a gate's sum to h is too long for one vector after the other.
+          for (int64_t v = 0; v < some; v += kGates) open(r, (first + v) / kGates * kLanes, at + v * kLanes);
+          for (int64_t v = 0; v < some; v += kGates) show(r, (first + v) / kGates * kLanes, at + v * kLanes);
         }
       });
     }
   }
 
-  // One vector of units from its products, without layer norm.
-  FASTDL_INLINE_MEMBER void cell(const Row& r, int64_t unit, const float* product) {
-    const int n = units_at(unit, f->q.H);
+  // One vector of units without layer norm, from its products at `at`, where `show` finds what it needs.
+  FASTDL_INLINE_MEMBER void open(const Row& r, int64_t unit, float* at) {
     Vec sums[kGates];
 #pragma GCC unroll 4
     for (int64_t g = 0; g < kGates; ++g)
-      sums[g] = load(product + g * kLanes) + load(w->bias_hh + g * padded(f->q.H) + unit);
+      sums[g] = load(at + g * kLanes) + load(w->bias_hh + g * padded(f->q.H) + unit);
+    open_gates(r, unit, units_at(unit, f->q.H), sums, at);
+  }
+
+  // The gates that do not wait for others; u_sums: the recurrent sums.
+  FASTDL_INLINE_MEMBER void open_gates(const Row& r, int64_t unit, int n, const Vec* u_sums, float* at) {
     if constexpr (kLstm) {
-      const LstmGates s = lstm(r, unit, n, sums);
-      put_hidden_of_cell(r, unit, n, s.o * tanh(s.c));
+      const LstmGates s = lstm(r, unit, n, u_sums);
+      store(at, s.c);
+      store(at + kLanes, s.o);
+    } else if constexpr (kCell == Cell::kGru) {
+      store(at, sigmoid(input_sum(r, 0, unit, n) + u_sums[0]));
+      store(at + kLanes, sigmoid(input_sum(r, 1, unit, n) + u_sums[1]));
+      store(at + 2 * kLanes, u_sums[2]);
     } else {
-      put_hidden_of_cell(r, unit, n, plain_cell(r, unit, n, sums));
+      store(at, input_sum(r, 0, unit, n) + u_sums[0]);
     }
+  }
+
+  FASTDL_INLINE_MEMBER void show(const Row& r, int64_t unit, const float* at) {
+    const int n = units_at(unit, f->q.H);
+    if constexpr (kLstm) {
+      put_hidden_of_cell(r, unit, n, load(at + kLanes) * tanh(load(at)));
+    } else {
+      put_hidden_of_cell(r, unit, n, plain_cell(r, unit, n, at));
+    }
+  }
+
+  // W_ih x + b_ih of gate g.
+  FASTDL_INLINE_MEMBER Vec input_sum(const Row& r, int64_t g, int64_t unit, int n) const {
+    if (r.own_gx == nullptr) return load_units(r.gx + g * f->q.H + unit, n);
+    return load(r.own_gx + unit * kGates + g * kLanes) + load(w->bias_ih + g * padded(f->q.H) + unit);
   }
 
   // Gates and c of an lstm, saved; u: the recurrent sums.
@@ -102,7 +137,7 @@ struct Forward : ForwardState<kCell, S> {
     const RnnSequence& q = f->q;
     Vec pre[4], p[3];
 #pragma GCC unroll 4
-    for (int64_t g = 0; g < 4; ++g) pre[g] = u_sums[g] + load_units(r.gx + g * q.H + unit, n);
+    for (int64_t g = 0; g < 4; ++g) pre[g] = u_sums[g] + input_sum(r, g, unit, n);
     if (q.s.peephole)
       for (int64_t g = 0; g < 3; ++g) p[g] = load(w->peephole + g * padded(q.H) + unit);
     const Vec c_old = load(r.c + unit);
@@ -123,23 +158,21 @@ struct Forward : ForwardState<kCell, S> {
     return s;
   }
 
-  // h before zoneout of a gru or a plain cell, its gates saved.
-  FASTDL_INLINE_MEMBER Vec plain_cell(const Row& r, int64_t unit, int n, const Vec* u_sums) {
+  // h before zoneout of a gru or a plain cell, its gates saved; at: what open_gates left.
+  FASTDL_INLINE_MEMBER Vec plain_cell(const Row& r, int64_t unit, int n, const float* at) {
     const int64_t H = f->q.H;
-    Vec x[kGates];
-#pragma GCC unroll 4
-    for (int64_t g = 0; g < kGates; ++g) x[g] = load_units(r.gx + g * H + unit, n);
     if constexpr (kCell == Cell::kGru) {
-      const GruGates s = gru_gates(x, u_sums);
+      const Vec u_n = load(at + 2 * kLanes);
+      const GruGates s = gru_gates(load(at), load(at + kLanes), input_sum(r, 2, unit, n), u_n);
       if (r.gates != nullptr) {
         store_units(r.gates + unit, s.r, n);
         store_units(r.gates + H + unit, s.z, n);
         store_units(r.gates + 2 * H + unit, s.n, n);
-        store_units(r.gates + 3 * H + unit, u_sums[2], n);
+        store_units(r.gates + 3 * H + unit, u_n, n);
       }
       return gru_hidden(s, load(r.h_old + unit));
     } else {
-      const Vec sum = x[0] + u_sums[0], now = f->q.s.cell == Cell::kRnnTanh ? tanh(sum) : relu(sum);
+      const Vec sum = load(at), now = f->q.s.cell == Cell::kRnnTanh ? tanh(sum) : relu(sum);
       if (r.gates != nullptr) store_units(r.gates + unit, now, n);
       return now;
     }
@@ -211,15 +244,10 @@ struct Forward : ForwardState<kCell, S> {
         if (r.gates != nullptr) store_units(r.gates + (kOwnSaved + g) * q.H + unit, plain, n);
         normed[g] = fma(plain, load(w->norm_hh + k), load(w->bias_hh + k));
       }
-      if constexpr (kLstm) {
-        const LstmGates s = lstm(r, unit, n, normed);
-        store(at, s.c);
-        store(at + kLanes, s.o);
-      } else {
-        put_hidden_of_cell(r, unit, n, plain_cell(r, unit, n, normed));
-      }
+      open_gates(r, unit, n, normed, at);
     }
-    if constexpr (kLstm) show_normalised(r, sums);
+    if constexpr (kLstm) return show_normalised(r, sums);
+    for (int64_t unit = 0; unit < q.H; unit += kLanes) show(r, unit, sums + unit * kGates);
   }
 
   // h = o tanh(LN(c)), with c and o where the sums of i and f were.

@@ -14,6 +14,8 @@ using avx512::kRnnForward;
 #include "common/cpu/tile_gemm-inl.h"
 #endif
 //
+#include "ops/rnn/rnn_panel-inl.h"
+//
 #include "ops/rnn/rnn_product-inl.h"
 //
 #include "ops/rnn/rnn_cell-inl.h"

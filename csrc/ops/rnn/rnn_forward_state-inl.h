@@ -17,16 +17,16 @@ struct ForwardState {
 
   float *a[2], *h;  // [share, a_row]: what the product reads in even and odd steps; h: before the mask
   float *c, *u, *hidden;
-  // projected=False, a chunk's rows one after another: x as floats, W_ih x + b_ih, the first row of each
-  // step.
-  float* staged;
-  S* gx;
+  // projected=False, a chunk's rows one after another: x as floats, W_ih x as the product gives it, the first
+  // row of each step.
+  float *staged, *gx;
   int64_t* offsets;
   int64_t a_row, c_row;
 
   // What of a row the cell touches, at unit 0.
   struct Row {
-    const S* gx;
+    const S* gx;          // [G, H] with b_ih, or null and
+    const float* own_gx;  // [unit blocks, G, kLanes] without
     S *output, *gates, *h_n;
     const S* mask;
     const uint8_t *keep_h, *keep_c;
@@ -45,12 +45,13 @@ struct ForwardState {
     u = q.s.layer_norm ? arena.take<float>(rows * u_row()) : nullptr;
     hidden = q.s.has_projection ? arena.take<float>(rows * c_row) : nullptr;
     const int64_t projected = q.s.projected ? 0 : chunk * rows;
-    gx = arena.take<S>(projected * kGates * q.H);
+    gx = arena.take<float>(projected * gx_row());
     staged = arena.take<float>(projected * staged_row());
     offsets = arena.take<int64_t>(q.s.projected ? 0 : q.rows.T);
   }
 
   int64_t u_row() const { return vectors_of(f->q.H) * kGates * kLanes; }
+  int64_t gx_row() const { return u_row() + 16; }
   int64_t staged_row() const { return padded(f->q.I) + 16; }
   int64_t step(int64_t i) const { return d == 0 ? i : f->q.rows.T - 1 - i; }
   int64_t count(int64_t i) const { return i < f->q.rows.T ? share.count(step(i)) : 0; }
@@ -123,8 +124,8 @@ struct ForwardState {
     const int64_t state = d * q.rows.B + b;
     const bool leaves = j >= count(i + 1);
     Row r;
-    r.gx = q.s.projected ? static_cast<const S*>(f->x) + row * f->x_row_stride + d * kGates * q.H
-                         : gx + (offsets[i] + j) * kGates * q.H;
+    r.gx = q.s.projected ? static_cast<const S*>(f->x) + row * f->x_row_stride + d * kGates * q.H : nullptr;
+    r.own_gx = q.s.projected ? nullptr : gx + (offsets[i] + j) * gx_row();
     r.output = static_cast<S*>(f->output) + (row * D + d) * q.R;
     r.gates = f->gates == nullptr ? nullptr : static_cast<S*>(f->gates) + (row * D + d) * saved_width() * q.H;
     r.cells = f->cells == nullptr ? nullptr : static_cast<float*>(f->cells) + (row * D + d) * q.H;

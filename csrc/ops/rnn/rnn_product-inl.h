@@ -27,9 +27,6 @@ constexpr bool by_tiles(S) {
 constexpr bool by_tiles(BFloat16) { return true; }
 #endif
 
-// Sums along the depth are made of sums this long: the error of one long chain is larger than torch's.
-constexpr int64_t kMostDepth = 80;
-
 // Rows of a product at once: their tile stays in L1.
 constexpr int64_t kTileRows = 24;
 
@@ -130,43 +127,45 @@ FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_
 }
 
 template <class S, int kRows>
-FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int64_t first, int64_t count,
-                            float* out, int64_t out_row) {
+FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int64_t v, float* out,
+                            int64_t out_row) {
   constexpr int kCols = FASTDL_ISA >= FASTDL_ISA_AVX512 || kRows == 1 ? (kLanes < 8 ? kLanes : 8) : 4;
-  for (int64_t v = first; v < first + count; ++v, out += kLanes) {
-    const int64_t unit = v / w.gates * kLanes;
-    const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth;
-    const int64_t units = units_at(unit, w.units);
-    Vec partial[kRows][kLanes];
+  const int64_t unit = v / w.gates * kLanes;
+  const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth;
+  const int64_t units = units_at(unit, w.units);
+  Vec partial[kRows][kLanes];
 #pragma GCC unroll 1
-    for (int64_t j = 0; j < kLanes; j += kCols) {
-      if (j < units) {
-        dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, w.depth, units - j,
-                                     reinterpret_cast<Vec(*)[kLanes]>(&partial[0][j]));
-        continue;
-      }
-      for (int i = 0; i < kRows; ++i)
-        for (int k = 0; k < kCols; ++k) partial[i][j + k] = zero();
+  for (int64_t j = 0; j < kLanes; j += kCols) {
+    if (j < units) {
+      dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, w.depth, units - j,
+                                   reinterpret_cast<Vec(*)[kLanes]>(&partial[0][j]));
+      continue;
     }
+    for (int i = 0; i < kRows; ++i)
+      for (int k = 0; k < kCols; ++k) partial[i][j + k] = zero();
+  }
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      transpose(partial[i]);
+  for (int i = 0; i < kRows; ++i) {
+    transpose(partial[i]);
 #pragma GCC unroll 4
-      for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int half = kLanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-        for (int k = 0; k < half; ++k) partial[i][k] = partial[i][k] + partial[i][k + half];
-      store(out + i * out_row, partial[i][0]);
-    }
+      for (int k = 0; k < half; ++k) partial[i][k] = partial[i][k] + partial[i][k + half];
+    store(out + i * out_row, partial[i][0]);
   }
 }
 
+// The kLanes rows of W of a vector stay in L1 while all rows pass.
 template <class S>
 __attribute__((noinline)) void multiply_plain(const Weight& w, int64_t rows, const float* a, int64_t a_row,
                                               int64_t first, int64_t count, float* out, int64_t out_row) {
-  for (; rows >= 3; rows -= 3, a += 3 * a_row, out += 3 * out_row)
-    dot_rows<S, 3>(w, a, a_row, first, count, out, out_row);
-  if (rows == 2) dot_rows<S, 2>(w, a, a_row, first, count, out, out_row);
-  if (rows == 1) dot_rows<S, 1>(w, a, a_row, first, count, out, out_row);
+  for (int64_t v = first; v < first + count; ++v, out += kLanes) {
+    int64_t row = 0;
+    for (; row + 3 <= rows; row += 3)
+      dot_rows<S, 3>(w, a + row * a_row, a_row, v, out + row * out_row, out_row);
+    if (rows - row == 2) dot_rows<S, 2>(w, a + row * a_row, a_row, v, out + row * out_row, out_row);
+    if (rows - row == 1) dot_rows<S, 1>(w, a + row * a_row, a_row, v, out + row * out_row, out_row);
+  }
 }
 
 // Vectors [first, first + count) of the product; packed, `first` begins a panel. out rows: count * kLanes.
@@ -177,20 +176,10 @@ FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) return multiply_column_tiles(w, rows, a, a_row, first, count, out, out_row);
 #endif
-  const GemmStrides strides = {a_row, 1, kGemmWidth, out_row, kLanes};
-  const int64_t pieces = (w.depth + kMostDepth - 1) / kMostDepth;
-  for (int64_t v = 0; v < count; v += kGemmVecs) {
-    const int64_t vecs = count - v < kGemmVecs ? count - v : kGemmVecs;
-    const float* panel = w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth;
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t k = piece * w.depth / pieces, depth = (piece + 1) * w.depth / pieces - k;
-      const float* const b = panel + k * kGemmWidth;
-      if (piece == 0)
-        gemm<false>(rows, vecs, a, b, out + v * kLanes, depth, strides);
-      else
-        gemm<true>(rows, vecs, a + k, b, out + v * kLanes, depth, strides);
-    }
-  }
+  for (int64_t v = 0; v < count; v += kGemmVecs)
+    multiply_panel(rows, count - v < kGemmVecs ? count - v : kGemmVecs, a, a_row,
+                   w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth, w.depth, out + v * kLanes,
+                   out_row);
 }
 
 // f(first row, rows) for pieces of at most kTileRows, as even as can be.
