@@ -10,11 +10,13 @@ using avx512::kRnnForward;
 #include "common/cpu/math-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
-#if FASTDL_TILES
-#include "common/cpu/tile_gemm-inl.h"
-#endif
 //
 #include "ops/rnn/rnn_panel-inl.h"
+#include "ops/rnn/rnn_weight-inl.h"
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#include "ops/rnn/rnn_tiles-inl.h"
+#endif
 //
 #include "ops/rnn/rnn_product-inl.h"
 //

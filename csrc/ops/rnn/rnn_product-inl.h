@@ -2,31 +2,6 @@
 // gate v % G. The weight is packed into panels once a call, or, for few rows, read as it is, vectors along
 // its depth. One thread each. Saves nothing.
 
-// y = a W^T for W [G * units, depth], or y = a W for W [depth, units].
-struct Weight {
-  const void* plain;
-  int64_t gates, units, depth;
-  bool transposed;
-  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes], or tiles; null: `plain` is read
-
-  int64_t vectors() const { return vectors_of(units) * gates; }
-  int64_t num_panels() const { return (vectors() + kGemmVecs - 1) / kGemmVecs; }
-  int64_t floats() const { return num_panels() * kGemmWidth * depth; }
-};
-
-#if FASTDL_TILES
-#include "ops/rnn/rnn_tiles-inl.h"
-#endif
-
-// Whether a packed weight is multiplied by AMX tiles.
-template <class S>
-constexpr bool by_tiles(S) {
-  return false;
-}
-#if FASTDL_TILES
-constexpr bool by_tiles(BFloat16) { return true; }
-#endif
-
 // Rows of a product at once: their tile stays in L1.
 constexpr int64_t kTileRows = 24;
 

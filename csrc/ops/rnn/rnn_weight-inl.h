@@ -1,0 +1,22 @@
+// A weight of the recurrent kernels, as it is and packed, and what multiplies it. One thread. Saves nothing.
+
+// y = a W^T for W [G * units, depth], or y = a W for W [depth, units].
+struct Weight {
+  const void* plain;
+  int64_t gates, units, depth;
+  bool transposed;
+  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes], or tiles; null: `plain` is read
+
+  int64_t vectors() const { return vectors_of(units) * gates; }
+  int64_t num_panels() const { return (vectors() + kGemmVecs - 1) / kGemmVecs; }
+  int64_t floats() const { return num_panels() * kGemmWidth * depth; }
+};
+
+// Whether a packed weight is multiplied by AMX tiles.
+template <class S>
+constexpr bool by_tiles(S) {
+  return false;
+}
+#if FASTDL_TILES
+constexpr bool by_tiles(BFloat16) { return true; }
+#endif
