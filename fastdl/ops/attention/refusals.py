@@ -95,10 +95,13 @@ def refuse_cpu_decode(
         return f"{FEWEST_ROWS} query rows a head of k or more pay for packing the keys"
     if _needs_gradient(q, k, v, context.bias, context.sink):
         return "backward needs scores summed in the order in which it computes them again"
-    if _sdpa(q, k, context, call, return_lse) is None and q.numel() * k.shape[2] < FEWEST_PRODUCTS:
+    if _sdpa(q, k, context, call, return_lse) is not None:
+        return None
+    products = q.numel() * k.shape[2]
+    if products < FEWEST_PRODUCTS:
         return f"fewer than {FEWEST_PRODUCTS} products are faster by torch"
-    plain = context.mask is None and context.bias is None and q.dtype is torch.float32 and not _asked_for()
-    if plain and _sdpa(q, k, context, call, return_lse) is None and q.numel() * k.shape[2] < FEWEST_DECODED:
+    plain = context.bias is None and q.dtype is torch.float32 and not _asked_for()
+    if plain and products < FEWEST_DECODED:
         return f"fewer than {FEWEST_DECODED} products in float32 are faster by torch"
     return None
 
