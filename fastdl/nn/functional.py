@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         if is_causal:
             raise ValueError("attn_mask and is_causal=True do not go together")
-        if attn_mask.is_floating_point():
+        if attn_mask.is_floating_point() and attn_mask.dtype is not query.dtype:
             attn_mask = attn_mask.to(query.dtype)
     options = {
         "dropout_p": dropout_p,
@@ -63,12 +63,9 @@ def scaled_dot_product_attention(
         "scale": scale,
         "enable_gqa": enable_gqa,
     }
-    own = 1 if enable_gqa else 2  # the leading dimensions that must agree
-    if (
-        query.dim() == 4
-        and query.shape[:own] == key.shape[:own] == value.shape[:own]
-        and key.dim() == value.dim() == 4
-    ):
+    q, k, v = query.shape, key.shape, value.shape
+    # sizes one by one: slices of shapes cost 2 us
+    if len(q) == len(k) == len(v) == 4 and q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1]):
         return attention(query, key, value, mask=attn_mask, **options)
     lead, tensors = _as_four(query, key, value, enable_gqa)
     if attn_mask is not None and attn_mask.dim() > 2:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,8 +11,9 @@ from ...transforms import autocast, obstacle
 from ..philox import draw_seed
 from . import backends
 from .call import Call
-from .checks import check_call, check_kinds, check_seed, check_tensors, longest
-from .quick import quickly_torch
+from .checks import check_kinds, check_seed
+from .plans import normalise, plan_of
+from .quick import quick_plan
 from .reference import Context, accumulate_dtype, reference
 from .refusals import CANDIDATES
 
@@ -91,9 +89,10 @@ def attention(
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
     beyond_torch = packed or alibi_slopes is not None or sink is not None or dropout_p or return_lse
     if not beyond_torch and window is None and softcap is None and (mask is None or bias is None):
-        output = _by_torch(q, k, v, mask, bias, causal, scale, enable_gqa)
-        if output is not None:
-            return output
+        plan = quick_plan(q, k, v, mask, bias, causal, scale, enable_gqa)
+        if plan is not None:
+            context = _context(_four(mask), _four(bias), None, None, None, None, None)
+            return _by_plan(plan, q, k, v, context)[0]
     check_kinds(
         q=q, k=k, v=v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sink=sink, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -102,7 +101,7 @@ def attention(
     check_seed(seed)
     tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
-    plan = _plan(q, k, v, tensors, numbers, enable_gqa, return_lse)
+    plan = plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
     context = tensors._replace(
         mask=_four(tensors.mask), bias=_four(tensors.bias), seed=seed if dropout_p else None
     )
@@ -111,44 +110,26 @@ def attention(
         dispatch.require_reference("attention", reason)
     if dropout_p and seed is None and (reason is not None or plan.algorithm != "sdpa"):
         context = context._replace(seed=draw_seed(q.device))
-    if reason is not None or plan.backend == "reference":
+    if reason is not None:
         output, lse = reference(q, k, v, context, plan.call)
-    elif plan.algorithm == "sdpa":
-        output, lse = backends.sdpa(q, k, v, context, plan.call), None
-    elif torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (q, k, v, context.bias, context.sink)
-    ):
-        output, lse = Attention.apply(q, k, v, *context, plan)
     else:
-        output, lse = backends.forward(plan, q, k, v, context)
+        output, lse = _by_plan(plan, q, k, v, context)
     return (output, lse.to(accumulate_dtype(q.dtype))) if return_lse else output
 
 
-def _by_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    causal: bool | str,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor | None:
-    """A small call by torch's attention, where dispatch would choose that; None: look closer."""
-    try:
-        if scale is not None and not abs(scale) < math.inf:
-            return None
-        if bias is not None:
-            if bias.dtype is torch.bool:
-                return None
-            mask = bias
-        if not quickly_torch(q, k, v, mask, causal, enable_gqa):
-            return None
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
-        )
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None  # the checks say what does not fit
+def _by_plan(
+    plan: backends.Plan, q: Tensor, k: Tensor, v: Tensor, context: Context
+) -> tuple[Tensor, Tensor | None]:
+    """(output, lse), by torch without lse."""
+    if plan.algorithm == "sdpa":
+        return backends.sdpa(q, k, v, context, plan.call), None
+    if plan.backend == "reference":
+        return reference(q, k, v, context, plan.call)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (q, k, v, context.bias, context.sink)
+    ):
+        return Attention.apply(q, k, v, *context, plan)
+    return backends.forward(plan, q, k, v, context)
 
 
 def _context(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:
@@ -165,55 +146,6 @@ def _exact(t: Tensor | None, q: Tensor) -> Tensor | None:
 
 def _four(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.dim() == 4 else t[(None,) * (4 - t.dim())]
-
-
-_planned: dict[tuple, backends.Plan] = {}
-_PLANNED_MOST = 4096
-
-
-def _plan(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool, return_lse: bool
-) -> backends.Plan:
-    """The plan of a call. Checking and choosing take tens of microseconds, remembering a few."""
-    packed = context.cu_seqlens_q is not None or context.cu_seqlens_k is not None
-    # the content of cu_seqlens is checked in every call
-    if packed or torch.compiler.is_compiling():
-        return _decide(q, k, v, context, numbers, enable_gqa, return_lse)
-    settings = dispatch.settings
-    key = (
-        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype,
-        q.device, k.device, v.device,
-        *(None if t is None else (t.shape, t.dtype, t.device, t.requires_grad) for t in context),
-        numbers, enable_gqa, return_lse, torch.is_grad_enabled(),
-        settings.backend, settings.strict, settings.precision,
-    )  # fmt: skip
-    try:
-        planned = _planned.get(key)
-    except TypeError:  # a list among the arguments, a symbolic size
-        return _decide(q, k, v, context, numbers, enable_gqa, return_lse)
-    if planned is None:
-        planned = _decide(q, k, v, context, numbers, enable_gqa, return_lse)
-        if len(_planned) >= _PLANNED_MOST:
-            _planned.clear()
-        _planned[key] = planned
-    return planned
-
-
-def _decide(
-    q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool, return_lse: bool
-) -> backends.Plan:
-    call = _normalise(q, k, v, context, numbers, enable_gqa)
-    choice = dispatch.choose("attention", q, k, v, context, call, return_lse)
-    return backends.make_plan(choice, call)
-
-
-def _normalise(q: Tensor, k: Tensor, v: Tensor, context: Context, numbers: tuple, enable_gqa: bool) -> Call:
-    causal, window, softcap, dropout_p, scale, max_q, max_k = numbers
-    check_tensors(q, k, v, context, enable_gqa)
-    packed = context.cu_seqlens_q is not None
-    max_q = longest("max_seqlen_q", max_q, context.cu_seqlens_q, q.shape[0]) if packed else 0
-    max_k = longest("max_seqlen_k", max_k, context.cu_seqlens_k, k.shape[0]) if packed else 0
-    return check_call(q.shape[-1], causal, window, softcap, dropout_p, scale, max_q, max_k)
 
 
 class Attention(torch.autograd.Function):
@@ -306,7 +238,7 @@ def _dispatch_arguments(
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
     context = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
     names = ("causal", "window", "softcap", "dropout_p", "scale", "max_seqlen_q", "max_seqlen_k")
-    call = _normalise(q, k, v, context, tuple(numbers[name] for name in names), enable_gqa)
+    call = normalise(q, k, v, context, tuple(numbers[name] for name in names), enable_gqa)
     return q, k, v, context, call, return_lse
 
 
