@@ -9,7 +9,7 @@ from fastdl.models.transformer.decoding import Decoder
 from fastdl.models.transformer.tokens import FIRST
 
 E, H, LAYERS, TOKENS = 16, 2, 2, 24
-ROWS = 16384  # so many that one kernel serves every length
+ROWS = 32768  # so many that one kernel serves every length
 
 
 class Touched(TorchDispatchMode):

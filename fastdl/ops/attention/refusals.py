@@ -14,13 +14,9 @@ from .reference import Context
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 # A block of keys is packed for all rows that see it: fewer rows do not pay for it.
 FEWEST_ROWS = 15
-# Below so many products of two numbers, the operator's own call costs more than torch's whole attention.
-FEWEST_PRODUCTS = 1 << 15
-# The same in float32: of one query row without a mask or bias; of more, whose keys are packed, or which autograd
-# records. And without causality or gradient, where torch's products run near the limit of AVX2.
-FEWEST_DECODED, FEWEST_PLAIN, FEWEST_NEAR_LIMIT = 2**18, 2**22, 2**24
-# Without gradient: packing so few keys takes as long as it saves.
-FEWEST_KEYS = 64
+# Below so many products of two numbers, the operator's own call costs more than torch's whole attention; of one
+# query a head in float32, where heads share their keys, which torch reads once for each, and where not.
+FEWEST_PRODUCTS, FEWEST_SHARED, FEWEST_ALONE = 2**16, 2**18, 2**19
 # What the CUDA kernels hold of a head in shared memory, and the rows they count.
 LARGEST_D, LARGEST_HOPPER_D = 256, 128
 MOST_ROWS = 1 << 29
@@ -98,12 +94,10 @@ def refuse_cpu_decode(
     if _sdpa(q, k, context, call, return_lse) is not None:
         return None
     products = q.numel() * k.shape[2]
-    if products < FEWEST_PRODUCTS:
-        return f"fewer than {FEWEST_PRODUCTS} products are faster by torch"
-    plain = context.bias is None and q.dtype is torch.float32 and not _asked_for()
-    if plain and products < FEWEST_DECODED:
-        return f"fewer than {FEWEST_DECODED} products in float32 are faster by torch"
-    return None
+    fewest = FEWEST_PRODUCTS
+    if q.shape[2] == 1 and q.dtype is torch.float32 and not _asked_for():
+        fewest = FEWEST_SHARED if _rows(q, k, call) > 1 and context.bias is None else FEWEST_ALONE
+    return f"fewer than {fewest} products are faster by torch" if products < fewest else None
 
 
 def _asked_for() -> bool:
@@ -128,19 +122,37 @@ def refuse_cpu_flash(
         return None
     if q.dtype is not torch.float32 or q.shape[-2] < FEWEST_ROWS:
         return None
-    products = q.numel() * k.shape[2]
-    if small(products, k.shape[2], call.causal, _needs_gradient(q, k, v)):
-        return f"{products} products of {k.shape[2]} keys are faster by torch"
-    return None
+    return _small(q, k, call.causal, _needs_gradient(q, k, v))
 
 
-def small(products: int, L_k: int, causal: bool | str, recorded: bool) -> bool:
-    """Whether torch's attention is faster in float32 on the CPU, for 15 query rows and more."""
-    if products <= FEWEST_PLAIN:
-        return True
-    if recorded or _extension.cpu_isa() not in ("baseline", "avx2"):
-        return False
-    return L_k <= FEWEST_KEYS or (not causal and products <= FEWEST_NEAR_LIMIT)
+# Heads that leave no thread idle and hide what a call costs by itself: of a forward alone, and of one that autograd
+# records, below so many products still torch's.
+_MANY_HEADS, _MANY_RECORDED, _FEWEST_RECORDED = 8, 16, 2**19
+# The same of some heads with rows for a whole tile, and of few heads whatever their rows. Without causality torch's
+# products of few heads run near the limit of AVX2, and packing a few keys takes as long as it saves.
+_SOME_HEADS, _TILE_ROWS, _FEWEST_OF_SOME = 4, 48, 2**18
+_FEWEST_OF_FEW, _FEWEST_NEAR_LIMIT, _FEWEST_KEYS = 2**22, 2**24, 64
+
+
+def _small(q: Tensor, k: Tensor, causal: bool | str, recorded: bool) -> str | None:
+    """Why torch's attention is faster in float32 on the CPU, for 15 query rows and more."""
+    (B, H, L_q, _), L_k = q.shape, k.shape[2]
+    heads, products = B * H, q.numel() * L_k
+    if heads >= (_MANY_RECORDED if recorded else _MANY_HEADS):
+        return None
+    if recorded:
+        fewest = _FEWEST_RECORDED if heads >= _MANY_HEADS else _FEWEST_OF_FEW
+    elif heads >= _SOME_HEADS and L_q >= _TILE_ROWS:
+        fewest = _FEWEST_OF_SOME
+    elif causal and L_k > _FEWEST_KEYS:
+        return None
+    else:
+        fewest = _FEWEST_OF_FEW
+        if _extension.cpu_isa() in ("baseline", "avx2"):
+            if L_k <= _FEWEST_KEYS:
+                return f"{heads} heads with {L_k} keys are faster by torch"
+            fewest = _FEWEST_NEAR_LIMIT
+    return f"{products} products of {heads} heads are faster by torch" if products <= fewest else None
 
 
 def _refuses_recomputed(q: Tensor, k: Tensor, v: Tensor, context: Context) -> bool:
