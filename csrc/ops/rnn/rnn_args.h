@@ -12,7 +12,7 @@ namespace fastdl {
 using MaybeTensor = std::optional<Tensor>;
 using SixTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The inputs of both operators but for the first few, in the schema's order.
+// The inputs of the operators of sequences but for the first few, in the schema's order.
 struct RnnContext {
   MaybeTensor batch_sizes, lengths, reset, recurrent_mask, zoneout_h, zoneout_c;
   IntList structure;
@@ -41,6 +41,9 @@ struct RnnCall {
 // Throws where a shape, dtype, device or batch size does not fit; fills in everything.
 void fill(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h_0, const MaybeTensor& c_0,
           const std::vector<Tensor>& weights, const RnnContext& context, bool save);
+// The same for a single step without variants; its output is h_n too.
+void fill_step(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h, const MaybeTensor& c,
+               const std::vector<Tensor>& weights, int64_t cell);
 void fill(RnnCall<RnnBackward>& call, const MaybeTensor& grad_output, const MaybeTensor& grad_h_n,
           const MaybeTensor& grad_c_n, const MaybeTensor& h_0, const MaybeTensor& c_0,
           const std::vector<Tensor>& weights, const Tensor& output, const Tensor& gates, const Tensor& cells,

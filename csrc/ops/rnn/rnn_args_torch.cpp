@@ -93,6 +93,14 @@ class Filler {
     set_packed(*context.batch_sizes, t.size(0), h_0->size(1));
   }
 
+  // A single step of B sequences.
+  void set_step(int64_t B, int64_t cell, bool has_bias) {
+    RnnSequence& q = call_.args.q;
+    q.s = unpack({cell, 1, false, has_bias, false, false, false, false});
+    q.dtype = dtype_of(like_);
+    q.rows.T = 1, q.rows.B = q.rows.count = q.rows.row_t = B, q.rows.row_b = 1;
+  }
+
   void set_weights(const std::vector<Tensor>& weights, int64_t width) {
     RnnSequence& q = call_.args.q;
     const RnnStructure& s = q.s;
@@ -124,6 +132,13 @@ class Filler {
       w.weight_norm_c = take(norm_c, {q.H}, "weight_norm_c");
       w.bias_norm_c = take(norm_c, {q.H}, "bias_norm_c");
     }
+  }
+
+  void set_state(const MaybeTensor& h, const MaybeTensor& c) {
+    RnnSequence& q = call_.args.q;
+    check(!c || q.s.cell == Cell::kLstm, "only an lstm has c");
+    q.h_0 = input(h, dtype(), {q.rows.B, q.R}, "h");
+    q.c_0 = input(c, accumulate(), {q.rows.B, q.H}, "c");
   }
 
   void set_state_and_context(const MaybeTensor& h_0, const MaybeTensor& c_0, const RnnContext& context) {
@@ -215,6 +230,23 @@ void fill(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h_0, co
   args.gates = filler.output(save, dtype, filler.rows(D * saved_width(s) * q.H));
   args.cells = filler.output(save && lstm, accumulate, filler.rows(D * q.H));
   args.rstd = filler.output(save && s.layer_norm, accumulate, filler.rows(D));
+}
+
+void fill_step(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h, const MaybeTensor& c,
+               const std::vector<Tensor>& weights, int64_t cell) {
+  Filler<RnnForward> filler(call, x);
+  RnnForward& args = call.args;
+  check(x.dim() == 2, "x must have 2 dimensions, got ", shape_text(x));
+  filler.set_step(x.size(0), cell, weights.size() > 2);
+  filler.set_weights(weights, x.size(1));
+  filler.set_state(h, c);
+  const Tensor rows = has_row_stride(x) ? x : torch::stable::contiguous(x);
+  call.inputs.push_back(rows);
+  args.x = rows.data_ptr(), args.x_row_stride = row_stride(rows);
+
+  const RnnSequence& q = args.q;
+  args.output = args.h_n = filler.output(true, filler.dtype(), {q.rows.B, q.H});
+  args.c_n = filler.output(q.s.cell == Cell::kLstm, filler.accumulate(), {q.rows.B, q.H});
 }
 
 void fill(RnnCall<RnnBackward>& call, const MaybeTensor& grad_output, const MaybeTensor& grad_h_n,

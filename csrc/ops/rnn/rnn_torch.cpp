@@ -31,10 +31,20 @@ SixTensors rnn_sequence_backward(MaybeTensor grad_output, MaybeTensor grad_h_n, 
   return call.results();
 }
 
+std::tuple<Tensor, Tensor> rnn_step(Tensor x, MaybeTensor h, MaybeTensor c, std::vector<Tensor> weights,
+                                    int64_t cell) {
+  check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  RnnCall<RnnForward> call;
+  fill_step(call, x, h, c, weights, cell);
+  cpu::rnn_forward(call.args, torch_thread_pool());
+  return {call.outputs[0], call.outputs[1]};
+}
+
 }  // namespace
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("rnn_sequence", TORCH_BOX(&fastdl::rnn_sequence));
+  m.impl("rnn_step", TORCH_BOX(&fastdl::rnn_step));
   m.impl("rnn_sequence_backward", TORCH_BOX(&fastdl::rnn_sequence_backward));
 }

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ... import dispatch
-from ...transforms import autocast, obstacle
+from ...transforms import obstacle
 from . import backends, checks
 from .backends import Plan
+from .cell_calls import PARAMETERS, Decided, Step, Variants, decide, describe, inputs
 from .layer import run_layer
 from .masks import recurrent_mask, zoneout_mask
 from .op import rnn_cell_name
-from .options import probability, zoneout_pair
-from .plans import remembered, signature
+from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
-from .refusals import CANDIDATES, Call, quickly_torch
-from .stack import is_mixed
+from .refusals import CANDIDATES, Call
 from .steps import Context
-from .structure import GATES, Structure
 
 
 def lstm_cell(
@@ -71,7 +67,7 @@ def lstm_cell(
     extras = (weight_peephole, weight_norm_ih, weight_norm_hh, weight_norm_c, bias_norm_c)
     plain = zoneout == (0.0, 0.0) and reset is None and not recurrent_dropout
     if plain and all(t is None for t in extras):
-        found = _by_torch("lstm", x, hx, own)
+        found = _quickly("lstm_cell", "lstm", x, hx, own)
         if found is not None:
             return found
     return _step("lstm_cell", "lstm", x, hx, own + extras, reset, Variants(zoneout, recurrent_dropout, train))
@@ -159,81 +155,49 @@ def _step_of_h(
     """h' of a cell whose state is h alone."""
     plain = not variants.zoneout and reset is None and not variants.recurrent_dropout
     if plain and norms[0] is None and norms[1] is None:
-        found = _by_torch(cell, x, h, own)
+        found = _quickly(op, cell, x, h, own)
         if found is not None:
-            return found
+            return found[0]
     return _step(op, cell, x, h, (*own, None, *norms, None, None), reset, variants)[0]
 
 
+def _quickly(
+    op: str, cell: str, x: Tensor, hx: checks.HX, own: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """What `_step` returns for a step without variants, where all that is to be asked is remembered; None: look
+    closer."""
+    h, c = checks.split_states(hx, cell)
+
+    def decide_plain(recorded: bool) -> Decided:
+        step = Step(x, h, c, (*own, None, None, None, None, None), None, False, recorded)
+        return decide(op, cell, step, Variants((0.0, 0.0), 0.0, False), None)
+
+    decided = quickly_remembered((op, cell), (x, *own[:2]), (h, c, *own[2:]), decide_plain)
+    if decided is None:
+        return None
+    given = [t for t in own if t is not None]
+    if decided.plan.delegated:
+        return _by_torch(cell, x, h, c, given)
+    if decided.call.gradient or decided.plan.s.projected:
+        return None
+    return _one_step(decided.plan, x, h, c, given)
+
+
 def _by_torch(
-    cell: str, x: Tensor, hx: checks.HX, own: tuple[Tensor | None, ...]
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """The step by torch's own cell where that is what dispatch would choose; None: look closer."""
-    try:
-        quick = quickly_torch(cell, x, *own) and _broadcasts_nothing(cell, hx, *own)
-        return backends.torchs_cell(cell, x, hx, own) if quick else None
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None  # the checks say what does not fit
+    cell: str, x: Tensor, h: Tensor | None, c: Tensor | None, params: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    result = backends.torchs_cell(cell, x, h if c is None else (h, c.to(x.dtype)), params)
+    return result if cell == "lstm" else (result, result)
 
 
-def _broadcasts_nothing(
-    cell: str,
-    hx: checks.HX,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-) -> bool:
-    """Whether the shapes and the dtype of c, which torch's cell would broadcast or promote, are as they must be."""
-    rows, H = weight_hh.shape
-    if rows != GATES[cell] * H or weight_ih.shape[0] != rows:
-        return False
-    if bias_ih is not None and not bias_ih.shape == bias_hh.shape == (rows,):
-        return False
-    if hx is None:
-        return True
-    if cell != "lstm":
-        return hx.dim() == 2
-    h, c = hx
-    return h.dim() == 2 and c.shape == h.shape and c.dtype is h.dtype
-
-
-# The order in which the parameters of a cell travel here; every one of them but weight_hr, as in Structure.names().
-_NAMES = (
-    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_norm_ih", "weight_norm_hh",
-    "weight_norm_c", "bias_norm_c",
-)  # fmt: skip
-
-
-class Variants(NamedTuple):
-    """Everything of a call that is not a tensor."""
-
-    zoneout: float | tuple[float, float]
-    recurrent_dropout: float
-    train: bool
-
-
-class Step(NamedTuple):
-    """The tensors of a call, under autocast in its dtype."""
-
-    x: Tensor
-    h: Tensor | None
-    c: Tensor | None
-    params: tuple[Tensor | None, ...] | list[Tensor | None]
-    reset: Tensor | None
-    mixed: bool
-    gradient: bool
-
-    @property
-    def floating(self) -> tuple[Tensor | None, ...]:
-        return (self.x, self.h, self.c, *self.params)
-
-
-class Decided(NamedTuple):
-    """What follows from the metadata of a call."""
-
-    plan: Plan
-    call: Call
+def _one_step(
+    plan: Plan, x: Tensor, h: Tensor | None, c: Tensor | None, params: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(h', c') by the operator of a single step: that of sequences takes 20 us longer to be called."""
+    if c is not None and x.itemsize == 2:
+        c = c.to(torch.float32)
+    h, c = torch.ops.fastdl.rnn_step.default(x, h, c, params, plan.packed[0])
+    return h, c if c.dtype is x.dtype else c.to(x.dtype)
 
 
 def _step(
@@ -246,15 +210,14 @@ def _step(
     variants: Variants,
 ) -> tuple[Tensor, Tensor]:
     """(h', c'); c' means nothing where the cell has none."""
-    step = _inputs(x, hx, params, reset, cell)
+    step = inputs(x, hx, params, reset, cell)
     x, h, c, params, _, mixed, gradient = step
     reason = obstacle(x, h, c, *params)
     key = (op, cell, variants, mixed, gradient, reason, signature(x, h, c, reset, *params))
-    plan, call = remembered(key, lambda: _decide(op, cell, step, variants, reason))
+    plan, call = remembered(key, lambda: decide(op, cell, step, variants, reason))
     given = [t for t in params if t is not None]
     if plan.delegated:
-        result = backends.torchs_cell(cell, x, h if c is None else (h, c.to(x.dtype)), given)
-        h, c = result if cell == "lstm" else (result, result)
+        h, c = _by_torch(cell, x, h, c, given)
     else:
         h, c = _by_layer(plan, call, step, given, variants.recurrent_dropout)
     if cell != "lstm":
@@ -281,87 +244,8 @@ def _by_layer(
                 zoneout_h=zoneout_mask(x, rows, call.zoneout[0]),
                 zoneout_c=zoneout_mask(x, rows, call.zoneout[1]),
             )
-    elif not step.gradient and not plan.s.projected:
-        # what run_layer would do, 3 us sooner
-        output, _, c, *_ = backends.RAW[plan[:2]].forward(
-            x, h, c, params, None, None, None, None, None, None, plan.packed, plan.zoneout, False
-        )
-        return output[0], c[0] if call.s.cell == "lstm" else c
     output, _, c = run_layer(plan, x, h, c, params, context, step.gradient)
     return output[0], c[0] if call.s.cell == "lstm" else c
-
-
-def _inputs(
-    x: Tensor, hx: checks.HX, params: tuple[Tensor | None, ...], reset: Tensor | None, cell: str
-) -> Step:
-    h, c = checks.split_states(hx, cell)
-    for name, t in (("x", x), ("weight_ih", params[0]), ("weight_hh", params[1])):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
-    if reset is not None and not isinstance(reset, Tensor):
-        raise TypeError(f"reset must be a Tensor or None, got {type(reset).__name__}")
-    mixed = False
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        x, h, *params = autocast(x, h, *params)
-        mixed = is_mixed(x)
-        if mixed and c is not None:
-            c = c.to(torch.float32)
-    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, c, *params))
-    return Step(x, h, c, params, reset, mixed, gradient)
-
-
-def _describe(cell: str, step: Step, variants: Variants) -> Call:
-    """Check everything, and say what the refusals see."""
-    x, h, c, params, reset, _, gradient = step
-    named = dict(zip(_NAMES, params, strict=True))
-    for name, t in named.items():
-        if t is not None and not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a Tensor or None, got {type(t).__name__}")
-    _together(named, "bias_ih", "bias_hh")
-    norms = (
-        "weight_norm_ih",
-        "weight_norm_hh",
-        *(("weight_norm_c", "bias_norm_c") if cell == "lstm" else ()),
-    )
-    _together(named, *norms)
-    s = Structure(
-        cell, has_bias=named["bias_ih"] is not None, layer_norm=named["weight_norm_ih"] is not None,
-        peephole=named["weight_peephole"] is not None,
-    )  # fmt: skip
-    given = [t for t in params if t is not None]
-    checks.check_floating(x, hx=(h, c), params=given)
-    if x.dim() != 2:
-        raise ValueError(f"x must have shape [B, I], got {list(x.shape)}")
-    H, R = checks.check_parameters(given, s, x.shape[1])
-    for name, t in (("h", h), ("c", c)):
-        if t is not None and tuple(t.shape) != (x.shape[0], H):
-            raise ValueError(f"{name} must have shape [B, H] = {[x.shape[0], H]}, got {list(t.shape)}")
-    if reset is not None:
-        checks.check_mask("reset", reset, x, (x.shape[0],))
-    zoneout, train = zoneout_pair(variants.zoneout, cell), variants.train
-    probability("recurrent_dropout", variants.recurrent_dropout)
-    return Call(
-        s, checks.Sizes(1, x.shape[0], x.shape[1], H, R), 1, x.dtype, x.device, True, False, False, reset is not None,
-        train and variants.recurrent_dropout > 0, zoneout, train and zoneout != (0.0, 0.0), 0.0, gradient, False,
-        torch.compiler.is_compiling(),
-    )  # fmt: skip
-
-
-def _together(named: dict[str, Tensor | None], *names: str) -> None:
-    given = [name for name in names if named[name] is not None]
-    if given and len(given) != len(names):
-        missing = [name for name in names if name not in given]
-        raise ValueError(f"{', '.join(names)} go together: {', '.join(missing)} missing")
-
-
-def _decide(op: str, cell: str, step: Step, variants: Variants, reason: str | None) -> Decided:
-    call = _describe(cell, step, variants)
-    if reason is None:
-        choice = dispatch.choose(op, call, *step.floating)
-    else:
-        dispatch.require_reference(op, reason)
-        choice = dispatch.Choice("reference", "torch")
-    return Decided(backends.make_plan(choice, call), call)
 
 
 def _dispatch_arguments(op: str) -> object:
@@ -371,8 +255,8 @@ def _dispatch_arguments(op: str) -> object:
         x, hx, zoneout, recurrent_dropout, reset, train, nonlinearity="tanh", **params: Tensor | None
     ) -> tuple:
         cell = rnn_cell_name(nonlinearity) if op == "rnn_cell" else op.removesuffix("_cell")
-        step = _inputs(x, hx, tuple([params.get(name) for name in _NAMES]), reset, cell)
-        return _describe(cell, step, Variants(zoneout, recurrent_dropout, train)), *step.floating
+        step = inputs(x, hx, tuple([params.get(name) for name in PARAMETERS]), reset, cell)
+        return describe(cell, step, Variants(zoneout, recurrent_dropout, train)), *step.floating
 
     return arguments
 

@@ -26,6 +26,11 @@ def _backward(
     return _products(math.prod(output[:-1]), weights, Structure.unpack(args[6]))
 
 
+@register_flop_formula(_ops.rnn_step)
+def _step(x_shape, h_shape, c_shape, weights, cell, out_shape=None, **kwargs) -> int:
+    return 2 * x_shape[0] * sum(math.prod(shape) for shape in weights[:2])
+
+
 def _products(rows: int, weights: list[list[int]], s: Structure) -> int:
     names = s.sequence_names() * s.directions
     matrices = ("weight_ih", "weight_hh", "weight_hr")

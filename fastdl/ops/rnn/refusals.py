@@ -67,8 +67,8 @@ def refuse_cpu_fused(call: Call, *tensors: Tensor | None) -> str | None:
 # Measured in float32. An autograd function of ours costs 0.2 ms more than torch's: so many steps it must save.
 _FEW_STEPS = {"lstm": 4, "gru": 4, "rnn_tanh": 8, "rnn_relu": 8}
 _PLAIN = ("rnn_tanh", "rnn_relu")
-# Elements of the weights up to which a single step without gradient costs less in torch.
-_SMALL_CELL = 2**18
+# Products below which a single step of a plain cell without gradient costs less in torch.
+_SMALL_CELL = 2**15
 
 
 def _faster_in_torch(call: Call) -> str | None:
@@ -83,7 +83,12 @@ def _faster_in_torch(call: Call) -> str | None:
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
     if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
         return f"{T} steps do not pay for an autograd function"
-    if not call.gradient and T == 1 and (small_cell(cell, I, H) if call.one_step else cell in _PLAIN):
+    if (
+        not call.gradient
+        and T == 1
+        and cell in _PLAIN
+        and (not call.one_step or B * H * (I + H) < _SMALL_CELL)
+    ):
         return "a single step this small has less overhead in torch"
     if cell != "lstm" or call.s.has_projection or _extension.cpu_isa() not in ("baseline", "avx2"):
         return None
@@ -93,11 +98,6 @@ def _faster_in_torch(call: Call) -> str | None:
     if not call.gradient and H >= 256 and B >= 128:
         return f"torch's products of {B} rows are near the machine's limit"
     return None
-
-
-def small_cell(cell: str, I: int, H: int) -> bool:  # noqa: E741
-    """Whether one step without gradient costs less in torch than what the kernel needs to be called."""
-    return cell in _PLAIN or H * (I + H) * (4 if cell == "lstm" else 3) < _SMALL_CELL
 
 
 def refuse_cuda_fused(call: Call, *tensors: Tensor | None) -> str | None:
@@ -153,32 +153,6 @@ def refuse_cuda_cudnn(call: Call, *tensors: Tensor | None) -> str | None:
     if call.device.type != "cuda":
         return f"x is on {call.device}"
     return not_torchs(call)
-
-
-def quickly_torch(
-    cell: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-) -> bool:
-    """Whether a cell without variants is surely torch's (see `_faster_in_torch`), at less cost than a plan."""
-    if not _simple(x) or (bias_ih is None) != (bias_hh is None):
-        return False
-    if torch.is_grad_enabled() and (weight_ih.requires_grad or x.requires_grad):
-        return True
-    return not torch.is_grad_enabled() and small_cell(cell, weight_ih.shape[-1], weight_hh.shape[-1])
-
-
-def _simple(x: Tensor) -> bool:
-    """float32 on the CPU, no settings, no autocast, nothing traced: what `_faster_in_torch` was measured for."""
-    settings = dispatch.settings
-    if settings.backend is not None or settings.strict or not _CPU_KERNELS or torch.compiler.is_compiling():
-        return False
-    if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu or x.dim() != 2:
-        return False
-    return not torch.is_autocast_enabled("cpu") and torch._C._get_tracing_state() is None
 
 
 def not_torchs(call: Call) -> str | None:

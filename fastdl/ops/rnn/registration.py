@@ -9,7 +9,7 @@ from . import schema
 from .reference import Sequence, accumulate_dtype, reference_sequence
 from .reference_backward import reference_sequence_backward
 from .steps import Context
-from .structure import Structure
+from .structure import CELLS, Structure
 
 
 def rnn_sequence(
@@ -126,6 +126,22 @@ def fake_rnn_sequence_backward(
         rows(R if s.has_projection else 0),
         rows(H if s.layer_norm and lstm else 0),
     )
+
+
+def rnn_step(
+    x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], cell: int
+) -> tuple[Tensor, Tensor]:
+    s = Structure(CELLS[cell], has_bias=len(weights) == 4, projected=False)
+    h, c = (None if t is None else t.unsqueeze(0) for t in (h, c))
+    found = reference_sequence(x.unsqueeze(0), h, c, weights, Context(), s)
+    return found.output[0], found.c_n[0] if s.cell == "lstm" else found.c_n
+
+
+def fake_rnn_step(
+    x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], cell: int
+) -> tuple[Tensor, Tensor]:
+    size, acc = (x.shape[0], weights[1].shape[1]), accumulate_dtype(x.dtype)
+    return x.new_empty(size), x.new_empty(size if CELLS[cell] == "lstm" else 0, dtype=acc)
 
 
 library = define(schema.SCHEMAS, globals())

@@ -15,6 +15,9 @@ Backward gives grad_gates, the gradient of projected x; grad_gates_hh [*rows, D 
 the product with weight_hh where it differs (gru: its n part; layer norm: all of it, before the normalisation);
 grad_h_0; grad_c_0 (lstm); grad_projected [*rows, D * R], that of weight_hr's product (projection); grad_norm_c
 [*rows, D * H], that of the argument of tanh(c) (lstm with layer norm). Empty where there is none.
+
+A step without variants, for inference: x [B, I], h [B, H], c [B, H]; weights: weight_ih, weight_hh, and bias_ih and
+bias_hh if there are any; cell: its index in CELLS. It gives h' [B, H] and c' [B, H] (lstm, else empty).
 """
 
 _CONTEXT = (
@@ -31,4 +34,7 @@ BACKWARD = (
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-SCHEMAS = (f"rnn_sequence{FORWARD}", f"rnn_sequence_backward{BACKWARD}")
+STEP = "(Tensor x, Tensor? h, Tensor? c, Tensor[] weights, int cell) -> (Tensor, Tensor)"
+
+SEQUENCES = (f"rnn_sequence{FORWARD}", f"rnn_sequence_backward{BACKWARD}")
+SCHEMAS = (*SEQUENCES, f"rnn_step{STEP}")

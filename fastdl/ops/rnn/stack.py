@@ -15,7 +15,7 @@ from .backends import Plan
 from .layer import run_layer
 from .masks import recurrent_mask, zoneout_mask
 from .options import Options
-from .plans import remembered, signature
+from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
 from .refusals import Call, not_torchs
 from .steps import Context
@@ -59,6 +59,10 @@ def run_stack(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(output, h_n, c_n) of `fastdl.ops.<op>`; c_n is None where the cell has none."""
+    if batch_sizes is None and lengths is None and reset is None and type(params) is list:
+        found = _quickly(op, x, hx, params, options)
+        if found is not None:
+            return found
     inputs = sequence_inputs(x, hx, params, options, batch_sizes, lengths, reset)
     reason = obstacle(*inputs.floating)
     key = (
@@ -76,6 +80,54 @@ def run_stack(
     if options.cell != "lstm":
         return output, h_n, None
     return output, h_n, c_n.to(torch.float32 if inputs.mixed else output.dtype)
+
+
+def _quickly(
+    op: str, x: Tensor, hx: checks.HX, params: list[Tensor], options: Options
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """What `run_stack` returns for dense sequences without random masks or gradient, where all that is to be asked is
+    remembered and the kernels multiply the input too; None: look closer.
+    """
+    if options.train and (options.dropout or options.recurrent_dropout or options.zoneout):
+        return None
+    h_0, c_0 = checks.split_states(hx, options.cell)
+
+    def decide(recorded: bool) -> Decided | None:
+        if recorded:
+            return None
+        return _decide(op, Inputs(x, h_0, c_0, params, None, None, None, None, False, False), options, None)
+
+    decided = quickly_remembered((op, options), (x, *params), (h_0, c_0), decide)
+    if decided is None or decided.plan.delegated or decided.plan.s.projected:
+        return None
+    plan, call, _ = decided
+    if c_0 is not None and x.itemsize == 2:
+        c_0 = c_0.to(torch.float32)
+    output, h_n, c_n = _infer(plan, x, h_0, c_0, params, call.num_layers)
+    if options.cell != "lstm":
+        return output, h_n, None
+    return output, h_n, c_n if c_n.dtype is x.dtype else c_n.to(x.dtype)
+
+
+def _infer(
+    plan: Plan, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, params: list[Tensor], num_layers: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, h_n, c_n): `_layers` without masks, gradient or dropout, 20 us sooner for each layer."""
+    forward, D, each = backends.RAW[plan[:2]].forward, plan.s.directions, len(params) // num_layers
+    ends = []
+    for layer in range(num_layers):
+        own, h, c = params, h_0, c_0
+        if num_layers > 1:
+            own = params[layer * each : (layer + 1) * each]
+            h, c = (None if t is None else t[layer * D : (layer + 1) * D] for t in (h_0, c_0))
+        x, *state, _, _, _ = forward(
+            x, h, c, own, None, None, None, None, None, None, plan.packed, plan.zoneout, False
+        )
+        ends.append(state)
+    if num_layers == 1:
+        return x, *state
+    h_n, c_n = zip(*ends, strict=True)
+    return x, torch.cat(h_n), torch.cat(c_n) if plan.s.cell == "lstm" else c_n[0]
 
 
 def sequence_inputs(

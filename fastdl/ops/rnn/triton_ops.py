@@ -258,6 +258,6 @@ def _kernels(precision: str) -> dict[str, Callable]:
 
 
 libraries = [
-    define_triton(schema.SCHEMAS, _kernels(precision), vars(registration), INTERPRETED, suffix)
+    define_triton(schema.SEQUENCES, _kernels(precision), vars(registration), INTERPRETED, suffix)
     for suffix, precision in PRECISIONS.items()
 ]
