@@ -139,13 +139,13 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.dim() not in (2, 3):
             raise ValueError(f"query must have 2 or 3 dimensions, got {list(query.shape)}")
-        widths = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        for (name, width), t in zip(widths.items(), (query, key, value), strict=True):
+        widths = (("query", self.embed_dim, query), ("key", self.kdim, key), ("value", self.vdim, value))
+        for name, width, t in widths:
             if t.dim() != query.dim() or t.shape[-1] != width:
                 raise ValueError(
                     f"{name} must have {query.dim()} dimensions and last size {width}, got {list(t.shape)}"
                 )
-        if key.shape[:-1] != value.shape[:-1]:
+        if key is not value and key.shape[:-1] != value.shape[:-1]:
             raise ValueError(
                 f"key and value must be equally long, got {list(key.shape)}, {list(value.shape)}"
             )

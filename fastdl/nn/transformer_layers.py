@@ -88,7 +88,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
 def feed_forward(layer: nn.Module, x: Tensor, last: nn.Module) -> Tensor:
     """last(linear2(dropout(activation(linear1(x))))) in two fused products where all of them are torch's own."""
     first, second, dropout = layer.linear1, layer.linear2, layer.dropout
-    activation = _name(layer.activation)
+    activation = None if _watches_every_module() else _name(layer.activation)
     linears = all(_plain(one, nn.Linear) or _plain_fused(one) for one in (first, second))
     if activation is None or not linears or not all(_plain(one, nn.Dropout) for one in (dropout, last)):
         return last(second(dropout(layer.activation(first(x)))))
@@ -108,9 +108,14 @@ def _name(activation: object) -> str | None:
 
 def _plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is exactly of one of these kinds, computes what it does, and nobody watches it."""
-    if type(module) not in kinds or "forward" in module.__dict__:
+    if type(module) not in kinds:
         return False
-    return not any(getattr(module, hooks) or getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
+    own = module.__dict__  # attributes of a module are found in 1 us, these in 0.1
+    return "forward" not in own and not any(map(own.__getitem__, HOOKS))
+
+
+def _watches_every_module() -> bool:
+    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
 def _plain_fused(module: nn.Module) -> bool:
