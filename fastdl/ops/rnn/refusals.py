@@ -67,6 +67,8 @@ def refuse_cpu_fused(call: Call, *tensors: Tensor | None) -> str | None:
 # Measured in float32. An autograd function of ours costs 0.2 ms more than torch's: so many steps it must save.
 _FEW_STEPS = {"lstm": 4, "gru": 4, "rnn_tanh": 8, "rnn_relu": 8}
 _PLAIN = ("rnn_tanh", "rnn_relu")
+# So many units, and of all steps so many, oneDNN's layer trains in less than ours needs around its kernels.
+_FEW_UNITS, _FEW_SUMS = 64, 2**13
 # Products below which a single step of a plain cell without gradient costs less in torch.
 _SMALL_CELL = 2**15
 
@@ -90,10 +92,18 @@ def _faster_in_torch(call: Call) -> str | None:
         and (not call.one_step or B * H * (I + H) < _SMALL_CELL)
     ):
         return "a single step this small has less overhead in torch"
+    if (
+        cell == "lstm"
+        and call.gradient
+        and H <= _FEW_UNITS
+        and T * B * H <= _FEW_SUMS
+        and not call.s.has_projection
+    ):
+        return f"{T * B} steps of {H} units do not pay for an autograd function"
     if cell != "lstm" or call.s.has_projection or _extension.cpu_isa() not in ("baseline", "avx2"):
         return None
     # oneDNN's layer
-    if call.gradient and H <= 64 and B >= 16:
+    if call.gradient and H <= _FEW_UNITS and B >= 16:
         return f"torch trains {B} sequences of {H} units faster"
     if not call.gradient and H >= 256 and B >= 128:
         return f"torch's products of {B} rows are near the machine's limit"
