@@ -9,7 +9,8 @@ from torch import nn
 
 from ..dispatch import UnsupportedError
 from . import families as family_names
-from . import owner, reporting, sequential
+from . import owner, reporting
+from .assignment import take_assigned_back
 from .measure import Measurement, measure
 from .reporting import Row
 from .survey import Candidate, Survey
@@ -103,7 +104,7 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     for module in list(model.modules()):
-        sequential.restore(module)
+        take_assigned_back(module)
         owner.unfuse(module)
         reporting.forget(module)
     return model
@@ -135,4 +136,4 @@ def _undo(candidate: Candidate) -> Callable[[], None]:
     if candidate.way in ("fuse", "call"):
         kind = type(candidate.owner)
         return lambda: setattr(candidate.owner, "__class__", kind)
-    return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]
+    return lambda: take_assigned_back(candidate.module)

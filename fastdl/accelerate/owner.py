@@ -17,7 +17,6 @@ from .classes import take_back
 from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
-from .sequential import runs_in_order
 from .substitution import Unwritable
 from .tracing import Trace
 
@@ -37,9 +36,7 @@ def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
     found: dict[bool, Trace | Untraceable] = {}
     kind = base_class(owner)
     if not can_be_subclassed(kind):
-        if not runs_in_order(kind):
-            return dict.fromkeys((True, False), Untraceable(refusal(kind)))
-        kind = nn.Sequential
+        return dict.fromkeys((True, False), Untraceable(refusal(kind)))
     for training in (True, False):
         try:
             found[training] = Trace(owner, kind, training)
@@ -48,6 +45,17 @@ def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
         if training and isinstance(found[True], Trace) and not found[True].reads_training:
             return {True: found[True], False: found[True]}
     return found
+
+
+def runs_in_order(kind: type) -> bool:
+    """Whether instances do exactly what nn.Sequential does."""
+    sequential = nn.Sequential
+    return (
+        issubclass(kind, sequential)
+        and kind.forward is sequential.forward
+        and kind.__iter__ is sequential.__iter__
+        and kind.__call__ is sequential.__call__
+    )
 
 
 def base_class(module: nn.Module) -> type:
