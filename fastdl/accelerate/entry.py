@@ -13,7 +13,7 @@ from . import owner, reporting
 from .assignment import take_assigned_back
 from .measure import Measurement, measure
 from .reporting import Row
-from .survey import Candidate, Survey
+from .survey import Candidate, Survey, apply, by_owner
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -82,9 +82,9 @@ def accelerate(
         raise UnsupportedError("accelerate(strict=True) would keep " + "; ".join(kept))
     rows += [Row(name, "kept", reason) for name, reason in survey.unmatched()]
     with ExitStack() as undo:
-        for candidate in chosen:
-            undo.callback(_undo(candidate))
-            candidate.apply()
+        for candidates in by_owner(chosen):
+            undo.callback(_undo(candidates[0]))
+            apply(candidates)
         reporting.store(model, rows)
         undo.pop_all()
     return model

@@ -29,12 +29,24 @@ class Candidate:
     way: str  # "fuse" or "call" in the owner's forward, "assign" a class
     description: str
 
-    def apply(self) -> None:
-        if self.way == "assign":
-            assign(self.module, self.patterns[True].kind)
-        else:
-            paths = owner.fused_paths(self.owner) | ({self.path} if self.way == "fuse" else set())
-            owner.fuse(self.owner, paths, self.way == "call" or owner.calls_attention(self.owner))
+
+def apply(candidates: list[Candidate]) -> None:
+    """Replace those of one owner."""
+    changed = candidates[0].owner
+    if candidates[0].way == "assign":
+        assign(changed, candidates[0].patterns[True].kind)
+        return
+    paths = owner.fused_paths(changed) | {each.path for each in candidates if each.way == "fuse"}
+    attention = owner.calls_attention(changed) or any(each.way == "call" for each in candidates)
+    owner.fuse(changed, paths, attention)
+
+
+def by_owner(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """What is applied at once: a class of a module's own is made for all that its forward calls."""
+    groups: dict[tuple[int, bool], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[id(candidate.owner), candidate.way == "assign"].append(candidate)
+    return list(groups.values())
 
 
 class Survey:

@@ -15,7 +15,7 @@ from architectures import ARCHITECTURES, AttributeNet, FunctionalNet
 from torch import nn
 
 import fastdl
-from fastdl.accelerate import survey
+from fastdl.accelerate import entry
 
 NAMES = ["vgg", "attributes", "functional", "resnet", "norms in sequential"]
 PICKLABLE = [
@@ -326,15 +326,15 @@ def test_interrupted_while_applying(monkeypatch):
     architecture = ARCHITECTURES["resnet"]
     model = architecture.model()
     kinds, keys = [type(m) for m in model.modules()], set(model.__dict__)
-    apply, applied = survey.Candidate.apply, []
+    apply, applied = entry.apply, []
 
-    def interrupt(candidate):
-        applied.append(candidate)
-        apply(candidate)
+    def interrupt(candidates):
+        applied.append(candidates)
+        apply(candidates)
         if len(applied) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(survey.Candidate, "apply", interrupt)
+    monkeypatch.setattr(entry, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fastdl.accelerate(model)
     assert [type(m) for m in model.modules()] == kinds
