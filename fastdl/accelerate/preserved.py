@@ -29,8 +29,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for container, content in containers:
                 container.clear()
                 container.update(content)
-        with torch.no_grad():
-            for buffer, value in buffers:
+        for buffer, value in buffers:
+            # what was made in inference mode can be written there only
+            with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -16,7 +16,7 @@ from types import FunctionType, MappingProxyType
 from torch import Tensor, fx, nn
 
 from .doubles import Doubles
-from .guards import Guards
+from .guards import Guards, is_nan
 from .patterns import module_refusal
 from .purity import Look, Untraceable, is_callable_constant, is_plain
 from .random_state import RandomState
@@ -65,7 +65,7 @@ class Trace:
         if drawn:
             raise Untraceable("it draws random numbers outside of tensor operations")
         for name, given, before in self._snapshots:
-            if given != before:
+            if given != before and not is_nan(given):
                 raise Untraceable(f"it changes {name}")
         self._remove_identities(graph)
         return graph

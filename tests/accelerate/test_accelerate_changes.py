@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import fastdl
 
@@ -149,6 +150,25 @@ def test_a_class_changed_after_tracing(monkeypatch):
     assert torch.equal(model(x), x + 1)
 
 
+NOT_A_NUMBER = float("nan")
+
+
+def test_a_value_that_does_not_equal_itself():
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.fill = nn.Conv2d(3, 4, 3), nn.ReLU(), float("nan")
+
+        def forward(self, x):
+            return self.relu(self.conv(x)).nan_to_num(self.fill) * max(1.0, NOT_A_NUMBER)
+
+    model, x = Filled(), torch.randn(1, 3, 8, 8)
+    assert fastdl.report(fastdl.accelerate(model))["conv"].action == "fused"
+    assert is_fused(model, x)
+    model.fill = 2.0
+    assert not is_fused(model, x)
+
+
 def test_arguments_other_than_the_defaults():
     """Arguments with a default are traced at it; other values take the old forward."""
     model, x = Configured().eval(), torch.randn(1, 3, 8, 8)
@@ -216,7 +236,7 @@ IN_A_SEQUENTIAL = {
     "hook on an activation": lambda m: m[5].register_forward_hook(lambda _, __, y: -y),
     "hook before a pool": lambda m: m[2].register_forward_pre_hook(lambda _, x: (-x[0],)),
     "parametrization": lambda m: nn.utils.parametrizations.weight_norm(m[4]),
-    "pruning": lambda m: nn.utils.prune.l1_unstructured(m[4], "weight", 0.5),
+    "pruning": lambda m: prune.l1_unstructured(m[4], "weight", 0.5),
     "the dropout's p": lambda m: setattr(m[6], "p", 1.0),
 }
 
