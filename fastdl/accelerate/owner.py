@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 
-from torch import nn
+from torch import fx, nn
 
 from . import attention_calls, families
 from .classes import take_back
@@ -177,6 +177,9 @@ def _dispatch(
         defaults.append(same if constant else f"type({name}) is _type_{name} and {same}")
     # The trace saw a value where these would be constants it could have branched on.
     inputs = [f"{name} is not {constant}" for name in required for constant in ("None", "True", "False")]
+    # To torch.fx, which looks for layers, the forward is what it was.
+    namespace["_Proxy"] = fx.Proxy
+    inputs += [f"not isinstance({name}, _Proxy)" for name in required]
     conditions = " and ".join([*inputs, *defaults]) or "True"
     lines = [f"def forward({', '.join(signature)}):", f"    if {conditions}:"]
     arguments = ", ".join(["self", *required])
