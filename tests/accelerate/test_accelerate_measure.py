@@ -166,6 +166,18 @@ def test_inference_mode(what, training, timer):
         assert torch.isfinite(model(x)).all()
 
 
+def test_a_dict_that_cannot_be_written_is_left_alone(timer):
+    class Frozen(dict):
+        def update(self, *_):
+            raise TypeError("a configuration")
+
+    model = ARCHITECTURES["vgg"].model()
+    model.config = Frozen(channels=3)
+    fastdl.accelerate(model, example_inputs=(ARCHITECTURES["vgg"].x(),))
+    assert model.config == dict(channels=3)
+    assert fastdl.report(model).to_dict()["fused"]
+
+
 def test_a_call_that_fails_leaves_the_model_as_it_was(timer):
     model = Stateful()
     with pytest.raises(RuntimeError):
