@@ -5,8 +5,6 @@ Its Parameters and its place in every optimizer, hook and container hold. What i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import nn
 
 from .classes import take_back
@@ -14,19 +12,10 @@ from .classes import take_back
 _ASSIGNED = "_fastdl_class"
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """The class that computes what a module, and what follows it, compute, and the attributes it needs."""
-
-    kind: type[nn.Module]
-    attributes: dict[str, object] = field(default_factory=dict)
-
-
-def assign(module: nn.Module, replacement: Replacement) -> None:
-    """Make `module` an instance of the replacement's class."""
-    module.__dict__[_ASSIGNED] = (type(module), replacement.kind, tuple(replacement.attributes))
-    module.__dict__.update(replacement.attributes)
-    module.__class__ = replacement.kind
+def assign(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make `module` an instance of `kind`."""
+    module.__dict__[_ASSIGNED] = (type(module), kind)
+    module.__class__ = kind
 
 
 def is_assigned(module: nn.Module) -> bool:
@@ -36,7 +25,5 @@ def is_assigned(module: nn.Module) -> bool:
 def take_assigned_back(module: nn.Module) -> None:
     """The inverse of `assign`; nothing happens to other modules."""
     if is_assigned(module):
-        original, assigned, attributes = module.__dict__.pop(_ASSIGNED)
+        original, assigned = module.__dict__.pop(_ASSIGNED)
         take_back(module, assigned, original)
-        for name in attributes:
-            module.__dict__.pop(name, None)

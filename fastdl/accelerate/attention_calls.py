@@ -76,9 +76,6 @@ class Calls:
     def description(self) -> str:
         return f"scaled_dot_product_attention in {self.kind.__name__}.{', '.join(self.names)}"
 
-    def replacement(self) -> None:
-        return None
-
     def compute(
         self,
         modules: dict[str, nn.Module],

@@ -26,10 +26,10 @@ def conv_relu(conv: nn.Conv2d, x: Tensor, **pool: object) -> Tensor:
 def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **pool: object) -> Tensor:
     """relu(norm(conv(x))), pooled if `pool` says how.
 
-    With running statistics the normalisation is linear and goes into a weight made for this call; the
-    parameters are only read. With batch statistics it needs the whole convolution first.
+    With running statistics the normalisation is linear and goes into a weight made for this call, where that is
+    faster; the parameters are only read. With batch statistics it needs the whole convolution first.
     """
-    if norm.training or norm.running_mean is None:
+    if norm.training or norm.running_mean is None or not _folding_is_faster(conv, x, **pool):
         return relu_max_pool(norm(conv(x)), **pool)
     weight, bias = folded(conv, norm)
     return conv_relu_maxpool(
@@ -42,6 +42,20 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
         groups=conv.groups,
         **pool,
     )
+
+
+def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
+    """Whether a convolution with a weight made for the call is faster than torch's and the normalisation after it.
+
+    Measured in float32 on a CPU with AVX2: where torch's convolution would follow, with no pool to fuse, it was not
+    (0.7x to 1x), nor with fewer than about a tenth as many positions as the weight of a channel has elements.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return True
+    own = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    channel = x.shape[-3] * conv.kernel_size[0] * conv.kernel_size[1] // conv.groups
+    positions = x.numel() // (x.shape[-3] * conv.stride[0] * conv.stride[1])
+    return (own or bool(pool)) and 10 * positions >= channel
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

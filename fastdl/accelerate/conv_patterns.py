@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import ConvReLU2d, ConvReLUMaxPool2d
+from ..nn import ConvReLU2d
 from ..nn.conv_relu_maxpool import pool_attributes
 from . import calls
-from .assignment import Replacement
 from .guards import Guards
 from .patterns import Chain, module_refusal, parameter_refusal
 
@@ -64,14 +63,6 @@ class ConvPattern(Chain):
         norm = () if self.norm is None else (self.nodes[1].target,)
         call = calls.conv_batch_norm_relu if norm else calls.conv_relu
         self.put(graph, call, (self.path, *norm), self.pool, guards, _WATCHED)
-
-    def replacement(self) -> Replacement | None:
-        """None with a BatchNorm or where the convolution is of a class of its own."""
-        if self.norm is not None or type(self.head) is not nn.Conv2d:
-            return None
-        if self.pool:
-            return Replacement(ConvReLUMaxPool2d, {**self.pool, "return_indices": False})
-        return Replacement(ConvReLU2d)
 
     def compute(
         self,

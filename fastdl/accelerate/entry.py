@@ -9,10 +9,11 @@ from torch import nn
 
 from ..dispatch import UnsupportedError
 from . import families as family_names
-from . import owner, reporting, sequential
+from . import owner, reporting
+from .assignment import take_assigned_back
 from .measure import Measurement, measure
 from .reporting import Row
-from .survey import Candidate, Survey
+from .survey import Candidate, Survey, apply, by_owner
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -31,11 +32,12 @@ def accelerate(
     activation → Dropout, in an nn.Sequential or in the code of a forward, become one fused call. A Linear without an
     activation, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
     fastdl.nn's classes wherever they are called. Of these, LSTM, GRU and RNN are no instances of torch's classes
-    (torch.compile breaks the graph at those). Where the methods of a module, or functions they call by name, call
-    torch.nn.functional.scaled_dot_product_attention, this module's calls go to fastdl's.
+    (torch.compile breaks the graph at those), except to the function given to `model.apply`. Where the methods of a
+    module, or functions they call by name, call torch.nn.functional.scaled_dot_product_attention, this module's
+    calls go to fastdl's.
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
-    In an nn.Sequential the place of the first layer holds the fused module and those of the others an Identity, so
-    `model[:1]` includes what follows; a Dropout's p and mode are then those of the fused module. What has to stay as
+    The layers of a fused call stay where and what they are: called alone, sliced or searched for they are themselves,
+    and if one is replaced, hooked or parametrized later, the forward calls each of them again. What has to stay as
     it is (hooks, parametrizations, an output used twice, a forward that cannot be traced …) stays, and
     `fastdl.report(model)` says why. Calling it again changes nothing more.
 
@@ -55,8 +57,8 @@ def accelerate(
 
     >>> import fastdl, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
-    >>> type(fastdl.accelerate(model)[0]).__name__, type(fastdl.restore(model)[0]).__name__
-    ('ConvReLUMaxPool2d', 'Conv2d')
+    >>> fastdl.report(fastdl.accelerate(model))["0"].reason
+    'Conv2d → ReLU → MaxPool2d in Sequential'
     """
     _check(model, filter_fn, example_inputs)
     survey = Survey(model, family_names.check(families))
@@ -81,9 +83,9 @@ def accelerate(
         raise UnsupportedError("accelerate(strict=True) would keep " + "; ".join(kept))
     rows += [Row(name, "kept", reason) for name, reason in survey.unmatched()]
     with ExitStack() as undo:
-        for candidate in chosen:
-            undo.callback(_undo(candidate))
-            candidate.apply()
+        for candidates in by_owner(chosen):
+            undo.callback(_undo(candidates[0]))
+            apply(candidates)
         reporting.store(model, rows)
         undo.pop_all()
     return model
@@ -103,7 +105,7 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     for module in list(model.modules()):
-        sequential.restore(module)
+        take_assigned_back(module)
         owner.unfuse(module)
         reporting.forget(module)
     return model
@@ -135,4 +137,4 @@ def _undo(candidate: Candidate) -> Callable[[], None]:
     if candidate.way in ("fuse", "call"):
         kind = type(candidate.owner)
         return lambda: setattr(candidate.owner, "__class__", kind)
-    return lambda: [sequential.restore(module) for module in (candidate.owner, candidate.module)]
+    return lambda: take_assigned_back(candidate.module)

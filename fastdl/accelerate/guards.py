@@ -39,6 +39,9 @@ class Guards:
             self.same(path, name, value)
             return
         read = _attribute(name)
+        if is_nan(value):
+            self.add(path, f"type({read}) is float and {read} != {read}")
+            return
         self.add(path, f"type({read}) is {{1}} and {read} == {{0}}", value, type(value))
 
     def same(self, path: str, name: str, value: object) -> None:
@@ -65,7 +68,8 @@ class Guards:
 
     def constant(self, namespace: dict, name: str, value: object) -> None:
         """A global, compared by value."""
-        self.add("", f"{{0}}.get({name!r}) == {{1}}", namespace, value)  # an identifier
+        read = f"{{0}}.get({name!r})"  # an identifier
+        self.add("", f"{read} != {read}" if is_nan(value) else f"{read} == {{1}}", namespace, value)
 
     def member(self, path: str, module: nn.Module, attributes: tuple[str, ...]) -> None:
         """A module whose call a fused call stands for: same type, same attributes, no hooks."""
@@ -94,6 +98,10 @@ def define(name: str, source: str, namespace: dict[str, object], title: str) -> 
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     exec(compile(source, filename, "exec"), namespace)
     return namespace[name]
+
+
+def is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _local(path: str, local: dict[str, str], lines: list[str]) -> str:

@@ -14,7 +14,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
 from . import linear_calls
-from .assignment import Replacement
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
@@ -28,15 +27,6 @@ _FUNCTIONS = {
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), "sigmoid"),
 }
 _METHODS = {f"{name}{in_place}": name for name in ("relu", "tanh", "sigmoid") for in_place in ("", "_")}
-_CLASSES = {
-    None: fused_nn.Linear,
-    "relu": fused_nn.LinearReLU,
-    "gelu": fused_nn.LinearGELU,
-    "gelu_tanh": fused_nn.LinearGELU,
-    "silu": fused_nn.LinearSiLU,
-    "tanh": fused_nn.LinearTanh,
-    "sigmoid": fused_nn.LinearSigmoid,
-}
 _SHOWN = dict(relu="ReLU", gelu="GELU", gelu_tanh="GELU(tanh)", silu="SiLU", tanh="Tanh", sigmoid="Sigmoid")
 # The attributes a fused call does not read itself, by the class of the module it stands for.
 _WATCHED = {
@@ -74,16 +64,6 @@ class LinearPattern(Chain):
         elif self.dropout_p:
             options["dropout_p"] = self.dropout_p
         self.put(graph, call, paths, options, guards, _WATCHED)
-
-    def replacement(self) -> Replacement | None:
-        """None where the Linear is of a class of its own or its mode is not the dropout's."""
-        dropout = self.dropout
-        if type(self.head) is not nn.Linear or (dropout and dropout.training != self.head.training):
-            return None
-        attributes = {"approximate": "tanh"} if self.activation == "gelu_tanh" else {}
-        if dropout is not None and dropout.p:
-            attributes["dropout_p"] = dropout.p
-        return Replacement(_CLASSES[self.activation], attributes)
 
     def compute(
         self,

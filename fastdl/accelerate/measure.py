@@ -31,17 +31,23 @@ class Measurement:
 def measure(
     model: nn.Module, candidates: list[Candidate], example_inputs: tuple | Mapping[str, object]
 ) -> dict[int, Measurement]:
-    """By id of the candidate. The model runs once, without gradients, and is left as it was."""
+    """By id of the candidate. The model runs once, without gradients, and is left as it was.
+
+    The backward pass is measured too if the model is in training mode, unless inference mode rules it out.
+    """
     if any(isinstance(module, nn.modules.lazy.LazyModuleMixin) for module in model.modules()):
         raise ValueError("the model has lazy modules: run it once before measuring it with example_inputs")
     found = {id(candidate): Measurement("the example inputs do not reach it") for candidate in candidates}
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     given = {value.data_ptr() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-    with preserved(model), torch.no_grad(), ExitStack() as watching:
+    inference = torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters())
+    training = model.training and not inference
+    mode = torch.inference_mode if inference else torch.no_grad
+    with preserved(model), mode(), ExitStack() as watching:
         for candidate in candidates:
             pattern = candidate.patterns.get(candidate.owner.training)
             if pattern is not None:
-                hook = _once(candidate, pattern, found, given, model.training)
+                hook = _once(candidate, pattern, found, given, training)
                 if isinstance(pattern, Calls):
                     watching.enter_context(pattern.watched(hook))
                 else:
@@ -72,7 +78,8 @@ def _compare(
 
     def detached(tensor: Tensor) -> Tensor:
         wanted = training and tensor.is_floating_point() and tensor.data_ptr() not in given
-        return tensor.detach().requires_grad_(wanted)
+        own = tensor.clone() if training and tensor.is_inference() else tensor.detach()
+        return own.requires_grad_(wanted)
 
     args, kwargs = _map(args, detached), _map(kwargs, detached)
     with torch.set_grad_enabled(training):

@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 
-from torch import nn
+from torch import fx, nn
 
 from . import attention_calls, families
 from .classes import take_back
 from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
-from .sequential import runs_in_order
 from .substitution import Unwritable
 from .tracing import Trace
 
@@ -37,9 +36,7 @@ def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
     found: dict[bool, Trace | Untraceable] = {}
     kind = base_class(owner)
     if not can_be_subclassed(kind):
-        if not runs_in_order(kind):
-            return dict.fromkeys((True, False), Untraceable(refusal(kind)))
-        kind = nn.Sequential
+        return dict.fromkeys((True, False), Untraceable(refusal(kind)))
     for training in (True, False):
         try:
             found[training] = Trace(owner, kind, training)
@@ -48,6 +45,17 @@ def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
         if training and isinstance(found[True], Trace) and not found[True].reads_training:
             return {True: found[True], False: found[True]}
     return found
+
+
+def runs_in_order(kind: type) -> bool:
+    """Whether instances do exactly what nn.Sequential does."""
+    sequential = nn.Sequential
+    return (
+        issubclass(kind, sequential)
+        and kind.forward is sequential.forward
+        and kind.__iter__ is sequential.__iter__
+        and kind.__call__ is sequential.__call__
+    )
 
 
 def base_class(module: nn.Module) -> type:
@@ -169,6 +177,9 @@ def _dispatch(
         defaults.append(same if constant else f"type({name}) is _type_{name} and {same}")
     # The trace saw a value where these would be constants it could have branched on.
     inputs = [f"{name} is not {constant}" for name in required for constant in ("None", "True", "False")]
+    # To torch.fx, which looks for layers, the forward is what it was.
+    namespace["_Proxy"] = fx.Proxy
+    inputs += [f"not isinstance({name}, _Proxy)" for name in required]
     conditions = " and ".join([*inputs, *defaults]) or "True"
     lines = [f"def forward({', '.join(signature)}):", f"    if {conditions}:"]
     arguments = ", ".join(["self", *required])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from .assignment import Replacement
 from .guards import Guards
 
 
@@ -30,9 +29,6 @@ class Pattern(Protocol):
     @property
     def description(self) -> str:
         """What is replaced, for the report."""
-
-    def replacement(self) -> Replacement | None:
-        """The class the head can be given, None if no class computes this."""
 
     def compute(
         self,
@@ -143,9 +139,6 @@ class Whole:
     @property
     def measured(self) -> dict[str, nn.Module]:
         return {"": self.module}
-
-    def replacement(self) -> Replacement:
-        return Replacement(self.kind)
 
     def compute(
         self,

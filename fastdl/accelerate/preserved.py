@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from .random_state import RandomState
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, set)  # not a class of its own, which may be frozen
 
 
 @contextmanager
@@ -29,8 +32,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for container, content in containers:
                 container.clear()
                 container.update(content)
-        with torch.no_grad():
-            for buffer, value in buffers:
+        for buffer, value in buffers:
+            # what was made in inference mode can be written there only
+            with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
@@ -40,5 +44,5 @@ def _attributes(module: nn.Module) -> tuple[dict[str, object], list[tuple]]:
     """The attributes, and what is in those that are dicts or sets (buffers, submodules, hooks)."""
     attributes = dict(module.__dict__)
     # Not the parameters: a forward leaves them alone, but FSDP2 exchanges shards and wholes there.
-    containers = [v for name, v in attributes.items() if isinstance(v, (dict, set)) and name != "_parameters"]
+    containers = [v for name, v in attributes.items() if type(v) in _CONTAINERS and name != "_parameters"]
     return attributes, [(container, copy.copy(container)) for container in containers]

@@ -21,7 +21,7 @@ class RandomState:
     def unchanged(self) -> bool:
         """Whether nothing was drawn on the CPU since."""
         now = RandomState()
-        numpy = self._numpy is None or repr(self._numpy) == repr(now._numpy)
+        numpy = self._numpy is None or _comparable(self._numpy) == _comparable(now._numpy)
         return self._python == now._python and torch.equal(self._torch, now._torch) and numpy
 
     def restore(self) -> None:
@@ -31,3 +31,7 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _comparable(state: tuple) -> list[object]:
+    return [part.tobytes() if hasattr(part, "tobytes") else part for part in state]

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from .. import nn as fused
+from .assignment import assign, take_assigned_back
 from .patterns import Whole, module_refusal, parameter_refusal
 
+
+class _Applied(nn.Module):
+    """To a function given to `apply`, which may initialise by isinstance, the layer is what it was."""
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
+        kind = type(self)
+        take_assigned_back(self)
+        try:
+            return self.apply(fn)
+        finally:
+            assign(self, kind)
+
+
+class LSTM(_Applied, fused.LSTM):
+    pass
+
+
+class GRU(_Applied, fused.GRU):
+    pass
+
+
+class RNN(_Applied, fused.RNN):
+    pass
+
+
 _CLASSES = {
-    nn.LSTM: fused.LSTM,
-    nn.GRU: fused.GRU,
-    nn.RNN: fused.RNN,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNN: RNN,
     nn.LSTMCell: fused.LSTMCell,
     nn.GRUCell: fused.GRUCell,
     nn.RNNCell: fused.RNNCell,
@@ -30,7 +58,7 @@ def whole(module: nn.Module) -> Whole | None:
     kind = _CLASSES[base]
     description = f"{base.__name__} as fastdl.nn.{kind.__name__}"
     if not issubclass(kind, base):
-        description += f"; isinstance(nn.{base.__name__}) no longer holds"
+        description += f"; isinstance(nn.{base.__name__}) holds in apply() alone"
     return Whole(module, kind, description, _refusal(module, base))
 
 

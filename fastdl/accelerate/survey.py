@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from . import families, owner, sequential
+from . import families, owner
 from .assignment import assign, is_assigned
 from .attention_calls import Calls
 from .patterns import Chain, Pattern, Whole
@@ -26,17 +26,27 @@ class Candidate:
     path: str  # of the module, from the owner
     patterns: dict[bool, Pattern]  # by training value
     refusal: str | None
-    way: str  # "swap" in a Sequential, "fuse" or "call" in the owner's forward, "assign" a class
+    way: str  # "fuse" or "call" in the owner's forward, "assign" a class
     description: str
 
-    def apply(self) -> None:
-        if self.way == "assign":
-            assign(self.module, self.patterns[True].replacement())
-        elif self.way == "swap":
-            sequential.swap(self.owner, self.patterns[True])
-        else:
-            paths = owner.fused_paths(self.owner) | ({self.path} if self.way == "fuse" else set())
-            owner.fuse(self.owner, paths, self.way == "call" or owner.calls_attention(self.owner))
+
+def apply(candidates: list[Candidate]) -> None:
+    """Replace those of one owner."""
+    changed = candidates[0].owner
+    if candidates[0].way == "assign":
+        assign(changed, candidates[0].patterns[True].kind)
+        return
+    paths = owner.fused_paths(changed) | {each.path for each in candidates if each.way == "fuse"}
+    attention = owner.calls_attention(changed) or any(each.way == "call" for each in candidates)
+    owner.fuse(changed, paths, attention)
+
+
+def by_owner(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """What is applied at once: a class of a module's own is made for all that its forward calls."""
+    groups: dict[tuple[int, bool], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[id(candidate.owner), candidate.way == "assign"].append(candidate)
+    return list(groups.values())
 
 
 class Survey:
@@ -48,11 +58,6 @@ class Survey:
         self.module_names = {id(module): name for name, module in model.named_modules()}
         self.owners = [module for module in model.modules() if self._is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
-        self.callers = self._callers()
-        # What is below a forward that cannot be read.
-        unread = (module for module in self.owners if len(self._readable(module)) < 2)
-        self.unwatched = {id(inner) for module in unread for inner in module.modules() if inner is not module}
-        self.places = Counter(id(child) for module in model.modules() for child in module._modules.values())
         chains = [candidate for module in self.owners for candidate in self._of(module)]
         wholes = list(self._wholes(chains))
         replaced = {id(candidate.module) for candidate in wholes}
@@ -106,16 +111,6 @@ class Survey:
                 patterns = {True: calls, False: calls}
                 yield Candidate(name, module, module, "", patterns, calls.refusal, "call", calls.description)
 
-    def _callers(self) -> dict[int, set[int]]:
-        """For each module, the owners whose forward calls it."""
-        callers: dict[int, set[int]] = defaultdict(set)
-        for module in self.owners:
-            for trace in self._readable(module).values():
-                for node in trace.graph.nodes:
-                    if node.op == "call_module":
-                        callers[id(trace.modules[node.target])].add(id(module))
-        return callers
-
     def _readable(self, module: nn.Module) -> dict[bool, Trace]:
         return {mode: trace for mode, trace in self.traces[id(module)].items() if isinstance(trace, Trace)}
 
@@ -145,10 +140,7 @@ class Survey:
         usable = {mode: [call for call in calls if call.refusal is None] for mode, calls in patterns.items()}
         usable = {mode: calls for mode, calls in usable.items() if calls}
         first = next(calls[0] for calls in (usable or patterns).values())
-        refusal, way = first.refusal, "fuse"
-        if refusal is None:
-            way = "swap" if self._can_swap(module, patterns, first) else "fuse"
-            refusal = None if way == "swap" else owner.refusal(owner.base_class(module))
+        refusal = first.refusal or owner.refusal(owner.base_class(module))
         return Candidate(
             name=self.module_names[id(first.head)],
             module=first.head,
@@ -156,20 +148,8 @@ class Survey:
             path=path,
             patterns={mode: calls[0] for mode, calls in usable.items()},
             refusal=refusal,
-            way=way,
+            way="fuse",
             description=f"{first.description} in {_forward(module)}" + self._restriction(module, usable),
-        )
-
-    def _can_swap(self, module: nn.Module, patterns: dict[bool, list[Chain]], first: Chain) -> bool:
-        # Layers that are, or may be, called one by one from elsewhere stay what they are.
-        alone = not any(self.callers[id(member)] - {id(module)} for member in first.members.values())
-        return (
-            sequential.runs_in_order(owner.base_class(module))
-            and sequential.can_swap(first)
-            and len(patterns[True]) == 1
-            and self.places[id(first.head)] == 1
-            and alone
-            and id(module) not in self.unwatched
         )
 
     def _restriction(self, module: nn.Module, usable: dict[bool, list[Chain]]) -> str:
@@ -185,7 +165,7 @@ class Survey:
         return (
             self._has_its_class(module)
             and hasattr(kind.forward, "__code__")
-            and (sequential.runs_in_order(kind) or _is_written_outside_torch(kind))
+            and (owner.runs_in_order(kind) or _is_written_outside_torch(kind))
             and any(family.is_head(inner) for inner in module.modules() for family in self.families)
         )
 
@@ -212,4 +192,4 @@ def _own_heads(
 
 def _forward(module: nn.Module) -> str:
     kind = owner.base_class(module)
-    return kind.__name__ if sequential.runs_in_order(kind) else f"{kind.__name__}.forward"
+    return kind.__name__ if owner.runs_in_order(kind) else f"{kind.__name__}.forward"

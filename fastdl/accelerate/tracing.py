@@ -16,7 +16,8 @@ from types import FunctionType, MappingProxyType
 from torch import Tensor, fx, nn
 
 from .doubles import Doubles
-from .guards import Guards
+from .guards import Guards, is_nan
+from .patterns import module_refusal
 from .purity import Look, Untraceable, is_callable_constant, is_plain
 from .random_state import RandomState
 
@@ -64,9 +65,19 @@ class Trace:
         if drawn:
             raise Untraceable("it draws random numbers outside of tensor operations")
         for name, given, before in self._snapshots:
-            if given != before:
+            if given != before and not is_nan(given):
                 raise Untraceable(f"it changes {name}")
+        self._remove_identities(graph)
         return graph
+
+    def _remove_identities(self, graph: fx.Graph) -> None:
+        """Calls of an nn.Identity, with which models leave out a layer; they would stand between those of a chain."""
+        for node in list(graph.nodes):
+            module = self.modules.get(node.target) if node.op == "call_module" else None
+            if module is not None and len(node.args) == 1 and _is_identity(module):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+                self.guards.member(node.target, module, ())
 
     def read(self, module: nn.Module, path: str, own: dict[str, object], name: str) -> object:
         """What reading `module.name` inside the forward gives; the read becomes a guard."""
@@ -209,6 +220,10 @@ def _entry(trace: Trace, forward: Callable) -> FunctionType:
     namespace: dict[str, object] = {"_run": run}
     exec(source, namespace)
     return namespace["forward"]
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return type(module) is nn.Identity and module_refusal(module, (nn.Identity,)) is None
 
 
 def _user_defined(function: FunctionType) -> bool:

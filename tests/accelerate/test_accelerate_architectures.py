@@ -193,14 +193,57 @@ def test_batch_norm_frozen_inside_a_training_model():
     assert model[5].num_batches_tracked == plain[5].num_batches_tracked == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "pool", "folds"),
+    [(16, 3, None, True), (2, 3, None, False), (16, 1, None, False), (16, 1, 2, True)],
+)
+def test_batch_norm_is_folded_where_that_is_faster(size, kernel_size, pool, folds, monkeypatch):
+    """Scaling a large weight for few positions, or for torch's own convolution, costs more than the normalisation."""
+    from fastdl.accelerate import calls
+
+    layers = [nn.Conv2d(64, 64, kernel_size), nn.BatchNorm2d(64), nn.ReLU()]
+    model = nn.Sequential(*layers, *([] if pool is None else [nn.MaxPool2d(pool)])).eval()
+    x = torch.randn(1, 64, size + kernel_size - 1, size + kernel_size - 1)
+    expected, folded, weights = model(x), calls.folded, []
+    monkeypatch.setattr(calls, "folded", lambda *layers: weights.append(layers) or folded(*layers))
+    found = fastdl.accelerate(model)(x)
+    assert bool(weights) == folds
+    assert relative_l2(found, expected) < 1e-5
+
+
+def test_an_identity_between_the_layers():
+    """What models put in the place of a layer that an option leaves out."""
+
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+            self.drop, self.blur = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            return self.blur(self.relu(self.drop(self.norm(self.conv(x)))))
+
+    model, x = Optional().eval(), torch.randn(2, 3, 9, 9)
+    plain = copy.deepcopy(model)
+    assert fastdl.report(fastdl.accelerate(model))["conv"].action == "fused"
+    assert relative_l2(model(x), plain(x)) < 1e-5
+    for m in (model, plain):
+        m.blur.register_forward_hook(lambda _, __, y: y + 1)
+    assert relative_l2(model(x), plain(x)) < 1e-5
+    for m in (model, plain):
+        m.drop = nn.Tanh()
+    assert relative_l2(model(x), plain(x)) < 1e-5
+    hooked = fastdl.restore(copy.deepcopy(plain))
+    assert fastdl.report(fastdl.accelerate(hooked))["conv"].action == "kept"
+
+
 def test_a_root_that_itself_matches_keeps_its_identity():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
-    conv = model[0]
+    layers = list(model)
     assert fastdl.accelerate(model) is model
-    assert model[0] is conv
-    assert type(conv) is fastdl.nn.ConvReLUMaxPool2d
-    assert [type(layer) for layer in model] == [fastdl.nn.ConvReLUMaxPool2d, nn.Identity, nn.Identity]
-    assert isinstance(conv, nn.Conv2d)
+    assert all(ours is theirs for ours, theirs in zip(model, layers, strict=True))
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
+    assert isinstance(model, nn.Sequential)
 
 
 def test_absorbed_layers_are_not_called(monkeypatch):

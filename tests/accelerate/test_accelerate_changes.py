@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import fastdl
 
@@ -149,6 +150,25 @@ def test_a_class_changed_after_tracing(monkeypatch):
     assert torch.equal(model(x), x + 1)
 
 
+NOT_A_NUMBER = float("nan")
+
+
+def test_a_value_that_does_not_equal_itself():
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.fill = nn.Conv2d(3, 4, 3), nn.ReLU(), float("nan")
+
+        def forward(self, x):
+            return self.relu(self.conv(x)).nan_to_num(self.fill) * max(1.0, NOT_A_NUMBER)
+
+    model, x = Filled(), torch.randn(1, 3, 8, 8)
+    assert fastdl.report(fastdl.accelerate(model))["conv"].action == "fused"
+    assert is_fused(model, x)
+    model.fill = 2.0
+    assert not is_fused(model, x)
+
+
 def test_arguments_other_than_the_defaults():
     """Arguments with a default are traced at it; other values take the old forward."""
     model, x = Configured().eval(), torch.randn(1, 3, 8, 8)
@@ -193,6 +213,74 @@ def test_a_fused_sequential_that_changes(key):
         delete=lambda m: (m.__delitem__(2), m)[1],
     )[key]
     assert torch.equal(change(model)(x), change(plain)(x))
+
+
+class Wrapped(nn.Module):
+    """A layer inside another module, as low-rank adapters do it."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x) - 0.5
+
+
+IN_A_SEQUENTIAL = {
+    "a convolution wrapped": lambda m: m.__setitem__(0, Wrapped(m[0])),
+    "a linear wrapped": lambda m: m.__setitem__(4, Wrapped(m[4])),
+    "a linear replaced": lambda m: setattr(m, "4", nn.Linear(36, 8)),
+    "an activation replaced": lambda m: m.__setitem__(1, nn.Tanh()),
+    "a pool replaced": lambda m: m.__setitem__(2, nn.AvgPool2d(2)),
+    "hook on a convolution": lambda m: m[0].register_forward_hook(lambda _, __, y: -y),
+    "hook on an activation": lambda m: m[5].register_forward_hook(lambda _, __, y: -y),
+    "hook before a pool": lambda m: m[2].register_forward_pre_hook(lambda _, x: (-x[0],)),
+    "parametrization": lambda m: nn.utils.parametrizations.weight_norm(m[4]),
+    "pruning": lambda m: prune.l1_unstructured(m[4], "weight", 0.5),
+    "the dropout's p": lambda m: setattr(m[6], "p", 1.0),
+}
+
+
+@pytest.mark.parametrize("change", IN_A_SEQUENTIAL)
+def test_layers_of_a_sequential_change_afterwards(change):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 8),
+        nn.ReLU(),
+        nn.Dropout(0.0),
+    )
+    plain, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    fastdl.accelerate(model)
+    for m in (model, plain):
+        torch.manual_seed(1)
+        IN_A_SEQUENTIAL[change](m)
+    with fastdl.backend("reference"):
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_a_sequential_are_what_they_were_to_everyone_else():
+    """Feature extraction, slices, and a search for layers by class, such as Monte Carlo dropout's."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 8))
+    model.extend([nn.Sigmoid(), nn.Dropout(0.5)])
+    plain, x = copy.deepcopy(model).eval(), torch.randn(2, 3, 8, 8)
+    fastdl.accelerate(model.eval())
+    found = []
+    model.apply(lambda m: found.append(type(m)))
+    assert found[:-1] == [type(layer) for layer in plain]
+    assert torch.equal(model[:2](x), plain[:2](x))
+    seen = {}
+    for i, layer in enumerate(model):
+        layer.register_forward_hook(lambda _, __, y, i=i: seen.update({i: y}))
+    model(x)
+    for i in range(len(model)):
+        torch.testing.assert_close(seen[i], plain[: i + 1](x), rtol=1e-5, atol=1e-6)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    assert not torch.equal(model(x), model(x))
 
 
 def test_layers_called_one_by_one_keep_their_outputs():

@@ -144,6 +144,40 @@ def test_leaves_the_model_and_the_generators_as_they_were(timer):
     handles[0].remove()
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("what", ["model", "input", "call"])
+def test_inference_mode(what, training, timer):
+    """Its tensors are written in it only, and have no backward pass."""
+
+    def mode(which: str) -> torch.inference_mode:
+        return torch.inference_mode(which == what)
+
+    architecture = ARCHITECTURES["norms in sequential"]
+    with mode("model"):
+        model = architecture.model().train(training)
+    with mode("input"):
+        x = architecture.x()
+    state = copy.deepcopy(model.state_dict())
+    with mode("call"):
+        fastdl.accelerate(model, example_inputs=(x,))
+    assert {row.action for row in fastdl.report(model)} == {"fused"}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with torch.inference_mode():
+        assert torch.isfinite(model(x)).all()
+
+
+def test_a_dict_that_cannot_be_written_is_left_alone(timer):
+    class Frozen(dict):
+        def update(self, *_):
+            raise TypeError("a configuration")
+
+    model = ARCHITECTURES["vgg"].model()
+    model.config = Frozen(channels=3)
+    fastdl.accelerate(model, example_inputs=(ARCHITECTURES["vgg"].x(),))
+    assert model.config == dict(channels=3)
+    assert fastdl.report(model).to_dict()["fused"]
+
+
 def test_a_call_that_fails_leaves_the_model_as_it_was(timer):
     model = Stateful()
     with pytest.raises(RuntimeError):

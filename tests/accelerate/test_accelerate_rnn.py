@@ -53,7 +53,7 @@ def test_the_same_parameters_and_results(kind: str):
     keys = list(model.state_dict())
     model.zero_grad()
     assert fastdl.accelerate(model) is model
-    assert type(model.layer) is getattr(fastdl.nn, kind)
+    assert isinstance(model.layer, getattr(fastdl.nn, kind))
     assert {name: id(p) for name, p in model.named_parameters()} == before
     assert list(model.state_dict()) == keys
     model.layer.flatten_parameters()
@@ -70,8 +70,32 @@ def test_the_report_says_what_no_longer_holds():
     model = Tagger()
     row = fastdl.report(fastdl.accelerate(model))["layer"]
     assert row.action == "fused"
-    assert row.reason == "LSTM as fastdl.nn.LSTM; isinstance(nn.LSTM) no longer holds"
+    assert row.reason == "LSTM as fastdl.nn.LSTM; isinstance(nn.LSTM) holds in apply() alone"
     assert not isinstance(model.layer, nn.LSTM)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_function_that_initialises_by_class_finds_it(kind: str):
+    model = nn.Sequential(Tagger(kind), nn.Linear(2, 2))
+    plain = copy.deepcopy(model)
+
+    def initialise(module: nn.Module) -> None:
+        if isinstance(module, getattr(nn, kind)):
+            for parameter in module.parameters():
+                nn.init.constant_(parameter, 0.25)
+
+    fastdl.accelerate(model)
+    for each in (model, plain):
+        each.apply(initialise)
+    assert isinstance(model[0].layer, getattr(fastdl.nn, kind))
+    tokens = _tokens()
+    torch.testing.assert_close(model[0](tokens), plain[0](tokens))
+    with pytest.raises(ZeroDivisionError):
+        model.apply(lambda module: 1 / (not isinstance(module, getattr(nn, kind))))
+    assert isinstance(model[0].layer, getattr(fastdl.nn, kind))
+    assert fastdl.report(model)["0.layer"].action == "fused"
+    fastdl.restore(model)
+    assert type(model[0].layer) is getattr(nn, kind)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -124,11 +148,11 @@ def test_copies(how: str):
         torch.save(model, file := io.BytesIO())
         file.seek(0)
         twin = torch.load(file, weights_only=False)
-    assert type(twin.layer) is fastdl.nn.GRU
+    assert isinstance(twin.layer, fastdl.nn.GRU)
     torch.testing.assert_close(twin(tokens), model(tokens))
     assert type(fastdl.restore(twin).layer) is nn.GRU
     torch.testing.assert_close(twin(tokens), model(tokens))
-    assert type(model.layer) is fastdl.nn.GRU
+    assert isinstance(model.layer, fastdl.nn.GRU)
 
 
 def test_compiles_in_one_graph_where_torchs_breaks_it():
@@ -249,4 +273,4 @@ def test_fused_chains_around_it_keep_working():
     assert [row.action for row in fastdl.report(model)] == ["fused"] * 2
     torch.testing.assert_close(model(x), expected)
     twin = pickle.loads(pickle.dumps(fastdl.accelerate(nn.Sequential(nn.Linear(3, 5), nn.ReLU()))))
-    assert type(twin[0]) is fastdl.nn.LinearReLU
+    assert fastdl.report(twin)["0"].action == "fused"

@@ -15,7 +15,7 @@ from architectures import ARCHITECTURES, AttributeNet, FunctionalNet
 from torch import nn
 
 import fastdl
-from fastdl.accelerate import survey
+from fastdl.accelerate import entry
 
 NAMES = ["vgg", "attributes", "functional", "resnet", "norms in sequential"]
 PICKLABLE = [
@@ -199,6 +199,20 @@ def test_export(name):
     )
 
 
+@pytest.mark.parametrize("name", ["vgg", "resnet", "norms in sequential"])
+def test_symbolic_trace(name):
+    """What feature extractors and quantization build on: the layers are found by name."""
+    architecture = ARCHITECTURES[name]
+    model = architecture.model().eval()
+    plain = torch.fx.symbolic_trace(model)
+    layers = [node.target for node in plain.graph.nodes if node.op == "call_module"]
+    traced = torch.fx.symbolic_trace(fastdl.accelerate(model))
+    found = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert [name for name in layers if name not in linear] == [name for name in found if name not in linear]
+    torch.testing.assert_close(traced(architecture.x()), plain(architecture.x()))
+
+
 def test_autocast():
     architecture = ARCHITECTURES["resnet"]
     model = architecture.model().eval()
@@ -326,15 +340,15 @@ def test_interrupted_while_applying(monkeypatch):
     architecture = ARCHITECTURES["resnet"]
     model = architecture.model()
     kinds, keys = [type(m) for m in model.modules()], set(model.__dict__)
-    apply, applied = survey.Candidate.apply, []
+    apply, applied = entry.apply, []
 
-    def interrupt(candidate):
-        applied.append(candidate)
-        apply(candidate)
+    def interrupt(candidates):
+        applied.append(candidates)
+        apply(candidates)
         if len(applied) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(survey.Candidate, "apply", interrupt)
+    monkeypatch.setattr(entry, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fastdl.accelerate(model)
     assert [type(m) for m in model.modules()] == kinds
