@@ -30,8 +30,8 @@ CUDA_SOURCES = ("_cuda.cu", "_cuda_torch.cpp", "_args_torch.cpp")
 
 
 def cpu_extension():
-    sources = ["csrc/library.cpp", *glob("csrc/common/*_torch.cpp"), *glob("csrc/common/cpu/*.cpp")]
-    sources += [s for s in glob("csrc/ops/*/*.cpp") if not s.endswith("_cuda_torch.cpp")]
+    sources = ["csrc/library.cpp", "csrc/cpu_operators.cpp", *glob("csrc/common/cpu/*.cpp")]
+    sources += [s for s in glob("csrc/ops/*/*.cpp") if not s.endswith("_torch.cpp")]
     return CppExtension(
         "fastdl._C",
         sorted(sources),

@@ -101,6 +101,12 @@ def test_torch_is_included_by_its_glue_alone():
     assert lines_matching(r'#\s*include\s*[<"](torch|ATen|c10)/', others) == []
 
 
+def test_every_cpu_operator_is_compiled():
+    listed = re.findall(r'#include "(\S+)"', (ROOT / "csrc" / "cpu_operators.cpp").read_text())
+    present = [path.removeprefix("csrc/") for path in under("csrc/", "_torch.cpp")]
+    assert sorted(listed) == sorted(path for path in present if not path.endswith("_cuda_torch.cpp"))
+
+
 def test_intrinsics_stay_in_common_cpu():
     others = [path for path in under("csrc/") if not path.startswith("csrc/common/cpu/")]
     assert (

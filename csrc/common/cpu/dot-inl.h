@@ -53,15 +53,14 @@ FASTDL_INLINE Vec pairwise_sums(Vec a, Vec b) {
 }
 
 // out[j] (+)= the sum of all lanes of v[j].
-template <bool kAdd>
-FASTDL_INLINE void sum_of_lanes(const Vec (&v)[kDotColumns], float* out) {
+FASTDL_INLINE void sum_of_lanes(const Vec (&v)[kDotColumns], bool add, float* out) {
   typedef float Vec4 __attribute__((vector_size(16)));
   const Vec quarters = pairwise_sums(pairwise_sums(v[0], v[1]), pairwise_sums(v[2], v[3]));
   Vec4 part[kLanes / 4], sum;
   std::memcpy(part, &quarters, sizeof(quarters));
   sum = part[0];
   for (int i = 1; i < kLanes / 4; ++i) sum += part[i];
-  if (kAdd) {
+  if (add) {
     Vec4 before;
     std::memcpy(&before, out, 16);
     sum = before + sum;
@@ -70,9 +69,9 @@ FASTDL_INLINE void sum_of_lanes(const Vec (&v)[kDotColumns], float* out) {
 }
 
 // c[i][j] (+)= x_i . w_j over `depth` elements, for kRows rows of x and the four rows w[j].
-template <int kRows, bool kAdd, class T>
+template <int kRows, class T>
 FASTDL_INLINE void dot_tile(const T* x, int64_t x_row, const T* const (&w)[kDotColumns], int64_t depth,
-                            float* c, int64_t c_row) {
+                            bool add, float* c, int64_t c_row) {
   constexpr int kElements = Dot<T>::kElements;
   Vec sum[kRows][kDotColumns];
 #pragma GCC unroll 6
@@ -103,22 +102,22 @@ FASTDL_INLINE void dot_tile(const T* x, int64_t x_row, const T* const (&w)[kDotC
     }
   }
 #pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i) sum_of_lanes<kAdd>(sum[i], c + i * c_row);
+  for (int i = 0; i < kRows; ++i) sum_of_lanes(sum[i], add, c + i * c_row);
 }
 
-template <int kRows, bool kAdd, class T>
+template <int kRows, class T>
 FASTDL_INLINE void dot_tile_of(int64_t rows, const T* x, int64_t x_row, const T* const (&w)[kDotColumns],
-                               int64_t depth, float* c, int64_t c_row) {
+                               int64_t depth, bool add, float* c, int64_t c_row) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return dot_tile_of<kRows - 1, kAdd>(rows, x, x_row, w, depth, c, c_row);
+    if (rows < kRows) return dot_tile_of<kRows - 1>(rows, x, x_row, w, depth, add, c, c_row);
   }
-  dot_tile<kRows, kAdd>(x, x_row, w, depth, c, c_row);
+  dot_tile<kRows>(x, x_row, w, depth, add, c, c_row);
 }
 
 // c[rows][columns rounded up to 4] (+)= x w^T: x [rows][x_row ...], w [columns][w_row ...], sums over
 // `depth`.
-template <bool kAdd, class T>
-__attribute__((noinline)) void dot_product(int64_t rows, int64_t columns, const T* x, int64_t x_row,
+template <class T>
+__attribute__((noinline)) void dot_product(bool add, int64_t rows, int64_t columns, const T* x, int64_t x_row,
                                            const T* w, int64_t w_row, int64_t depth, float* c,
                                            int64_t c_row) {
   for (int64_t j = 0; j < columns; j += kDotColumns) {
@@ -129,7 +128,7 @@ __attribute__((noinline)) void dot_product(int64_t rows, int64_t columns, const 
       // 4 rows left run as 2 + 2, not as 3 + 1.
       const int64_t left = rows - i, blocks = (left + kDotRows - 1) / kDotRows,
                     block = (left + blocks - 1) / blocks;
-      dot_tile_of<kDotRows, kAdd>(block, x + i * x_row, x_row, four, depth, c + i * c_row + j, c_row);
+      dot_tile_of<kDotRows>(block, x + i * x_row, x_row, four, depth, add, c + i * c_row + j, c_row);
       i += block;
     }
   }

@@ -4,6 +4,7 @@
 //   #include <every other header>          before this one: they must stay baseline
 //   #define FASTDL_ISA_SOURCE "ops/x/x_cpu-inl.h"
 //   #define FASTDL_ISA_MAX FASTDL_ISA_AVX512    the last instruction set that makes a difference
+//   -DFASTDL_ISA_LAST=1                         and no later one: for a driver that this machine alone runs
 //   #include "common/cpu/foreach_isa.h"
 //   ... FASTDL_ISA_SELECT(kTable) is the kTable of the instruction set in use ...
 //
@@ -26,6 +27,14 @@
 #define FASTDL_ISA_AVX512BF16 3
 #define FASTDL_ISA_AMX 4
 
+#if !defined(__x86_64__)
+#undef FASTDL_ISA_MAX
+#define FASTDL_ISA_MAX FASTDL_ISA_BASELINE
+#elif defined(FASTDL_ISA_LAST) && FASTDL_ISA_LAST < FASTDL_ISA_MAX
+#undef FASTDL_ISA_MAX
+#define FASTDL_ISA_MAX FASTDL_ISA_LAST
+#endif
+
 #ifndef FASTDL_INLINE
 #define FASTDL_INLINE static inline __attribute__((always_inline))
 #endif
@@ -41,8 +50,7 @@ namespace {
 #undef FASTDL_ISA
 #undef FASTDL_VEC_BYTES
 
-#if defined(__x86_64__)
-
+#if FASTDL_ISA_MAX >= FASTDL_ISA_AVX2
 #define FASTDL_ISA FASTDL_ISA_AVX2
 #define FASTDL_VEC_BYTES 32
 #pragma GCC push_options
@@ -56,7 +64,9 @@ namespace {
 #pragma GCC pop_options
 #undef FASTDL_ISA
 #undef FASTDL_VEC_BYTES
+#endif
 
+#if FASTDL_ISA_MAX >= FASTDL_ISA_AVX512
 #define FASTDL_ISA FASTDL_ISA_AVX512
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
@@ -70,6 +80,7 @@ namespace {
 #pragma GCC pop_options
 #undef FASTDL_ISA
 #undef FASTDL_VEC_BYTES
+#endif
 
 #if FASTDL_ISA_MAX >= FASTDL_ISA_AVX512BF16
 #define FASTDL_ISA FASTDL_ISA_AVX512BF16
@@ -105,8 +116,6 @@ namespace {
 #undef FASTDL_VEC_BYTES
 #endif
 
-#endif  // __x86_64__
-
 namespace fastdl::cpu {
 // Picks by rank: each extra instruction set that was not compiled falls back to the one before it.
 template <class T>
@@ -116,24 +125,16 @@ const T& select_isa(const T* const* tables, int count) {
 }
 }  // namespace fastdl::cpu
 
-#if !defined(__x86_64__)
-#define FASTDL_ISA_SELECT(symbol) (fastdl::cpu::baseline::symbol)
-#else
-#if FASTDL_ISA_MAX >= FASTDL_ISA_AMX
-#define FASTDL_ISA_TABLES(symbol)                                                            \
-  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, \
-   &fastdl::cpu::avx512bf16::symbol, &fastdl::cpu::amx::symbol}
-#elif FASTDL_ISA_MAX >= FASTDL_ISA_AVX512BF16
-#define FASTDL_ISA_TABLES(symbol)                                                            \
-  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol, \
-   &fastdl::cpu::avx512bf16::symbol}
-#else
-#define FASTDL_ISA_TABLES(symbol) \
-  {&fastdl::cpu::baseline::symbol, &fastdl::cpu::avx2::symbol, &fastdl::cpu::avx512::symbol}
-#endif
+#define FASTDL_ISA_TABLES_0(symbol) &fastdl::cpu::baseline::symbol
+#define FASTDL_ISA_TABLES_1(symbol) FASTDL_ISA_TABLES_0(symbol), &fastdl::cpu::avx2::symbol
+#define FASTDL_ISA_TABLES_2(symbol) FASTDL_ISA_TABLES_1(symbol), &fastdl::cpu::avx512::symbol
+#define FASTDL_ISA_TABLES_3(symbol) FASTDL_ISA_TABLES_2(symbol), &fastdl::cpu::avx512bf16::symbol
+#define FASTDL_ISA_TABLES_4(symbol) FASTDL_ISA_TABLES_3(symbol), &fastdl::cpu::amx::symbol
+#define FASTDL_ISA_TABLES_TO(isa, symbol) FASTDL_ISA_TABLES_##isa(symbol)
+#define FASTDL_ISA_TABLES(isa, symbol) FASTDL_ISA_TABLES_TO(isa, symbol)
 #define FASTDL_ISA_SELECT(symbol)                                                               \
   ([]() -> const auto& {                                                                        \
-    static const decltype(&fastdl::cpu::baseline::symbol) tables[] = FASTDL_ISA_TABLES(symbol); \
+    static const decltype(&fastdl::cpu::baseline::symbol) tables[] = {                          \
+        FASTDL_ISA_TABLES(FASTDL_ISA_MAX, symbol)};                                             \
     return fastdl::cpu::select_isa(tables, static_cast<int>(sizeof(tables) / sizeof(*tables))); \
   }())
-#endif

@@ -20,8 +20,9 @@ struct GemmStrides {
   int64_t c_row, c_vec;
 };
 
-template <int kRows, int kVecs, bool kAdd, class B>
-FASTDL_INLINE void gemm_block(const float* a, const B* b, float* c, int64_t depth, const GemmStrides& s) {
+template <int kRows, int kVecs, class B>
+FASTDL_INLINE void gemm_block(bool add, const float* a, const B* b, float* c, int64_t depth,
+                              const GemmStrides& s) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
@@ -42,33 +43,36 @@ FASTDL_INLINE void gemm_block(const float* a, const B* b, float* c, int64_t dept
     a += a_depth;
     b += b_depth;
   }
+  if (add) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVecs; ++j) sum[i][j] = load(c + i * s.c_row + j * s.c_vec) + sum[i][j];
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j) {
-      float* out = c + i * s.c_row + j * s.c_vec;
-      store(out, kAdd ? load(out) + sum[i][j] : sum[i][j]);
-    }
+    for (int j = 0; j < kVecs; ++j) store(c + i * s.c_row + j * s.c_vec, sum[i][j]);
 }
 
 // One block of `rows` rows, 1 <= rows <= kRows.
-template <int kRows, int kVecs, bool kAdd, class B>
-FASTDL_INLINE void gemm_block_of(int64_t rows, const float* a, const B* b, float* c, int64_t depth,
+template <int kRows, int kVecs, class B>
+FASTDL_INLINE void gemm_block_of(bool add, int64_t rows, const float* a, const B* b, float* c, int64_t depth,
                                  const GemmStrides& s) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return gemm_block_of<kRows - 1, kVecs, kAdd>(rows, a, b, c, depth, s);
+    if (rows < kRows) return gemm_block_of<kRows - 1, kVecs>(add, rows, a, b, c, depth, s);
   }
-  gemm_block<kRows, kVecs, kAdd>(a, b, c, depth, s);
+  gemm_block<kRows, kVecs>(add, a, b, c, depth, s);
 }
 
 // Any number of rows, in blocks as even as can be: 13 rows run as 5 + 4 + 4, not as 6 + 6 + 1.
-template <int kVecs, bool kAdd, class B>
-__attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const B* b, float* c, int64_t depth,
-                                            const GemmStrides& s) {
+template <int kVecs, class B>
+__attribute__((noinline)) void gemm_rows_by(bool add, int64_t rows, const float* a, const B* b, float* c,
+                                            int64_t depth, const GemmStrides& s) {
   constexpr int kRows = gemm_rows<kVecs>();
   for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
     const int64_t block = (rows + blocks - 1) / blocks;
-    gemm_block_of<kRows, kVecs, kAdd>(block, a, b, c, depth, s);
+    gemm_block_of<kRows, kVecs>(add, block, a, b, c, depth, s);
     a += block * s.a_row;
     c += block * s.c_row;
     rows -= block;
@@ -79,10 +83,10 @@ __attribute__((noinline)) void gemm_rows_by(int64_t rows, const float* a, const 
 template <bool kAdd, class B>
 FASTDL_INLINE void gemm(int64_t rows, int64_t vecs, const float* a, const B* b, float* c, int64_t depth,
                         const GemmStrides& s) {
-  if (vecs == 1) return gemm_rows_by<1, kAdd>(rows, a, b, c, depth, s);
-  if (vecs == 2) return gemm_rows_by<2, kAdd>(rows, a, b, c, depth, s);
+  if (vecs == 1) return gemm_rows_by<1>(kAdd, rows, a, b, c, depth, s);
+  if (vecs == 2) return gemm_rows_by<2>(kAdd, rows, a, b, c, depth, s);
   if constexpr (kGemmVecs == 4) {
-    if (vecs == 3) return gemm_rows_by<3, kAdd>(rows, a, b, c, depth, s);
-    return gemm_rows_by<4, kAdd>(rows, a, b, c, depth, s);
+    if (vecs == 3) return gemm_rows_by<3>(kAdd, rows, a, b, c, depth, s);
+    return gemm_rows_by<4>(kAdd, rows, a, b, c, depth, s);
   }
 }

@@ -5,8 +5,11 @@ FASTDL_INLINE void multiply_wide(VecBits x, uint32_t factor, VecBits& high, VecB
   low = x * factor;
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   const __m512i a = reinterpret_cast<__m512i>(x), f = _mm512_set1_epi64(factor);
-  const __m512i even = _mm512_mul_epu32(a, f), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), f);
-  high = reinterpret_cast<VecBits>(_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd));
+  // With a mask of all lanes: the plain ones warn in GCC 12.
+  const __m512i upper = _mm512_maskz_srli_epi64(0xff, a, 32);
+  const __m512i even = _mm512_maskz_mul_epu32(0xff, a, f), odd = _mm512_maskz_mul_epu32(0xff, upper, f);
+  high =
+      reinterpret_cast<VecBits>(_mm512_mask_mov_epi32(_mm512_maskz_srli_epi64(0xff, even, 32), 0xaaaa, odd));
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   const __m256i a = reinterpret_cast<__m256i>(x), f = _mm256_set1_epi64x(factor);
   const __m256i even = _mm256_mul_epu32(a, f), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), f);

@@ -50,7 +50,7 @@ FASTDL_INLINE VecDouble select(VecLong mask, VecDouble a, VecDouble b) {
 // The larger; of equals, or if either is NaN, b.
 FASTDL_INLINE Vec max(Vec a, Vec b) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
-  return _mm512_max_ps(a, b);
+  return _mm512_maskz_max_ps(0xffff, a, b);  // the plain one warns in GCC 12
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   return _mm256_max_ps(a, b);
 #else
@@ -61,7 +61,7 @@ FASTDL_INLINE Vec max(Vec a, Vec b) {
 // The smaller; of equals, or if either is NaN, b.
 FASTDL_INLINE Vec min(Vec a, Vec b) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
-  return _mm512_min_ps(a, b);
+  return _mm512_maskz_min_ps(0xffff, a, b);
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   return _mm256_min_ps(a, b);
 #else

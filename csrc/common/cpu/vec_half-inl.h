@@ -39,48 +39,26 @@ FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) {
   return reinterpret_cast<VecHalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #else
-FASTDL_INLINE float half_to_float(uint32_t h) {
-  const uint32_t sign = (h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-  float value;
-  if (exponent == 31) {
-    const uint32_t bits = 0x7f800000 | mantissa << 13;
-    std::memcpy(&value, &bits, 4);
-  } else if (exponent == 0) {
-    value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24
-  } else {
-    const uint32_t bits = (exponent + 112) << 23 | mantissa << 13;
-    std::memcpy(&value, &bits, 4);
-  }
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  bits |= sign;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-FASTDL_INLINE uint16_t float_to_half(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  const uint32_t sign = (bits >> 16) & 0x8000;
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return sign | 0x7e00 | ((bits >> 13) & 0x3ff);
-  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
-  if (bits < 0x38800000) {                       // subnormal: the addition rounds at 2^-24
-    float value;
-    std::memcpy(&value, &bits, 4);
-    value += 0.5f;
-    std::memcpy(&bits, &value, 4);
-    return sign | static_cast<uint16_t>(bits - 0x3f000000);
-  }
-  return sign | static_cast<uint16_t>((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
-}
 FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
-  Vec v;
-  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(bits[i]);
-  return v;
+  const VecBits half = __builtin_convertvector(bits, VecBits), magnitude = half & 0x7fff;
+  const VecInt size = reinterpret_cast<VecInt>(magnitude);
+  const VecBits shifted = magnitude << 13;
+  const VecBits number = shifted + 0x38000000;
+  const Vec subnormal = __builtin_convertvector(size, Vec) * set1(5.9604644775390625e-8f);  // 2^-24
+  const VecBits unsigned_bits = select(size > 0x7bff, shifted | 0x7f800000,
+                                       select(size < 0x400, reinterpret_cast<VecBits>(subnormal), number));
+  return reinterpret_cast<Vec>(unsigned_bits | (half & 0x8000) << 16);
 }
 FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) {
-  VecHalfBits bits;
-  for (int i = 0; i < kLanes; ++i) bits[i] = float_to_half(v[i]);
-  return bits;
+  const VecBits bits = reinterpret_cast<VecBits>(v), magnitude = bits & 0x7fffffff;
+  const VecInt size = reinterpret_cast<VecInt>(magnitude);
+  const VecBits number = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // The addition rounds at 2^-24.
+  const Vec subnormal = reinterpret_cast<Vec>(magnitude) + set1(0.5f);
+  const VecBits finite = select(size < 0x38800000, reinterpret_cast<VecBits>(subnormal) - 0x3f000000, number);
+  // From 65520 on it is infinity; NaN keeps its upper bits.
+  const VecBits special = select(size > 0x7f800000, (magnitude >> 13 & 0x3ff) | 0x7e00, VecBits{} + 0x7c00);
+  const VecBits half = select(size >= 0x477ff000, special, finite) | (bits >> 16 & 0x8000);
+  return __builtin_convertvector(half, VecHalfBits);
 }
 #endif

@@ -53,8 +53,8 @@ void numbers_of(const IntList& integers, const std::vector<double>& numbers, boo
   check(c.dropout_p >= 0 && c.dropout_p < 1, "dropout_p must be at least 0 and below 1");
 }
 
-void sizes_of(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionInputs& inputs,
-              AttentionCall& c) {
+void sizes_of_call(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionInputs& inputs,
+                   AttentionCall& c) {
   const bool packed = inputs.cu_seqlens_q.has_value();
   const int heads = 1, rows = packed ? 0 : 2, last = packed ? 2 : 3;
   c.B = packed ? inputs.cu_seqlens_q->numel() - 1 : q.size(0);
@@ -87,7 +87,7 @@ AttentionTensors attention_call(const AttentionInputs& inputs, const IntList& in
   check_tensor("v", inputs.v, inputs.q, rank);
   c = {};
   c.dtype = dtype_of(inputs.q);
-  sizes_of(inputs.q, inputs.k, inputs.v, inputs, c);
+  sizes_of_call(inputs.q, inputs.k, inputs.v, inputs, c);
   numbers_of(integers, numbers, packed, c);
   AttentionTensors kept{attention_rows(inputs.q, c.q_strides),
                         attention_rows(inputs.k, c.k_strides),

@@ -51,10 +51,10 @@ static void add_values(int64_t rows, const float* powers, const T* v, int64_t v_
   int64_t at = 0;
   if (rows == 1)
     for (; at + 8 <= vecs; at += 8)
-      gemm_block<1, 8, true>(powers, v + at * kLanes, out + at * kLanes, keys, s);
+      gemm_block<1, 8>(true, powers, v + at * kLanes, out + at * kLanes, keys, s);
   if (rows <= 2)
     for (; at + 4 <= vecs; at += 4)
-      gemm_block_of<2, 4, true>(rows, powers, v + at * kLanes, out + at * kLanes, keys, s);
+      gemm_block_of<2, 4>(true, rows, powers, v + at * kLanes, out + at * kLanes, keys, s);
   for (; at < vecs; at += kGemmVecs)
     gemm<true>(rows, vecs - at < kGemmVecs ? vecs - at : kGemmVecs, powers, v + at * kLanes,
                out + at * kLanes, keys, s);
@@ -78,7 +78,7 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
   const bool plain = g.plain();
   for (int64_t k0 = begin; k0 < end; k0 += kBlockN) {
     const int64_t n = end - k0 < kBlockN ? end - k0 : kBlockN;
-    dot_product<false>(rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kBlockN);
+    dot_product(false, rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kBlockN);
     for (int64_t r = 0; r < rows; ++r)
       online_softmax(g, g.row(r), k0, n, plain, scratch.scores + r * kBlockN, scratch.words,
                      decode_results(partials, c, shape, task, r));

@@ -31,11 +31,11 @@ void prepare_rows(AttentionCall& c, std::initializer_list<Tensor> results) {
   for (Tensor t : results) torch::stable::zero_(t);
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<Tensor> mask,
-                                   std::optional<Tensor> bias, std::optional<Tensor> alibi_slopes,
-                                   std::optional<Tensor> sink, std::optional<Tensor> seed,
-                                   std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k,
-                                   IntList integers, std::vector<double> numbers) {
+std::tuple<Tensor, Tensor> attention(Tensor q, Tensor k, Tensor v, std::optional<Tensor> mask,
+                                     std::optional<Tensor> bias, std::optional<Tensor> alibi_slopes,
+                                     std::optional<Tensor> sink, std::optional<Tensor> seed,
+                                     std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k,
+                                     IntList integers, std::vector<double> numbers) {
   const AttentionInputs inputs{q, k, v, mask, bias, alibi_slopes, sink, seed, cu_seqlens_q, cu_seqlens_k};
   AttentionForward args;
   const AttentionTensors kept = attention_call(inputs, integers, numbers, args.c);
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, std::optional<T
   return {result.output, result.lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_output, std::optional<Tensor> grad_lse, Tensor q, Tensor k, Tensor v, Tensor output,
     Tensor lse, std::optional<Tensor> mask, std::optional<Tensor> bias, std::optional<Tensor> alibi_slopes,
     std::optional<Tensor> sink, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
@@ -71,6 +71,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
-  m.impl("attention", TORCH_BOX(&fastdl::forward));
-  m.impl("attention_backward", TORCH_BOX(&fastdl::backward));
+  m.impl("attention", TORCH_BOX(&fastdl::attention));
+  m.impl("attention_backward", TORCH_BOX(&fastdl::attention_backward));
 }

@@ -28,8 +28,18 @@ void backward(const BiasReluMaxpoolBackward& a, const ThreadPool& pool) {
     backward_channels_last<T>(a, pool);
 }
 
-// By DType.
+// By DType. AVX-512 takes the fp64 of AVX2: it moves bytes more than it computes.
 inline constexpr void (*kForward[4])(const BiasReluMaxpoolForward&, const ThreadPool&) = {
-    forward<double>, forward<float>, forward<Float16>, forward<BFloat16>};
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+    avx2::kForward[0],
+#else
+    forward<double>,
+#endif
+    forward<float>, forward<Float16>, forward<BFloat16>};
 inline constexpr void (*kBackward[4])(const BiasReluMaxpoolBackward&, const ThreadPool&) = {
-    backward<double>, backward<float>, backward<Float16>, backward<BFloat16>};
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+    avx2::kBackward[0],
+#else
+    backward<double>,
+#endif
+    backward<float>, backward<Float16>, backward<BFloat16>};

@@ -35,13 +35,16 @@ FASTDL_INLINE V splat(Scalar x) {
 }
 
 // relu(best + bias); `where` becomes kReluClosed where nothing passes.
-template <class T, class V, class I>
-FASTDL_INLINE void bias_relu(V& best, I& where, V bias) {
-  using Scalar = typename Compute<T>::Scalar;
+template <class V, class I>
+FASTDL_INLINE void bias_relu(V& best, I& where, V bias, V largest_closed) {
   best += bias;
-  const I closed = at_most(best, splat<V, Scalar>(LargestClosed<T>::value));
+  const I closed = at_most(best, largest_closed);
   best = select(closed, V{}, best);
   where = select(closed, I{} + kReluClosed, where);
+}
+template <class T, class V, class I>
+FASTDL_INLINE void bias_relu(V& best, I& where, V bias) {
+  bias_relu(best, where, bias, splat<V, typename Compute<T>::Scalar>(LargestClosed<T>::value));
 }
 
 template <class T>

@@ -27,8 +27,8 @@ void check_algorithm(int64_t algorithm, const ConvGeometry& g, const PoolGeometr
           "Winograd needs a 2x2 pool with stride 2, or none");
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor> bias, IntList geometry,
-                                   int64_t algorithm, bool save_record) {
+std::tuple<Tensor, Tensor> conv_relu_maxpool(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                                             IntList geometry, int64_t algorithm, bool save_record) {
   ConvReluMaxpoolForward args;
   unpack(geometry, x, weight, args.conv, args.pool);
   check_algorithm(algorithm, args.conv, args.pool, x);
@@ -47,9 +47,10 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, std::optional<Tensor
   return {result.output, result.record};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor x, Tensor weight, Tensor saved,
-                                            IntList geometry, int64_t algorithm, bool need_input,
-                                            bool need_weight, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> conv_relu_maxpool_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                              Tensor saved, IntList geometry,
+                                                              int64_t algorithm, bool need_input,
+                                                              bool need_weight, bool need_bias) {
   ConvReluMaxpoolBackward args;
   unpack(geometry, x, weight, args.conv, args.pool);
   check_algorithm(algorithm, args.conv, args.pool, x);
@@ -96,8 +97,8 @@ std::tuple<Tensor, Tensor> bias_relu_maxpool_backward(Tensor grad_output, Tensor
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
-  m.impl("conv_relu_maxpool", TORCH_BOX(&fastdl::forward));
-  m.impl("conv_relu_maxpool_backward", TORCH_BOX(&fastdl::backward));
+  m.impl("conv_relu_maxpool", TORCH_BOX(&fastdl::conv_relu_maxpool));
+  m.impl("conv_relu_maxpool_backward", TORCH_BOX(&fastdl::conv_relu_maxpool_backward));
   m.impl("bias_relu_maxpool", TORCH_BOX(&fastdl::bias_relu_maxpool));
   m.impl("bias_relu_maxpool_backward", TORCH_BOX(&fastdl::bias_relu_maxpool_backward));
 }

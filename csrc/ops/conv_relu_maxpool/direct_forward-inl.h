@@ -6,6 +6,7 @@ struct DirectPlan {
   StagedInput input;
   const float *packed, *bias;  // [blocks][taps][kBlock], [blocks][kBlock]
   int64_t taps, blocks;
+  float largest_closed;          // of the output's type
   bool contiguous, paired;       // of the output; 2x2 windows, in registers
   int64_t pool_stride, span;     // conv rows between windows, and of a window
   int64_t rows, groups, shares;  // output rows of a task; tasks along the rows, along the blocks
@@ -25,25 +26,25 @@ FASTDL_INLINE void conv_row(const ConvGeometry& g, const float* in, const Taps& 
   }
 }
 
-template <class T, int V>
+template <int V>
 FASTDL_INLINE void paired_row(const PoolGeometry& p, const float* in, int64_t next_row, const Taps& taps,
-                              const float* bias, float* to, int64_t pitch, uint8_t* record,
-                              int64_t record_pitch, Ahead* ahead) {
+                              const float* bias, float largest_closed, float* to, int64_t pitch,
+                              uint8_t* record, int64_t record_pitch, Ahead* ahead) {
   const int64_t tiles = (p.OW + kTileWindows - 1) / kTileWindows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = p.OW * i / tiles, end = p.OW * (i + 1) / tiles;
-    pooled_tile_of<T, kTileWindows, V>(end - begin, in + 2 * begin, next_row, taps, bias, to + begin * pitch,
-                                       pitch, record == nullptr ? nullptr : record + begin * record_pitch,
-                                       record_pitch);
+    pooled_tile_of<kTileWindows, V>(
+        end - begin, in + 2 * begin, next_row, taps, bias, largest_closed, to + begin * pitch, pitch,
+        record == nullptr ? nullptr : record + begin * record_pitch, record_pitch);
     ask(ahead);
     ask(ahead + 1);
   }
 }
 
 // One row of windows from conv rows ring[row % span][CW][kBlock].
-template <class T>
 FASTDL_INLINE void pool_ring(const ConvGeometry& g, const PoolGeometry& p, const float* ring, int64_t span,
-                             int64_t oh, const float* bias, float* to, uint8_t* record) {
+                             int64_t oh, const float* bias, float largest_closed, float* to,
+                             uint8_t* record) {
   const int64_t h = oh * p.stride[0] - p.padding[0];
   const Range kh = taps_inside(h, p.dilation[0], p.size[0], g.CH);
   for (int64_t ow = 0; ow < p.OW; ++ow, to += kBlock, record += kBlock) {
@@ -58,7 +59,7 @@ FASTDL_INLINE void pool_ring(const ConvGeometry& g, const PoolGeometry& p, const
           keep_max(best, where, load(row + (w + x * p.dilation[1]) * kBlock + v),
                    VecInt{} + static_cast<int>(y * p.size[1] + x));
       }
-      bias_relu<T>(best, where, load(bias + v));
+      bias_relu(best, where, load(bias + v), set1(largest_closed));
       store(to + v, best);
       store_bytes(record + v, where);
     }
@@ -66,7 +67,7 @@ FASTDL_INLINE void pool_ring(const ConvGeometry& g, const PoolGeometry& p, const
 }
 
 // Output rows [rows.begin, rows.end) of one block, into values and bytes or straight into the output.
-template <class T, int V>
+template <int V>
 void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_t block, Range rows,
                   const float* staged, int64_t first_row, float* ring, float* values, int64_t pitch,
                   uint8_t* bytes, int64_t byte_pitch, Ahead* ahead) {
@@ -85,8 +86,8 @@ void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64
     if (!p.present) {
       conv_row<V>(g, in(oh), taps, bias, to, pitch, ahead);
     } else if (plan.paired) {
-      paired_row<T, V>(p, in(2 * oh), g.stride[0] * plan.input.row, taps, bias, to, pitch, record, byte_pitch,
-                       ahead);
+      paired_row<V>(p, in(2 * oh), g.stride[0] * plan.input.row, taps, bias, plan.largest_closed, to, pitch,
+                    record, byte_pitch, ahead);
     } else {
       const int64_t origin = oh * p.stride[0] - p.padding[0];
       const int64_t end = smaller(origin + plan.span, g.CH);
@@ -94,7 +95,7 @@ void direct_block(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64
       for (; computed < end; ++computed)
         conv_row<V>(g, in(computed), taps, nullptr, ring + computed % plan.span * g.CW * kBlock, kBlock,
                     ahead);
-      pool_ring<T>(g, p, ring, plan.span, oh, bias, to, record);
+      pool_ring(g, p, ring, plan.span, oh, bias, plan.largest_closed, to, record);
     }
   }
 }
@@ -136,9 +137,8 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
       continue;
     }
     const auto compute = [&](float* to, int64_t pitch, uint8_t* to_bytes, int64_t byte_pitch) {
-      (channels > kLanes ? direct_block<T, 2> : direct_block<T, 1>)(a, plan, block, rows, staged, in.begin,
-                                                                    ring, to, pitch, to_bytes, byte_pitch,
-                                                                    ahead);
+      (channels > kLanes ? direct_block<2> : direct_block<1>)(a, plan, block, rows, staged, in.begin, ring,
+                                                              to, pitch, to_bytes, byte_pitch, ahead);
     };
     if constexpr (sizeof(T) == 4) {
       const bool whole = channels == kBlock && (!p.present || plan.paired);
@@ -188,6 +188,7 @@ void direct_forward(const ConvReluMaxpoolForward& a, const ThreadPool& threads) 
   DirectPlan plan = {};
   plan.taps = g.C * g.KH * g.KW;
   plan.blocks = (g.C_out + kBlock - 1) / kBlock;
+  plan.largest_closed = LargestClosed<T>::value;
   plan.contiguous = is_contiguous(g.C_out, p.OH, p.OW, a.output_strides);
   plan.paired = p.present && is_2x2_stride_2(p) && 2 * p.OH <= g.CH && 2 * p.OW <= g.CW;
   plan.pool_stride = p.present ? p.stride[0] : 1;

@@ -42,8 +42,8 @@ FASTDL_INLINE void fetch(const Gradient<T>& from, int64_t pixel, int left, int64
 
 // Output rows `rows` of one block into staged[conv.begin ...]; adds the open gradients to bias[kBlock].
 template <class T>
-FASTDL_INLINE void stage_gradient(const Gradient<T>& from, const ConvGeometry& g, const PoolGeometry& p,
-                                  Range rows, Range conv, float* staged, float* bias) {
+void stage_gradient(const Gradient<T>& from, const ConvGeometry& g, const PoolGeometry& p, Range rows,
+                    Range conv, float* staged, float* bias) {
   if (p.present)
     std::memset(staged, 0, static_cast<size_t>((conv.end - conv.begin) * g.CW * kBlock) * sizeof(float));
   for (int64_t c = 0; c < from.channels; c += kLanes) {

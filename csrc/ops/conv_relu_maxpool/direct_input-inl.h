@@ -66,8 +66,8 @@ FASTDL_INLINE void stage_channel(const T* row, int64_t step, const StagedInput& 
 
 // Rows [begin, end) of an image; rows outside it are zero.
 template <class T>
-FASTDL_INLINE void stage_rows(const T* image, const int64_t* strides, const ConvGeometry& g,
-                              const StagedInput& s, Range rows, float* staged) {
+void stage_rows(const T* image, const int64_t* strides, const ConvGeometry& g, const StagedInput& s,
+                Range rows, float* staged) {
   for (int64_t h = rows.begin; h < rows.end; ++h, staged += s.row) {
     if (h < 0 || h >= g.H) {
       std::memset(staged, 0, static_cast<size_t>(s.row) * sizeof(float));

@@ -31,8 +31,8 @@ FASTDL_INLINE void ask(Ahead* ahead) {
 
 // channels_last: rows of channels.
 template <class T>
-FASTDL_INLINE void put_channels(const float* values, const uint8_t* bytes, int64_t positions,
-                                int64_t channels, int64_t C_out, T* output, uint8_t* record) {
+void put_channels(const float* values, const uint8_t* bytes, int64_t positions, int64_t channels,
+                  int64_t C_out, T* output, uint8_t* record) {
   for (int64_t i = 0; i < positions; ++i)
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int left = static_cast<int>(smaller(channels - c, kLanes));
@@ -45,8 +45,7 @@ FASTDL_INLINE void put_channels(const float* values, const uint8_t* bytes, int64
 
 // Contiguous: rows of positions, transposed in registers so that whole cache lines are written.
 template <class T>
-FASTDL_INLINE void put_planes(const float* values, int64_t positions, int64_t channels, int64_t plane,
-                              T* output) {
+void put_planes(const float* values, int64_t positions, int64_t channels, int64_t plane, T* output) {
   for (int64_t c = 0; c < channels; c += kLanes)
     for (int64_t i = 0; i < positions; i += kLanes) {
       const int left = static_cast<int>(smaller(positions - i, kLanes));
@@ -75,8 +74,8 @@ FASTDL_INLINE void put_bytes(uint8_t* to, Vec v, int64_t left) {
 }
 
 // The same for bytes, four positions a lane.
-FASTDL_INLINE void put_record_planes(const uint8_t* bytes, int64_t positions, int64_t channels, int64_t plane,
-                                     uint8_t* record) {
+inline void put_record_planes(const uint8_t* bytes, int64_t positions, int64_t channels, int64_t plane,
+                              uint8_t* record) {
   for (int64_t c = 0; c < channels; c += kLanes)
     for (int64_t i = 0; i < positions; i += 4 * kLanes) {
       const int64_t left = smaller(positions - i, 4 * kLanes);

@@ -65,10 +65,10 @@ __attribute__((noinline)) void row_tile(const float* in, const Taps& taps, const
 }
 
 // 2x2 windows side by side: relu(max + bias) and the record.
-template <class T, int kWindows, int V>
+template <int kWindows, int V>
 __attribute__((noinline)) void pooled_tile(const float* in, int64_t next_row, const Taps& taps,
-                                           const float* bias, float* to, int64_t pitch, uint8_t* record,
-                                           int64_t record_pitch) {
+                                           const float* bias, float largest_closed, float* to, int64_t pitch,
+                                           uint8_t* record, int64_t record_pitch) {
   Vec acc[4 * kWindows][V];
   accumulate<2, 2 * kWindows, V>(in, next_row, taps, acc);
 #pragma GCC unroll 3
@@ -86,7 +86,7 @@ __attribute__((noinline)) void pooled_tile(const float* in, int64_t next_row, co
         keep_max(best, where, third, VecInt{} + 2);
         keep_max(best, where, fourth, VecInt{} + 3);
       }
-      bias_relu<T>(best, where, load(bias + v * kLanes));
+      bias_relu(best, where, load(bias + v * kLanes), set1(largest_closed));
       store(to + i * pitch + v * kLanes, best);
       if (record != nullptr) store_bytes(record + i * record_pitch + v * kLanes, where);
     }
@@ -99,9 +99,9 @@ FASTDL_INLINE void row_tile_of(int64_t columns, Arguments... arguments) {
     if (columns < kColumns) return row_tile_of<kColumns - 1, V>(columns, arguments...);
   row_tile<kColumns, V>(arguments...);
 }
-template <class T, int kWindows, int V, class... Arguments>
+template <int kWindows, int V, class... Arguments>
 FASTDL_INLINE void pooled_tile_of(int64_t windows, Arguments... arguments) {
   if constexpr (kWindows > 1)
-    if (windows < kWindows) return pooled_tile_of<T, kWindows - 1, V>(windows, arguments...);
-  pooled_tile<T, kWindows, V>(arguments...);
+    if (windows < kWindows) return pooled_tile_of<kWindows - 1, V>(windows, arguments...);
+  pooled_tile<kWindows, V>(arguments...);
 }

@@ -26,8 +26,8 @@ struct DirectTile {
 };
 
 template <class T>
-void direct_tile(const DirectTile& self, const float* tile, const StagedSize& size, int64_t y, int64_t x,
-                 int64_t k, Vec (&out)[kTile][kTile]) {
+__attribute__((cold)) void direct_tile(const DirectTile& self, const float* tile, const StagedSize& size,
+                                       int64_t y, int64_t x, int64_t k, Vec (&out)[kTile][kTile]) {
   for (int i = 0; i < kTile; ++i)
     for (int j = 0; j < kTile; ++j) out[i][j] = zero();
   for (int64_t c = 0; c < self.shape.C; ++c) {
@@ -103,6 +103,18 @@ FASTDL_INLINE void cut_windows(Vec (&y)[kTile][kTile], int64_t rows, int64_t col
       if (i >= rows || j >= cols) y[i][j] = set1(-__builtin_inff());
 }
 
+// A tile that is not finite. A function of its own: the others stay in registers.
+template <Emission kEmission>
+__attribute__((noinline, cold)) void emit_directly(const DirectTile& direct, const float* tile,
+                                                   const StagedSize& size, int64_t y0, int64_t x0, int64_t k,
+                                                   const OutputTarget& target, Vec bias, float* out,
+                                                   float* record, int64_t row) {
+  Vec y[kTile][kTile];
+  direct.run(direct, tile, size, y0, x0, k, y);
+  if (kEmission >= Emission::kPool) cut_windows(y, target.CH - y0, target.CW - x0);
+  emit_tile<kEmission, true>(y, bias, out, record, row);
+}
+
 // out, record [images][side rows][side cols][kLanes] from m [tiles][36][kLanes]
 template <Emission kEmission>
 void emit_group(const float* m, const float* staged, const WinogradGroup& group, const OutputTarget& target,
@@ -125,9 +137,7 @@ void emit_group(const float* m, const float* staged, const WinogradGroup& group,
           emit_tile<kEmission, false>(y, bias, out + at, record + at, row);
         } else {
           const float* tile = staged + i * size.image() + kTile * (ty * size.row() + tx * size.channels);
-          direct.run(direct, tile, size, y0, x0, k, y);
-          if (cut) cut_windows(y, target.CH - y0, target.CW - x0);
-          emit_tile<kEmission, true>(y, bias, out + at, record + at, row);
+          emit_directly<kEmission>(direct, tile, size, y0, x0, k, target, bias, out + at, record + at, row);
         }
       }
 }

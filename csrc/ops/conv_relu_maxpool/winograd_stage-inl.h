@@ -55,6 +55,14 @@ FASTDL_INLINE void load_rows(const T* p, int64_t stride, int64_t channels, int64
   }
 }
 
+// columns[i] = element i of each of the rows above.
+template <class T>
+__attribute__((noinline)) void load_columns(const T* p, int64_t stride, int64_t channels, int64_t count,
+                                            Vec (&columns)[kLanes]) {
+  load_rows(p, stride, channels, count, columns);
+  transpose(columns);
+}
+
 // out[i][c] = x[c * channel_stride + i] for `count` pixels and kLanes channels, of which `channels` exist.
 template <class T>
 FASTDL_INLINE void stage_channels_first(const T* x, int64_t channel_stride, int64_t channels, int64_t count,

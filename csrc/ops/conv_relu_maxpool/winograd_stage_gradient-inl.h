@@ -38,10 +38,8 @@ FASTDL_INLINE void expand_channels_first(const T* grad, const ByteBits* record, 
     const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
     const int64_t pixels = count - begin < kLanes ? count - begin : kLanes;
     Vec grads[kLanes], records[kLanes];
-    load_rows(grad + begin, channel_stride, channels, pixels, grads);
-    load_rows(record + begin, channel_stride, channels, pixels, records);
-    transpose(grads);
-    transpose(records);
+    load_columns(grad + begin, channel_stride, channels, pixels, grads);
+    load_columns(record + begin, channel_stride, channels, pixels, records);
     for (int64_t j = 0; j < pixels; ++j)
       expand_pixel<kRows>(grads[j], records[j], col + 2 * (begin + j), size,
                           out + 2 * (begin + j) * size.channels);

@@ -92,7 +92,7 @@ FASTDL_INLINE void store_two_widened(float* p, BFloat16, Vec even, Vec odd) {
 }
 
 // The noise of elements `first` .. first + kGroup - 1.
-FASTDL_INLINE void noise_group(const int64_t* seed, int64_t first, float* out) {
+__attribute__((noinline)) void noise_group(const int64_t* seed, int64_t first, float* out) {
   const uint64_t key = static_cast<uint64_t>(seed[0]), offset = static_cast<uint64_t>(seed[1]);
   const uint64_t block = static_cast<uint64_t>(first) >> 2;
   const int shift = static_cast<int>(first & 3);

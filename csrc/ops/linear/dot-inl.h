@@ -77,10 +77,10 @@ void dot_forward(const LinearForward& args, const ThreadPool& pool) {
     const T* x = static_cast<const T*>(args.x) + row * K;
     const T* weight = static_cast<const T*>(args.weight) + column * K;
     float* sums = scratch + worker * tile_floats;
-    dot_product<false>(rows, columns, x, K, weight, K, K < t.depth ? K : t.depth, sums, t.columns);
+    dot_product(false, rows, columns, x, K, weight, K, K < t.depth ? K : t.depth, sums, t.columns);
     for (int64_t k = t.depth; k < K; k += t.depth)
-      dot_product<true>(rows, columns, x + k, K, weight + k, K, K - k < t.depth ? K - k : t.depth, sums,
-                        t.columns);
+      dot_product(true, rows, columns, x + k, K, weight + k, K, K - k < t.depth ? K - k : t.depth, sums,
+                  t.columns);
     const T* bias = args.bias == nullptr ? nullptr : static_cast<const T*>(args.bias) + column;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t begin = (row + i) * N + column;
@@ -92,6 +92,11 @@ void dot_forward(const LinearForward& args, const ThreadPool& pool) {
 }
 
 typedef void (*DotForward)(const LinearForward&, const ThreadPool&);
-// By dtype; no kernel for float64.
-constexpr DotForward kDotForward[] = {nullptr, dot_forward<float>, dot_forward<Float16>,
+// By dtype; no kernel for float64. AVX512-BF16 multiplies bf16 alone.
+constexpr DotForward kDotForward[] = {nullptr,
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+                                      avx512::kDotForward[1], avx512::kDotForward[2],
+#else
+                                      dot_forward<float>, dot_forward<Float16>,
+#endif
                                       dot_forward<BFloat16>};

@@ -34,12 +34,22 @@ void activate_run(const T* pre, T* output, int64_t begin, int64_t n, const Dropo
   }
 }
 
-template <Activation kActivation, class T>
+#define FASTDL_OF_EACH_ACTIVATION(function)                                                            \
+  {function<Activation::kNone, T>,     function<Activation::kRelu, T>, function<Activation::kGelu, T>, \
+   function<Activation::kGeluTanh, T>, function<Activation::kSilu, T>, function<Activation::kTanh, T>, \
+   function<Activation::kSigmoid, T>}
+
+template <class T>
+constexpr void (*kActivateRun[kActivations])(const T*, T*, int64_t, int64_t,
+                                             const Dropout&) = FASTDL_OF_EACH_ACTIVATION(activate_run);
+
+template <class T>
 void forward(const LinearActivation& args, const ThreadPool& pool) {
+  const auto activate_run = kActivateRun<T>[static_cast<int>(args.activation)];
   parallel_own_tasks_first(pool, (args.count + kChunk - 1) / kChunk, [&](int64_t task, int64_t) {
     const int64_t begin = task * kChunk, end = begin + kChunk < args.count ? begin + kChunk : args.count;
-    activate_run<kActivation>(static_cast<const T*>(args.pre) + begin, static_cast<T*>(args.output) + begin,
-                              begin, end - begin, args.dropout);
+    activate_run(static_cast<const T*>(args.pre) + begin, static_cast<T*>(args.output) + begin, begin,
+                 end - begin, args.dropout);
   });
 }
 
@@ -72,7 +82,12 @@ void backward_row(const LinearActivationBackward& args, int64_t row, typename Wa
   }
 }
 
-template <Activation kActivation, class T>
+template <class T>
+constexpr void (*kBackwardRow[kActivations])(const LinearActivationBackward&, int64_t,
+                                             typename Walk<T>::V*) = FASTDL_OF_EACH_ACTIVATION(backward_row);
+#undef FASTDL_OF_EACH_ACTIVATION
+
+template <class T>
 void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   typedef Walk<T> W;
   typedef typename W::V V;
@@ -80,6 +95,7 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   const int64_t M = args.M, N = args.N, vectors = (N + W::kStep - 1) / W::kStep;
   const int64_t least = kChunk / (N + 1) + 1, even = (M + kMostParts - 1) / kMostParts;
   const int64_t rows = even < least ? least : even, parts = (M + rows - 1) / rows;
+  const auto backward_row = kBackwardRow<T>[static_cast<int>(args.activation)];
   V* sums = nullptr;
   if (args.grad_bias != nullptr)
     sums = static_cast<V*>(
@@ -88,7 +104,7 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
     V* own = sums == nullptr ? nullptr : sums + part * vectors;
     for (int64_t i = 0; own != nullptr && i < vectors; ++i) own[i] = V{};
     const int64_t end = (part + 1) * rows < M ? (part + 1) * rows : M;
-    for (int64_t row = part * rows; row < end; ++row) backward_row<kActivation, T>(args, row, own);
+    for (int64_t row = part * rows; row < end; ++row) backward_row(args, row, own);
   });
   if (sums == nullptr) return;
   T* grad_bias = static_cast<T*>(args.grad_bias);
@@ -100,20 +116,18 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   }
 }
 
-typedef void (*Forward)(const LinearActivation&, const ThreadPool&);
-typedef void (*Backward)(const LinearActivationBackward&, const ThreadPool&);
-
-#define FASTDL_OF_EACH_ACTIVATION(function, T)                                                         \
-  {function<Activation::kNone, T>,     function<Activation::kRelu, T>, function<Activation::kGelu, T>, \
-   function<Activation::kGeluTanh, T>, function<Activation::kSilu, T>, function<Activation::kTanh, T>, \
-   function<Activation::kSigmoid, T>}
-
-// By dtype, then by activation.
-constexpr Forward kForward[4][kActivations] = {
-    FASTDL_OF_EACH_ACTIVATION(forward, double), FASTDL_OF_EACH_ACTIVATION(forward, float),
-    FASTDL_OF_EACH_ACTIVATION(forward, Float16), FASTDL_OF_EACH_ACTIVATION(forward, BFloat16)};
-constexpr Backward kBackward[4][kActivations] = {
-    FASTDL_OF_EACH_ACTIVATION(backward, double), FASTDL_OF_EACH_ACTIVATION(backward, float),
-    FASTDL_OF_EACH_ACTIVATION(backward, Float16), FASTDL_OF_EACH_ACTIVATION(backward, BFloat16)};
-
-#undef FASTDL_OF_EACH_ACTIVATION
+// By dtype. fp64 is scalar: AVX-512 takes that of AVX2.
+constexpr void (*kForward[])(const LinearActivation&, const ThreadPool&) = {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+    avx2::kForward[0],
+#else
+    forward<double>,
+#endif
+    forward<float>, forward<Float16>, forward<BFloat16>};
+constexpr void (*kBackward[])(const LinearActivationBackward&, const ThreadPool&) = {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+    avx2::kBackward[0],
+#else
+    backward<double>,
+#endif
+    backward<float>, backward<Float16>, backward<BFloat16>};

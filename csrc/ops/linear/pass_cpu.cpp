@@ -9,11 +9,11 @@
 namespace fastdl::cpu {
 
 void linear_activation_forward(const LinearActivation& args, const ThreadPool& pool) {
-  FASTDL_ISA_SELECT(kForward)[static_cast<int>(args.dtype)][static_cast<int>(args.activation)](args, pool);
+  FASTDL_ISA_SELECT(kForward)[static_cast<int>(args.dtype)](args, pool);
 }
 
 void linear_activation_backward(const LinearActivationBackward& args, const ThreadPool& pool) {
-  FASTDL_ISA_SELECT(kBackward)[static_cast<int>(args.dtype)][static_cast<int>(args.activation)](args, pool);
+  FASTDL_ISA_SELECT(kBackward)[static_cast<int>(args.dtype)](args, pool);
 }
 
 }  // namespace fastdl::cpu
