@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from ...dispatch import settings
+from ...transforms import eager
 from .backends import Plan
 from .plans import decide
 from .reference import Context
@@ -30,16 +28,10 @@ def quick_plan(
     """The plan of a call without other options, not both a mask and a bias, found in 3 us instead of 30; None: look
     closer. Raises what the checks of a call do.
     """
-    if not settings.automatic or _is_any_autocast_enabled() or is_dynamo_compiling():
+    if not settings.automatic or not eager():
         return None
     added = mask if bias is None else bias
     if type(q) is not Tensor or type(k) is not Tensor or type(v) is not Tensor:
-        return None
-    if (
-        _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _get_tracing_state() is not None
-    ):
         return None
     on_cpu = q.is_cpu
     if k.is_cpu is not on_cpu or v.is_cpu is not on_cpu or not (on_cpu or q.is_cuda):

@@ -6,13 +6,11 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
-from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from ... import dispatch
+from ...transforms import eager
 
 Decision = TypeVar("Decision")
 
@@ -50,13 +48,7 @@ def quickly_remembered(
     """`decide(recorded)`, once for each key and metadata of plain tensors on the CPU, without settings, autocast or
     transforms: asked in 4 us instead of 30. None: look closer.
     """
-    if not dispatch.settings.automatic or _is_any_autocast_enabled() or is_dynamo_compiling():
-        return None
-    if (
-        _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _get_tracing_state() is not None
-    ):
+    if not dispatch.settings.automatic or not eager():
         return None
     found, requires_grad = [key], False
     for t in (*required, *(t for t in optional if t is not None)):
