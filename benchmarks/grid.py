@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import machine, report
 from benchmarks.providers import Case
-from benchmarks.report import Row
+from benchmarks.row import Row
 from benchmarks.run import ROOT, Effort, measure
 
 SLACK, SLACK_MS = 0.05, 0.003

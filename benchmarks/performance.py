@@ -13,7 +13,8 @@ from pathlib import Path
 
 from benchmarks import grid
 from benchmarks.plot import plot_rows
-from benchmarks.report import HEAD, Row, describe, lines, markdown, read
+from benchmarks.report import HEAD, describe, lines, markdown, read
+from benchmarks.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = "grid-"

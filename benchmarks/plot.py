@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 from pathlib import Path
 
-from benchmarks.report import Row
+from benchmarks.row import Row
 
 OURS = {("fastdl", "NCHW"): "#0b6e4f", ("fastdl", "NHWC"): "#5fb59a"}
 OTHERS = ("#cfcfcf", "#9a9a9a", "#e0a458", "#b5651d", "#7d4e24", "#6c8ebf", "#8064a2", "#c06c84")

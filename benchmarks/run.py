@@ -32,7 +32,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import machine, memory, report  # noqa: E402
 from benchmarks.providers import Case, Prepared, Provider  # noqa: E402
-from benchmarks.report import Row  # noqa: E402
+from benchmarks.row import Row  # noqa: E402
 from fastdl.testing.error_rule import MAX_FACTOR, WINOGRAD_RELATIVE_L2  # noqa: E402
 from fastdl.testing.timer import CudaTurn, Turn, host_turn, samples  # noqa: E402
 

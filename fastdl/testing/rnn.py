@@ -13,12 +13,13 @@ from torch import Tensor
 from ..dispatch import Candidate, Choice
 from ..ops.rnn import backends
 from ..ops.rnn.backends import Plan, make_plan
+from ..ops.rnn.call import Call
 from ..ops.rnn.checks import Sizes
 from ..ops.rnn.layer import run_layer
 from ..ops.rnn.masks import recurrent_mask, zoneout_mask
 from ..ops.rnn.options import Options
 from ..ops.rnn.reference import accumulate_dtype, reference_layer
-from ..ops.rnn.refusals import CANDIDATES, Call, not_torchs
+from ..ops.rnn.refusals import CANDIDATES, not_torchs
 from ..ops.rnn.steps import Context
 from ..ops.rnn.structure import Structure
 from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of

@@ -14,7 +14,7 @@ from benchmarks.ops import bench_conv_relu_maxpool as conv
 from benchmarks.ops import grid_conv_relu_maxpool as conv_grid
 from benchmarks.performance import main as write_performance
 from benchmarks.providers import Case, Prepared, Provider, Workload
-from benchmarks.report import Row
+from benchmarks.row import Row
 
 TINY = run.Effort(rounds=2, least_rounds=1, seconds=0.01, least_seconds=1e-5)
 TRUTH = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 3, 4)

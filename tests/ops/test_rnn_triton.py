@@ -11,8 +11,8 @@ import torch
 
 import fastdl
 from fastdl.ops.rnn import refusals, triton_ops, triton_tiles
+from fastdl.ops.rnn.call import Call
 from fastdl.ops.rnn.options import Options
-from fastdl.ops.rnn.refusals import Call
 from fastdl.ops.rnn.stack import describe, sequence_inputs
 
 needs_triton = pytest.mark.skipif(

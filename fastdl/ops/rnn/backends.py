@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...dispatch import Choice
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
+from .call import Call
 from .options import Options
 from .parameter_gradients import recurrent_gradients
 from .projection import Projected, project, project_backward
 from .reference import Sequence
 from .reference_backward import SequenceGradients
-from .refusals import Call
 from .steps import Context
 from .structure import Structure
 

@@ -11,8 +11,8 @@ from ... import dispatch
 from ...transforms import autocast
 from . import backends, checks
 from .backends import Plan
+from .call import Call
 from .options import probability, zoneout_pair
-from .refusals import Call
 from .stack import is_mixed
 from .structure import Structure
 

@@ -9,13 +9,14 @@ from ... import dispatch
 from ...transforms import obstacle
 from . import backends, checks
 from .backends import Plan
+from .call import Call
 from .cell_calls import PARAMETERS, Decided, Step, Variants, decide, describe, inputs
 from .layer import run_layer
 from .masks import recurrent_mask, zoneout_mask
 from .op import rnn_cell_name
 from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
-from .refusals import CANDIDATES, Call
+from .refusals import CANDIDATES
 from .steps import Context
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from .refusals import Call
+from .call import Call
 
 # As csrc/ops/rnn/persistent.cuh, persistent_choice.cuh and rnn_cuda_torch.cpp have it.
 TILE_ROWS, MOST_LAUNCHES, FEWEST_STEPS = 8, 2, 8

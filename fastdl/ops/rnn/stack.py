@@ -12,12 +12,13 @@ from ... import dispatch
 from ...transforms import autocast, obstacle
 from . import backends, checks
 from .backends import Plan
+from .call import Call
 from .layer import run_layer
 from .masks import recurrent_mask, zoneout_mask
 from .options import Options
 from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
-from .refusals import Call, not_torchs
+from .refusals import not_torchs
 from .steps import Context
 
 

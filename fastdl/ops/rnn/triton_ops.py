@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from torch import Tensor
 from ... import _extension
 from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
+from .call import Call
 from .steps import Context
 from .structure import CELLS, Structure
-
-if TYPE_CHECKING:
-    from .refusals import Call
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and _extension.triton_interpreted()
