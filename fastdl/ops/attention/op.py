@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -90,6 +91,11 @@ def attention(
     beyond_torch = packed or alibi_slopes is not None or sink is not None or dropout_p or return_lse
     if not beyond_torch and window is None and softcap is None and (mask is None or bias is None):
         plan = quick_plan(q, k, v, mask, bias, causal, scale, enable_gqa)
+        if plan is not None and plan.algorithm == "sdpa":
+            added = _four(mask if bias is None else bias)
+            return F.scaled_dot_product_attention(
+                q, k, v, added, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
+            )
         if plan is not None:
             context = _context(_four(mask), _four(bias), None, None, None, None, None)
             return _by_plan(plan, q, k, v, context)[0]

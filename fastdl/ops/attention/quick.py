@@ -37,14 +37,13 @@ def quick_plan(
     if k.is_cpu is not on_cpu or v.is_cpu is not on_cpu or not (on_cpu or q.is_cuda):
         return None
     recorded = is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    key = (
-        q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.get_device(), k.get_device(), v.get_device(),
-        causal, scale, enable_gqa, recorded,
-    )  # fmt: skip
+    key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, causal, scale, enable_gqa, recorded)
     if added is not None:
         if type(added) is not Tensor or added.requires_grad or added.is_cpu is not on_cpu:
             return None
-        key += (added.shape, added.dtype, added.get_device(), bias is None)
+        key += (added.shape, added.dtype, bias is None)
+    if not on_cpu:
+        key += (q.device, k.device, v.device, None if added is None else added.device)
     try:
         known = _known.get(key)
     except TypeError:  # a list among the arguments
