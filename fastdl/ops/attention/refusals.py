@@ -125,32 +125,32 @@ def refuse_cpu_flash(
     return _small(q, k, call.causal, _needs_gradient(q, k, v))
 
 
-# Heads that leave no thread idle and hide what a call costs by itself: of a forward alone, and of one that autograd
-# records, below so many products still torch's.
-_MANY_HEADS, _MANY_RECORDED, _FEWEST_RECORDED = 8, 16, 2**19
-# The same of some heads with rows for a whole tile, and of few heads whatever their rows. Without causality torch's
-# products of few heads run near the limit of AVX2, and packing a few keys takes as long as it saves.
+# Heads that leave no thread idle and hide what a call costs by itself: of a forward alone, of one that autograd
+# records, and with few keys, whose packing takes as long as it saves.
+_MANY_HEADS, _MANY_RECORDED, _MANY_WITH_FEW_KEYS, _FEW_KEYS = 8, 16, 32, 64
+# Products up to which torch is faster: of some heads with rows for a whole tile, and of fewer; without causality its
+# products of few heads run near the limit of AVX2.
 _SOME_HEADS, _TILE_ROWS, _FEWEST_OF_SOME = 4, 48, 2**18
-_FEWEST_OF_FEW, _FEWEST_NEAR_LIMIT, _FEWEST_KEYS = 2**22, 2**24, 64
+_FEWEST_OF_FEW, _FEWEST_NEAR_LIMIT = 2**22, 2**24
 
 
 def _small(q: Tensor, k: Tensor, causal: bool | str, recorded: bool) -> str | None:
     """Why torch's attention is faster in float32 on the CPU, for 15 query rows and more."""
     (B, H, L_q, _), L_k = q.shape, k.shape[2]
     heads, products = B * H, q.numel() * L_k
-    if heads >= (_MANY_RECORDED if recorded else _MANY_HEADS):
+    near_limit = _extension.cpu_isa() in ("baseline", "avx2")
+    many = _MANY_WITH_FEW_KEYS if L_k <= _FEW_KEYS else _MANY_HEADS
+    if heads >= (_MANY_RECORDED if recorded else many):
         return None
-    if recorded:
-        fewest = _FEWEST_RECORDED if heads >= _MANY_HEADS else _FEWEST_OF_FEW
-    elif heads >= _SOME_HEADS and L_q >= _TILE_ROWS:
-        fewest = _FEWEST_OF_SOME
-    elif causal and L_k > _FEWEST_KEYS:
-        return None
-    else:
-        fewest = _FEWEST_OF_FEW
-        if _extension.cpu_isa() in ("baseline", "avx2"):
-            if L_k <= _FEWEST_KEYS:
-                return f"{heads} heads with {L_k} keys are faster by torch"
+    fewest = _FEWEST_OF_FEW
+    if not recorded:
+        if L_k <= _FEW_KEYS and near_limit:
+            return f"{heads} heads with {L_k} keys are faster by torch"
+        if L_k > _FEW_KEYS and causal:
+            return None
+        if L_k > _FEW_KEYS and heads >= _SOME_HEADS and L_q >= _TILE_ROWS:
+            fewest = _FEWEST_OF_SOME
+        elif near_limit:
             fewest = _FEWEST_NEAR_LIMIT
     return f"{products} products of {heads} heads are faster by torch" if products <= fewest else None
 
