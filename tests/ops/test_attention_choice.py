@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fastdl
 from fastdl import _extension
-from fastdl.ops.attention import quick
+from fastdl.ops.attention import plans
 from fastdl.ops.attention.quick import quick_plan
 
 SIZES = [
@@ -22,7 +22,7 @@ MASKS = [None, (1, 1, 1, -1), (0, 1, -2, -1), (-2, -1)]
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    quick._known.clear()
+    plans._planned.clear()
 
 
 def calls():

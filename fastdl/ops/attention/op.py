@@ -13,7 +13,7 @@ from ..philox import draw_seed
 from . import backends
 from .call import Call
 from .checks import check_kinds, check_seed
-from .plans import normalise, plan_of
+from .plans import context_of, normalise, plan_of
 from .quick import quick_plan
 from .reference import Context, accumulate_dtype, reference
 from .refusals import CANDIDATES
@@ -97,7 +97,7 @@ def attention(
                 q, k, v, added, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
             )
         if plan is not None:
-            context = _context(_four(mask), _four(bias), None, None, None, None, None)
+            context = context_of(_four(mask), _four(bias))
             return _by_plan(plan, q, k, v, context)[0]
     check_kinds(
         q=q, k=k, v=v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sink=sink, seed=seed,
@@ -105,7 +105,9 @@ def attention(
     )  # fmt: skip
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
     check_seed(seed)
-    tensors = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
+    tensors = context_of(
+        mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k
+    )
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
     plan = plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
     context = tensors._replace(
@@ -136,13 +138,6 @@ def _by_plan(
     ):
         return Attention.apply(q, k, v, *context, plan)
     return backends.forward(plan, q, k, v, context)
-
-
-def _context(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:
-    """A float mask is a bias."""
-    if mask is not None and mask.is_floating_point():
-        mask, bias = None, mask if bias is None else mask + bias
-    return Context(mask, bias, *rest)
 
 
 def _exact(t: Tensor | None, q: Tensor) -> Tensor | None:
@@ -242,7 +237,9 @@ def _dispatch_arguments(
 ) -> tuple[Tensor, Tensor, Tensor, Context, Call, bool]:
     """What the refusals see of a call."""
     q, k, v, mask, bias = autocast(q, k, v, mask, bias)
-    context = _context(mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k)
+    context = context_of(
+        mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k
+    )
     names = ("causal", "window", "softcap", "dropout_p", "scale", "max_seqlen_q", "max_seqlen_k")
     call = normalise(q, k, v, context, tuple(numbers[name] for name in names), enable_gqa)
     return q, k, v, context, call, return_lse

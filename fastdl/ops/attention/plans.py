@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,16 +33,28 @@ def plan_of(
         numbers, enable_gqa, return_lse, torch.is_grad_enabled(),
         settings.backend, settings.strict, settings.precision,
     )  # fmt: skip
+    return remembered(key, lambda: decide(q, k, v, context, numbers, enable_gqa, return_lse))
+
+
+def remembered(key: tuple, planner: Callable[[], Plan]) -> Plan:
+    """`planner()`, once for each key."""
     try:
         planned = _planned.get(key)
     except TypeError:  # a list among the arguments, a symbolic size
-        return decide(q, k, v, context, numbers, enable_gqa, return_lse)
+        return planner()
     if planned is None:
-        planned = decide(q, k, v, context, numbers, enable_gqa, return_lse)
+        planned = planner()
         if len(_planned) >= _PLANNED_MOST:
             _planned.clear()
         _planned[key] = planned
     return planned
+
+
+def context_of(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:
+    """A float mask is a bias."""
+    if mask is not None and mask.is_floating_point():
+        mask, bias = None, mask if bias is None else mask + bias
+    return Context(mask, bias, *rest)
 
 
 def decide(

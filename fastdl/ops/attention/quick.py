@@ -7,12 +7,7 @@ from torch import Tensor, is_grad_enabled
 from ...dispatch import settings
 from ...transforms import eager
 from .backends import Plan
-from .plans import decide
-from .reference import Context
-
-# By everything of the tensors and arguments that dispatch looks at in such calls.
-_known: dict[tuple, Plan] = {}
-_KNOWN_MOST = 4096
+from .plans import context_of, decide, remembered
 
 
 def quick_plan(
@@ -44,17 +39,5 @@ def quick_plan(
         key += (added.shape, added.dtype, bias is None)
     if not on_cpu:
         key += (q.device, k.device, v.device, None if added is None else added.device)
-    try:
-        known = _known.get(key)
-    except TypeError:  # a list among the arguments
-        return None
-    if known is None:
-        context = Context(mask, bias, None, None, None, None, None)
-        if mask is not None and mask.is_floating_point():
-            context = Context(None, mask, None, None, None, None, None)
-        numbers = (causal, None, None, 0.0, scale, None, None)
-        known = decide(q, k, v, context, numbers, enable_gqa, False)
-        if len(_known) >= _KNOWN_MOST:
-            _known.clear()
-        _known[key] = known
-    return known
+    numbers = (causal, None, None, 0.0, scale, None, None)
+    return remembered(key, lambda: decide(q, k, v, context_of(mask, bias), numbers, enable_gqa, False))
