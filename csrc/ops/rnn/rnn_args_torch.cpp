@@ -205,6 +205,12 @@ int64_t row_stride(const Tensor& x) {
   return x.size(1) == 1 ? x.stride(0) : x.stride(1);
 }
 
+void set_x(RnnCall<RnnForward>& call, const Tensor& x) {
+  const Tensor rows = has_row_stride(x) ? x : torch::stable::contiguous(x);
+  call.inputs.push_back(rows);
+  call.args.x = rows.data_ptr(), call.args.x_row_stride = row_stride(rows);
+}
+
 }  // namespace
 
 void fill(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h_0, const MaybeTensor& c_0,
@@ -217,10 +223,8 @@ void fill(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h_0, co
   filler.set_weights(weights, x.size(x.dim() - 1));
   filler.set_state_and_context(h_0, c_0, context);
   const int64_t D = s.directions, width = s.projected ? D * num_gates(s.cell) * q.H : q.I;
-  const Tensor rows = has_row_stride(x) ? x : torch::stable::contiguous(x);
-  check(rows.size(rows.dim() - 1) == width, "x must have ", width, " columns, got ", shape_text(x));
-  call.inputs.push_back(rows);
-  args.x = rows.data_ptr(), args.x_row_stride = row_stride(rows);
+  check(x.size(x.dim() - 1) == width, "x must have ", width, " columns, got ", shape_text(x));
+  set_x(call, x);
 
   const bool lstm = s.cell == Cell::kLstm;
   const ScalarType dtype = filler.dtype(), accumulate = filler.accumulate();
@@ -240,9 +244,7 @@ void fill_step(RnnCall<RnnForward>& call, const Tensor& x, const MaybeTensor& h,
   filler.set_step(x.size(0), cell, weights.size() > 2);
   filler.set_weights(weights, x.size(1));
   filler.set_state(h, c);
-  const Tensor rows = has_row_stride(x) ? x : torch::stable::contiguous(x);
-  call.inputs.push_back(rows);
-  args.x = rows.data_ptr(), args.x_row_stride = row_stride(rows);
+  set_x(call, x);
 
   const RnnSequence& q = args.q;
   args.output = args.h_n = filler.output(true, filler.dtype(), {q.rows.B, q.H});
