@@ -11,3 +11,4 @@
 #include "ops/linear/linear_torch.cpp"
 #include "ops/rnn/rnn_args_torch.cpp"
 #include "ops/rnn/rnn_torch.cpp"
+#include "ops/sublayer/sublayer_torch.cpp"

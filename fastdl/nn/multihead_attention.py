@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import dispatch
 from ..ops import attention, linear
 from ..ops.attention.weights import attention_and_weights
+from . import sublayers
 from .attention_masks import merged
 
 
@@ -53,6 +54,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True needs the causal attn_mask it is a hint of")
         self._check(query, key, value)
+        if not need_weights and key is value:
+            inferred = self._inferred(query, key, attn_mask, key_padding_mask, is_causal)
+            if inferred is not None:
+                return inferred, None
         batched = query.dim() == 3
         if not batched:
             if key_padding_mask is not None:
@@ -76,6 +81,14 @@ class MultiheadAttention(nn.MultiheadAttention):
             output = output.squeeze(self._batch_axis)
             weights = None if weights is None else weights.squeeze(0)
         return output, weights
+
+    def _inferred(self, query: Tensor, key: Tensor, *masks: Tensor | bool | None) -> Tensor | None:
+        """The output by one operator; None: projections and attention must be called."""
+        memory = () if key is query else (key,)
+        if not sublayers.may_serve(query, *memory):
+            return None
+        attention = sublayers.attention_of(self, MultiheadAttention, sublayers.Norm())
+        return None if attention is None else attention.infer(query, *(memory or (None,)), *masks)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         """The output for projected heads [B, H, L, D], in the layout of `query`; options of `fastdl.ops.attention`."""

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import dispatch
 from ..ops import linear
+from . import sublayers
 from .linear import Linear
 from .multihead_attention import MultiheadAttention
+from .plain_parts import activation_name, plain, watches_every_module
 
-FUNCTIONS = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.gelu: "gelu",
-    F.silu: "silu",
-    F.tanh: "tanh",
-    torch.tanh: "tanh",
-    F.sigmoid: "sigmoid",
-    torch.sigmoid: "sigmoid",
-}
-MODULES = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+LINEARS = (nn.Linear, Linear)
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -30,7 +19,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     Constructor, forward, parameters and state_dict are nn.TransformerEncoderLayer's. Attention is
     `fastdl.nn.MultiheadAttention`; bias, activation and dropout of the linear layers run inside their products,
-    unless one of them is not plain torch's or has hooks: then they are called one by one. A nested tensor, which
+    unless one of them is not plain torch's or has hooks: then they are called one by one. In float32 on a CPU, where
+    nothing is recorded or dropped, each half of the layer is one operator (sublayers.py). A nested tensor, which
     nn.TransformerEncoder makes in eval mode where it can, goes through torch's own layer.
     Errors are those of the parts. Source: torch.nn.TransformerEncoderLayer; Vaswani et al. 2017.
 
@@ -54,11 +44,25 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             dispatch.require_reference("attention", "a tensor is nested")
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks = (src_mask, src_key_padding_mask, is_causal)
+        inferred = self._inferred(src, masks)
+        if inferred is not None:
+            return inferred
         if self.norm_first:
             x = src + self._sa_block(self.norm1(src), *masks)
             return x + self._ff_block(self.norm2(x))
         x = self.norm1(src + self._sa_block(src, *masks))
         return self.norm2(x + self._ff_block(x))
+
+    def _inferred(self, src: Tensor, masks: tuple[Tensor | None, Tensor | None, bool]) -> Tensor | None:
+        """The output by two operators; None: the parts must be called."""
+        if type(self) is not TransformerEncoderLayer or not sublayers.may_serve(src):
+            return None
+        attention = _attention_of(self, "self_attn", "norm1", "dropout1")
+        feed_forward = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm2", "dropout2"))
+        if attention is None or feed_forward is None:
+            return None
+        x = attention.infer(src, None, *masks)
+        return None if x is None else feed_forward.infer(x)
 
     def _ff_block(self, x: Tensor) -> Tensor:
         return feed_forward(self, x, self.dropout2)
@@ -81,46 +85,68 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         super().__init__(*args, **kwargs)
         self.self_attn.__class__ = self.multihead_attn.__class__ = MultiheadAttention
 
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        other = (memory_mask, memory_key_padding_mask, memory_is_causal)
+        inferred = self._inferred(tgt, memory, own, other)
+        if inferred is not None:
+            return inferred
+        masks = (*own[:1], *other[:1], own[1], other[1])
+        return super().forward(tgt, memory, *masks, tgt_is_causal, memory_is_causal)
+
+    def _inferred(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        own: tuple[Tensor | None, Tensor | None, bool],
+        other: tuple[Tensor | None, Tensor | None, bool],
+    ) -> Tensor | None:
+        """The output by three operators; None: the parts must be called."""
+        if type(self) is not TransformerDecoderLayer or not sublayers.may_serve(tgt, memory):
+            return None
+        to_itself = _attention_of(self, "self_attn", "norm1", "dropout1")
+        to_memory = _attention_of(self, "multihead_attn", "norm2", "dropout2")
+        feed_forward = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm3", "dropout3"))
+        if to_itself is None or to_memory is None or feed_forward is None:
+            return None
+        x = to_itself.infer(tgt, None, *own)
+        x = None if x is None else to_memory.infer(x, memory, *other)
+        return None if x is None else feed_forward.infer(x)
+
     def _ff_block(self, x: Tensor) -> Tensor:
         return feed_forward(self, x, self.dropout3)
+
+
+def _beside(layer: nn.Module, norm: str, dropout: str) -> tuple[sublayers.Norm | None, nn.Module]:
+    """The norm and the dropout beside a sublayer."""
+    parts = layer._modules
+    return sublayers.norm_of(parts[norm], layer.norm_first), parts[dropout]
+
+
+def _attention_of(layer: nn.Module, name: str, norm: str, dropout: str) -> sublayers.Attention | None:
+    module = layer._modules[name]
+    return sublayers.attention_of(module, MultiheadAttention, *_beside(layer, norm, dropout))
 
 
 def feed_forward(layer: nn.Module, x: Tensor, last: nn.Module) -> Tensor:
     """last(linear2(dropout(activation(linear1(x))))) in two fused products where all of them are torch's own."""
     first, second, dropout = layer.linear1, layer.linear2, layer.dropout
-    activation = None if _watches_every_module() else _name(layer.activation)
-    linears = all(_plain(one, nn.Linear) or _plain_fused(one) for one in (first, second))
-    if activation is None or not linears or not all(_plain(one, nn.Dropout) for one in (dropout, last)):
+    activation = None if watches_every_module() else activation_name(layer.activation)
+    linears = all(plain(one, *LINEARS) and not getattr(one, "dropout_p", 0) for one in (first, second))
+    if activation is None or not linears or not all(plain(one, nn.Dropout) for one in (dropout, last)):
         return last(second(dropout(layer.activation(first(x)))))
     hidden = linear(x, first.weight, first.bias, activation=activation, dropout_p=_probability(dropout))
     return linear(hidden, second.weight, second.bias, dropout_p=_probability(last))
-
-
-def _name(activation: object) -> str | None:
-    """What `fastdl.ops.linear` calls an activation, if it knows it."""
-    if not isinstance(activation, nn.Module):
-        return FUNCTIONS.get(activation)
-    if not _plain(activation, *MODULES):
-        return None
-    name = MODULES[type(activation)]
-    return "gelu_tanh" if name == "gelu" and activation.approximate == "tanh" else name
-
-
-def _plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is exactly of one of these kinds, computes what it does, and nobody watches it."""
-    if type(module) not in kinds:
-        return False
-    own = module.__dict__  # attributes of a module are found in 1 us, these in 0.1
-    return "forward" not in own and not any(map(own.__getitem__, HOOKS))
-
-
-def _watches_every_module() -> bool:
-    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-
-
-def _plain_fused(module: nn.Module) -> bool:
-    """Whether it is a fastdl.nn.Linear that does what nn.Linear does."""
-    return _plain(module, Linear) and not module.dropout_p
 
 
 def _probability(dropout: nn.Dropout) -> float:

@@ -89,7 +89,7 @@ struct Results {
 };
 
 void run(const Case& c, const Inputs& in, Results& r) {
-  AttentionForward forward = {in.call, r.output.data(), r.lse.data()};
+  AttentionForward forward = {in.call, r.output.data(), r.lse.data(), fastdl::cpu::dense_output(in.call)};
   cpu::attention_forward(forward, kThreadPool);
   AttentionBackward backward = {};
   backward.c = in.call;

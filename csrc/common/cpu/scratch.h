@@ -9,4 +9,7 @@ namespace fastdl::cpu {
 // workers at once, before the parallel region, whose bodies must not throw. Throws std::bad_alloc.
 void* thread_scratch(size_t bytes);
 
+// The same again for an operator made of kernels, which take the other.
+void* operator_scratch(size_t bytes);
+
 }  // namespace fastdl::cpu

@@ -51,8 +51,9 @@ struct AttentionCall {
 
 struct AttentionForward {
   AttentionCall c;
-  void* output;  // [B, H, L_q, D_v] or [total_q, H, D_v], contiguous
-  double* lse;   // [B, H, L_q] or [H, total_q]
+  void* output;                     // [B, H, L_q, D_v] or [total_q, H, D_v], contiguous; cpu: strided
+  double* lse;                      // [B, H, L_q] or [H, total_q]; cpu: or null, not wanted
+  AttentionStrides output_strides;  // cpu alone
 };
 
 struct AttentionBackward {

@@ -26,6 +26,9 @@ struct AttentionOutput {
 
 AttentionTensors attention_call(const AttentionInputs& inputs, const IntList& integers,
                                 const std::vector<double>& numbers, AttentionCall& call);
+// Pointers and strides of `mask` and `bias`, which must live as long as the call, whose sizes are there.
+void attention_masks(const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const Tensor& q,
+                     AttentionCall& call);
 AttentionOutput attention_output(const AttentionCall& call, const Tensor& q);
 
 struct AttentionArrived {

@@ -78,6 +78,20 @@ Tensor attention_rows(const Tensor& t, AttentionStrides& strides) {
   return rows;
 }
 
+void attention_masks(const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const Tensor& q,
+                     AttentionCall& c) {
+  if (mask) {
+    check(mask->scalar_type() == ScalarType::Bool, "mask must be bool");
+    c.mask_strides = broadcast_strides("mask", *mask, q, c);
+    c.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+  }
+  if (bias) {
+    check(bias->scalar_type() == q.scalar_type(), "bias must have the dtype of q");
+    c.bias_strides = broadcast_strides("bias", *bias, q, c);
+    c.bias = bias->const_data_ptr();
+  }
+}
+
 AttentionTensors attention_call(const AttentionInputs& inputs, const IntList& integers,
                                 const std::vector<double>& numbers, AttentionCall& c) {
   const bool packed = inputs.cu_seqlens_q.has_value();
@@ -106,16 +120,7 @@ AttentionTensors attention_call(const AttentionInputs& inputs, const IntList& in
     c.cu_seqlens_k = keep(whole("cu_seqlens_k", *inputs.cu_seqlens_k, inputs.q, kind, c.B + 1));
     check(!inputs.mask && !inputs.bias, "mask and bias need dense q, k and v");
   }
-  if (inputs.mask) {
-    check(inputs.mask->scalar_type() == ScalarType::Bool, "mask must be bool");
-    c.mask_strides = broadcast_strides("mask", *inputs.mask, inputs.q, c);
-    c.mask = static_cast<const uint8_t*>(keep(*inputs.mask));
-  }
-  if (inputs.bias) {
-    check(inputs.bias->scalar_type() == inputs.q.scalar_type(), "bias must have the dtype of q");
-    c.bias_strides = broadcast_strides("bias", *inputs.bias, inputs.q, c);
-    c.bias = keep(*inputs.bias);
-  }
+  attention_masks(inputs.mask, inputs.bias, inputs.q, c);
   if (inputs.alibi_slopes) {
     const bool one_each = inputs.alibi_slopes->dim() == 2;
     c.alibi_stride_b = one_each ? c.H : 0;

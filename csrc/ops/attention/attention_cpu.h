@@ -6,6 +6,12 @@
 
 namespace fastdl::cpu {
 
+// Of an output without gaps.
+inline AttentionStrides dense_output(const AttentionCall& c) {
+  if (c.cu_seqlens_q != nullptr) return {0, c.D_v, c.H * c.D_v, 1};
+  return {c.H * c.L_q * c.D_v, c.L_q * c.D_v, c.D_v, 1};
+}
+
 void attention_forward(const AttentionForward& args, const ThreadPool& pool);
 void attention_backward(const AttentionBackward& args, const ThreadPool& pool);
 

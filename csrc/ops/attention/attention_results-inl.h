@@ -60,9 +60,10 @@ template <class T>
 static void finish_row(const AttentionForward& args, const Group<T>& g, const QueryRow& row,
                        const float* output, float highest, float total) {
   const AttentionCall& c = args.c;
-  args.lse[lse_index(c, g.span, row.h, row.i)] =
-      total == 0 ? kHidden : (highest == kHidden ? 0.0 : highest) + std::log(static_cast<double>(total));
-  T* out = static_cast<T*>(args.output) + query_row(c, g.span, row.h, row.i) * c.D_v;
+  if (args.lse != nullptr)
+    args.lse[lse_index(c, g.span, row.h, row.i)] =
+        total == 0 ? kHidden : (highest == kHidden ? 0.0 : highest) + std::log(static_cast<double>(total));
+  T* out = const_cast<T*>(g.at(args.output, args.output_strides, row.h, g.span.q_first + row.i));
   const Vec inverse = set1(total == 0 ? 0.0f : 1.0f / total);
   int64_t d = 0;
   for (; d + kLanes <= c.D_v; d += kLanes) store(out + d, load(output + d) * inverse);

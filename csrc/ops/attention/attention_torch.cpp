@@ -44,6 +44,7 @@ std::tuple<Tensor, Tensor> attention(Tensor q, Tensor k, Tensor v, std::optional
   prepare_rows(args.c, {result.output, result.lse});
   args.output = result.output.mutable_data_ptr(),
   args.lse = static_cast<double*>(result.lse.mutable_data_ptr());
+  args.output_strides = cpu::dense_output(args.c);
   if (result.lse.numel() > 0) cpu::attention_forward(args, torch_thread_pool());
   return {result.output, result.lse};
 }

@@ -1,0 +1,59 @@
+"""Whether a module inside another is plain: exactly of a kind, and nobody watches or changed what it computes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FUNCTIONS = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.tanh: "tanh",
+    torch.tanh: "tanh",
+    F.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+}
+MODULES = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is exactly of one of these kinds, computes what it does, and nobody watches it."""
+    if type(module) not in kinds:
+        return False
+    own = module.__dict__  # attributes of a module are found in 1 us, these in 0.1
+    return "forward" not in own and not any(map(own.__getitem__, HOOKS))
+
+
+def parameters_of(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...], *names: str
+) -> list[Tensor | None] | None:
+    """What a plain module holds under these names; None if it is not plain, one is no Parameter or is being trained."""
+    if not plain(module, *kinds):
+        return None
+    own, trained = module.__dict__["_parameters"], torch.is_grad_enabled()
+    found = []
+    for name in names:
+        t = own.get(name, module)
+        if t is not None and (type(t) is not nn.Parameter or (trained and t.requires_grad)):
+            return None
+        found.append(t)
+    return found
+
+
+def activation_name(activation: object) -> str | None:
+    """What `fastdl.ops.linear` calls an activation, if it knows it."""
+    if not isinstance(activation, nn.Module):
+        return FUNCTIONS.get(activation)
+    if not plain(activation, *MODULES):
+        return None
+    name = MODULES[type(activation)]
+    return "gelu_tanh" if name == "gelu" and activation.approximate == "tanh" else name
+
+
+def watches_every_module() -> bool:
+    """Whether somebody registered a hook for all modules."""
+    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)

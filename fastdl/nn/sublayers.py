@@ -1,0 +1,157 @@
+"""The sublayers of a Transformer layer as one operator each, for inference: where every part is torch's own or ours.
+
+Part by part a small layer spends more time between its products than in them. An operator is called where nothing is
+recorded, no dropout acts, nobody watches a part by hooks, and the sizes are those at which it is faster.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import _extension
+from ..dispatch import settings
+from ..ops import products
+from ..ops.attention.refusals import FEWEST_ROWS
+from ..ops.linear import sizes
+from ..ops.linear.activations import ACTIVATIONS
+from ..ops.sublayer import registration  # noqa: F401, the operators below must be defined
+from ..ops.sublayer.schema import AROUND
+from ..transforms import eager
+from .attention_masks import merged
+from .plain_parts import activation_name, parameters_of, plain, watches_every_module
+
+_attention = torch.ops.fastdl.attention_sublayer.default
+_feed_forward = torch.ops.fastdl.feed_forward_sublayer.default
+
+
+class Norm(NamedTuple):
+    """A layer norm and where it stands: a key of AROUND; without one, f alone."""
+
+    where: str | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+
+
+class Attention(NamedTuple):
+    """What the operator is given of an nn.MultiheadAttention and the norm beside it."""
+
+    parameters: tuple[Tensor | None, ...]  # weight and bias of in_proj, of out_proj
+    num_heads: int
+    batch_first: bool
+    norm: Norm
+
+    def infer(
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        attn_mask: Tensor | None,
+        key_padding_mask: Tensor | None,
+        is_causal: bool,
+    ) -> Tensor | None:
+        """The sublayer of x and of memory, None: of x itself, both of which `may_serve`; None: call the parts."""
+        if is_causal and attn_mask is None:
+            return None  # an error, which the parts raise
+        in_proj_weight, *_ = self.parameters
+        batch, sequence = (0, 1) if self.batch_first else (1, 0)
+        keys = x if memory is None else memory
+        B, L, S, E = x.shape[batch], x.shape[sequence], keys.shape[sequence], in_proj_weight.shape[1]
+        if (
+            x.shape[2] != E
+            or keys.shape[2] != E
+            or keys.shape[batch] != B
+            or not faster(B * L, in_proj_weight)
+        ):
+            return None
+        masks = (None, None)
+        if key_padding_mask is not None or (attn_mask is not None and not is_causal):
+            sizes = (B, self.num_heads, L, S)
+            masks = merged(key_padding_mask, None if is_causal else attn_mask, sizes, 0, x.dtype)
+            if not all(t is None or _is_plain(t) for t in masks):
+                return None
+        _, weight, bias, eps = self.norm
+        structure = [self.num_heads, self.batch_first, AROUND[self.norm.where], is_causal, L < FEWEST_ROWS]
+        return _attention(x, memory, *self.parameters, weight, bias, *masks, structure, eps)
+
+
+class FeedForward(NamedTuple):
+    """What the operator is given of two linear layers, their activation and the norm beside them."""
+
+    parameters: tuple[Tensor | None, ...]  # weight and bias of linear1, of linear2
+    activation: str
+    norm: Norm
+
+    def infer(self, x: Tensor) -> Tensor | None:
+        """The sublayer of x, which `may_serve`; None: call the parts."""
+        first = self.parameters[0]
+        if x.shape[2] != first.shape[1] or not faster(x.shape[0] * x.shape[1], first):
+            return None
+        where, weight, bias, eps = self.norm
+        code = ACTIVATIONS[self.activation]
+        return _feed_forward(x, *self.parameters, weight, bias, code, AROUND[where], eps)
+
+
+def may_serve(*inputs: Tensor) -> bool:
+    """Whether tokens [B, L, E] or [L, B, E] are such as the operators take."""
+    if not settings.automatic or not eager() or not _extension.cpu.loaded or watches_every_module():
+        return False
+    return all(_is_plain(t) and t.dtype is torch.float32 and t.dim() == 3 for t in inputs)
+
+
+def _is_plain(t: Tensor) -> bool:
+    recorded = t.requires_grad and torch.is_grad_enabled()
+    return type(t) is Tensor and t.is_cpu and not recorded
+
+
+def attention_of(
+    module: nn.MultiheadAttention, kind: type, norm: Norm | None, dropout: nn.Module | None = None
+) -> Attention | None:
+    """The operator for a module that is exactly of our `kind`; None: its parts must be called."""
+    if norm is None or type(module) is not kind or not module._qkv_same_embed_dim or not silent(dropout):
+        return None
+    if (module.training and module.dropout) or module.bias_k is not None or module.add_zero_attn:
+        return None
+    own = parameters_of(module, (kind,), "in_proj_weight", "in_proj_bias")
+    out = parameters_of(module._modules["out_proj"], (_OUT_PROJ,), "weight", "bias")
+    if own is None or out is None:
+        return None
+    return Attention((*own, *out), module.num_heads, module.batch_first, norm)
+
+
+def feed_forward_of(
+    layer: nn.Module, linears: tuple[type, ...], norm: Norm | None, dropout: nn.Module
+) -> FeedForward | None:
+    """The operator for the linear layers of a Transformer layer; None: its parts must be called."""
+    parts = layer._modules
+    activation = activation_name(layer.activation)
+    if norm is None or activation is None or not silent(parts["dropout"]) or not silent(dropout):
+        return None
+    both = parts["linear1"], parts["linear2"]
+    first, second = (parameters_of(one, linears, "weight", "bias") for one in both)
+    if first is None or second is None or any("dropout_p" in one.__dict__ for one in both):
+        return None
+    return FeedForward((*first, *second), activation, norm)
+
+
+def norm_of(module: nn.Module, norm_first: bool) -> Norm | None:
+    """None: it is no plain layer norm over the last axis with a weight."""
+    found = parameters_of(module, (nn.LayerNorm,), "weight", "bias")
+    if found is None or found[0] is None or found[0].dim() != 1:
+        return None
+    return Norm("pre" if norm_first else "post", *found, module.eps)
+
+
+def silent(dropout: nn.Module | None) -> bool:
+    """Whether a plain dropout, or none, lets everything pass."""
+    return dropout is None or (plain(dropout, nn.Dropout) and not (dropout.training and dropout.p))
+
+
+def faster(tokens: int, weight: Tensor) -> bool:
+    """Whether the operator's product of so many tokens is as fast as torch's."""
+    return products.mkl_on_amd() or not sizes.product_near_limit(tokens, *weight.shape)
+
+
+_OUT_PROJ = nn.modules.linear.NonDynamicallyQuantizableLinear

@@ -1,0 +1,21 @@
+"""The raw operators: schemas, the reference behind every device without a kernel, shapes for fake tensors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..raw_operators import define
+from . import reference, schema
+
+
+def attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | float) -> Tensor:
+    return reference.attention_sublayer(x, *rest).contiguous()
+
+
+def feed_forward_sublayer(x: Tensor, *rest: Tensor | None | int | float) -> Tensor:
+    return reference.feed_forward_sublayer(x, *rest).contiguous()
+
+
+fake_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
+
+library = define(schema.SCHEMAS, globals())

@@ -1,0 +1,20 @@
+"""The raw operators of this family, float32 without gradient. Changing a line asks for a rebuild.
+
+around: 0: f(x); 1, pre-norm: x + f(norm(x)); 2, post-norm: norm(x + f(x)). norm_weight, norm_bias: [E], of a layer
+norm; a norm without bias has norm_weight alone.
+
+attention_sublayer: x [B, L, E] or [L, B, E]; memory, of keys and values, the same with S, absent: what f is given.
+in_proj_weight [3 E, E], out_proj_weight [E, E]. mask (bool, True is seen) and bias broadcast to [B, H, L, S].
+structure: num_heads, batch_first, around, causal (as in attention), decode (few queries, nothing is packed).
+feed_forward_sublayer: x [..., E], weight_1 [F, E], weight_2 [E, F]; activation: the codes of linear/activations.py.
+"""
+
+AROUND = {None: 0, "pre": 1, "post": 2}
+
+SCHEMAS = (
+    "attention_sublayer(Tensor x, Tensor? memory, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, "
+    "Tensor? out_proj_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? bias, int[] structure, "
+    "float eps) -> Tensor",
+    "feed_forward_sublayer(Tensor x, Tensor weight_1, Tensor? bias_1, Tensor weight_2, Tensor? bias_2, "
+    "Tensor? norm_weight, Tensor? norm_bias, int activation, int around, float eps) -> Tensor",
+)
