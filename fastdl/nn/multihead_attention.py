@@ -94,6 +94,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         """The output for projected heads [B, H, L, D], in the layout of `query`; options of `fastdl.ops.attention`."""
         return self._joined(attention(q, k, v, **options))
 
+    def project_all(self, x: Tensor) -> list[Tensor]:
+        """The heads of queries, keys and values that are one tensor, each [B, H, L, D], in one product."""
+        return self._split(linear(x, self.in_proj_weight, self.in_proj_bias), 3)
+
     def project_query(self, query: Tensor) -> Tensor:
         """The heads of `query`, [B, H, L, D]; query, key and value of one width."""
         bias, E = self.in_proj_bias, self.embed_dim
@@ -117,7 +121,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         """The projections, each [B, H, L, D]; those of one tensor in one product."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if weight is not None and query is key is value:
-            return tuple(self._split(linear(query, weight, bias), 3))
+            return tuple(self.project_all(query))
         if weight is not None and key is value:
             return self.project_query(query), *self.project_memory(key)
         weights = (

@@ -24,7 +24,12 @@ from .attention_masks import merged
 from .plain_parts import activation_name, parameters_of, plain, watches_every_module
 
 _attention = torch.ops.fastdl.attention_sublayer.default
+_cached_attention = torch.ops.fastdl.cached_attention_sublayer.default
 _feed_forward = torch.ops.fastdl.feed_forward_sublayer.default
+
+
+# keys and values of the tokens so far, [B, H, length, D] each
+Cache = tuple[Tensor, Tensor]
 
 
 class Norm(NamedTuple):
@@ -75,6 +80,17 @@ class Attention(NamedTuple):
         _, weight, bias, eps = self.norm
         structure = [self.num_heads, self.batch_first, AROUND[self.norm.where], is_causal, L < FEWEST_ROWS]
         return _attention(x, memory, *self.parameters, weight, bias, *masks, structure, eps)
+
+    def infer_cached(self, x: Tensor, cache: Cache, past: int, mask: Tensor | None) -> Tensor | None:
+        """The sublayer of x [B, L, E] after `past` tokens, in a cache that x is added to; -1: of all the cache has."""
+        keys, values = cache
+        in_proj_weight, *_ = self.parameters
+        plain = _is_plain(keys) and _is_plain(values) and keys.is_contiguous() and values.is_contiguous()
+        if not plain or not self.batch_first or not faster(x.shape[0] * x.shape[1], in_proj_weight):
+            return None
+        where, weight, bias, eps = self.norm
+        structure = [self.num_heads, True, AROUND[where], 0, x.shape[1] < FEWEST_ROWS]
+        return _cached_attention(x, keys, values, past, *self.parameters, weight, bias, mask, structure, eps)
 
 
 class FeedForward(NamedTuple):

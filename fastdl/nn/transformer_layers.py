@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from .. import dispatch
@@ -10,6 +12,7 @@ from . import sublayers
 from .linear import Linear
 from .multihead_attention import MultiheadAttention
 from .plain_parts import activation_name, plain, watches_every_module
+from .sublayers import Cache
 
 LINEARS = (nn.Linear, Linear)
 
@@ -122,6 +125,52 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         x = to_itself.infer(tgt, None, *own)
         x = None if x is None else to_memory.infer(x, memory, *other)
         return None if x is None else feed_forward.infer(x)
+
+    def step(
+        self, x: Tensor, past: Cache, length: int, memory: Cache, memory_mask: Tensor | None = None
+    ) -> Tensor:
+        """The layer for tokens that follow `length` others; for inference, batch_first.
+
+        Args:
+            x: [B, T, E], the new tokens; each sees those before it and itself.
+            past: keys and values [B, H, at least length + T, D]; rows from `length` on are filled with those of x.
+            length: how many tokens they hold.
+            memory: keys and values of the encoder's output, `multihead_attn.project_memory(output)`.
+            memory_mask: bool, True is seen; broadcasts to [B, H, T, S].
+        """
+        x = self._attended("self_attn", "norm1", "dropout1", x, past, length, None)
+        x = self._attended("multihead_attn", "norm2", "dropout2", x, memory, -1, memory_mask)
+        if sublayers.may_serve(x):
+            found = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm3", "dropout3"))
+            inferred = None if found is None else found.infer(x)
+            if inferred is not None:
+                return inferred
+        return self._around(self.norm3, x, self._ff_block)
+
+    def _attended(
+        self, name: str, norm: str, dropout: str, x: Tensor, cache: Cache, length: int, mask: Tensor | None
+    ) -> Tensor:
+        """Attention to a cache, after `length` tokens, which x is added to; -1: to all of it."""
+        if sublayers.may_serve(x):
+            found = _attention_of(self, name, norm, dropout)
+            inferred = None if found is None else found.infer_cached(x, cache, length, mask)
+            if inferred is not None:
+                return inferred
+        module = getattr(self, name)
+
+        def attend(normed: Tensor) -> Tensor:
+            if length < 0:
+                return module.attend(module.project_query(normed), *cache, mask=mask)
+            query, *own = module.project_all(normed)
+            end = length + x.shape[1]
+            for rows, part in zip(cache, own, strict=True):
+                rows[:, :, length:end] = part
+            return module.attend(query, *(rows[:, :, :end] for rows in cache), causal="bottom_right")
+
+        return self._around(getattr(self, norm), x, attend)
+
+    def _around(self, norm: nn.Module, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + f(norm(x)) if self.norm_first else norm(x + f(x))
 
     def _ff_block(self, x: Tensor) -> Tensor:
         return feed_forward(self, x, self.dropout3)

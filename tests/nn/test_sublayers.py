@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -166,6 +167,35 @@ def test_parts_that_are_not_plain_are_called(change):
         with torch.no_grad():
             torch.testing.assert_close(found, theirs(x))
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_step_of_the_decoder_is_the_layer_token_by_token(norm_first):
+    ours, theirs = twins("decoder", norm_first=norm_first, batch_first=True)
+    x, memory = tokens("decoder", True)
+    hidden = torch.zeros(B, S, dtype=torch.bool)
+    hidden[1, -2:] = True
+    causal = torch.ones(L, L, dtype=torch.bool).triu(1)
+    with torch.no_grad():
+        expected = theirs(x, memory, causal, memory_key_padding_mask=hidden, tgt_is_causal=True)
+    for watching, pieces in itertools.product((False, True), ((1,) * L, (2, 3), (L,))):
+        layer = copy.deepcopy(ours)
+        if watching:  # nothing fused: the parts
+            for name in ("norm1", "norm2", "norm3"):
+                layer.get_submodule(name).register_forward_hook(lambda module, args, output: None)
+
+        def steps(layer: nn.Module = layer, pieces: tuple[int, ...] = pieces) -> Tensor:
+            past = tuple(torch.empty(B, H, L + 2, E // H) for _ in range(2))
+            kept = [part.contiguous() for part in layer.multihead_attn.project_memory(memory)]
+            found, length = [], 0
+            for part in x.split(pieces, 1):
+                found.append(layer.step(part, past, length, kept, ~hidden[:, None, None]))
+                length += part.shape[1]
+            return torch.cat(found, 1)
+
+        found, count = counted(steps)
+        assert count == (0 if watching else 3 * len(pieces))
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_surroundings_decide():

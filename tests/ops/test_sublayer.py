@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 attention = torch.ops.fastdl.attention_sublayer
+cached_attention = torch.ops.fastdl.cached_attention_sublayer
 feed_forward = torch.ops.fastdl.feed_forward_sublayer
 around = pytest.mark.parametrize("around", AROUND.values(), ids=[str(name) for name in AROUND])
 
@@ -60,6 +61,14 @@ def feed_forward_call(rows=(7,), E=24, F=40, *, seed=0, around=0, activation="re
     return (draw(*rows, E), *weights, *norm, ACTIVATIONS[activation], around, 1e-5)
 
 
+def cached_call(past: int, T: int, length: int, *, seed=0, around=0, masks="") -> tuple:
+    x, _, *weights, mask, _, structure, eps = attention_call(2, T, seed=seed, around=around)
+    draw = drawing(100 + seed)
+    keys, values = draw(2, 3, length, 8), draw(2, 3, length, 8)
+    mask = draw(2, 1, 1, length if past < 0 else past + T) > -1 if masks else None
+    return (x, keys, values, past, *weights, mask, structure, eps)
+
+
 def exact(call: tuple) -> list:
     return [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in call]
 
@@ -91,6 +100,22 @@ def test_attention_obeys_the_error_rule(around, batch_first, lengths):
         options = dict(around=around, batch_first=batch_first, causal=causal, masks=masks, bias=bias)
         calls = [attention_call(2, *lengths, E, H, seed=seed, **options) for seed in SEEDS]
         assert_rule(attention, reference.attention_sublayer, calls)
+
+
+@around
+@pytest.mark.parametrize("past", [0, 3, 40, -1])
+@pytest.mark.parametrize("T", [1, 4, 20])
+def test_cached_attention_obeys_the_error_rule(around, past, T):
+    runs = []
+    for seed in SEEDS:
+        call = cached_call(past, T, 70, seed=seed, around=around, masks="mask" if seed % 2 else "")
+        doubled, plain = exact(call), [t.clone() if isinstance(t, Tensor) else t for t in call]
+        truth, expected = (reference.cached_attention_sublayer(*given) for given in (doubled, plain))
+        runs.append((cached_attention(*call), truth, expected, truth))
+        for ours, theirs in zip(call[1:3], plain[1:3], strict=True):
+            torch.testing.assert_close(ours, theirs)
+    report = judge(runs, torch.float32)
+    assert report.within_rule, report
 
 
 @around
@@ -166,6 +191,8 @@ def test_nothing_outside_the_tensors_is_read(before):
     for around, (E, H, L, S) in itertools.product(AROUND.values(), [(21, 3, 5, 7), (64, 2, 50, 33)]):
         call = attention_call(2, L, S, E, H, around=around, masks="mask bias")
         assert torch.equal(attention(*placed(call)), attention(*call))
+        call = cached_call(3, 2, 5, around=around)
+        assert torch.equal(cached_attention(*placed(call)), cached_attention(*call))
         call = feed_forward_call((L,), E, E + S, around=around)
         assert torch.equal(feed_forward(*placed(call)), feed_forward(*call))
 
@@ -186,6 +213,18 @@ def test_wrong_inputs_are_refused_before_any_memory_is_touched():
         for value in values:
             with pytest.raises(RuntimeError):
                 attention(*good[:place], value, *good[place + 1 :])
+    good = cached_call(3, 4, 7, masks="mask")
+    wrong = {
+        1: (good[1][:, :, :6], good[1][:, :2], good[1].double(), good[1].transpose(1, 2).contiguous().transpose(1, 2)),
+        2: (good[2][:, :, :6].contiguous(), good[2][:1]),
+        3: (4, -2, 2**62),
+        10: (good[10][..., :-1],),
+        11: ([3, False, 0, 0, True],),
+    }  # fmt: skip
+    for place, values in wrong.items():
+        for value in values:
+            with pytest.raises(RuntimeError):
+                cached_attention(*good[:place], value, *good[place + 1 :])
     good = feed_forward_call(around=2)
     for place, value in (
         (1, good[1][:, :-1]),
@@ -204,6 +243,7 @@ def test_the_registration_is_sound(around):
     for operator, call in (
         (attention.default, attention_call(2, 5, 7, around=around, masks="mask bias")),
         (attention.default, attention_call(2, 5, around=around, causal=1)),
+        (cached_attention.default, cached_call(3, 2, 5, around=around)),
         (feed_forward.default, feed_forward_call((2, 3), around=around)),
     ):
         torch.library.opcheck(operator, call)

@@ -32,6 +32,13 @@ struct NormForward {
   float* output;  // may be x or residual
 };
 
+// Keys and values of every token so far, [B, H, length, D] each.
+struct AttentionCache {
+  float *keys, *values;  // null: none
+  int64_t length;
+  int64_t past;  // so many are there, those of x are put after them; -1: all are there
+};
+
 // f: attention of the projected heads, projected.
 struct AttentionSublayer {
   int64_t B, L, S, E, H;
@@ -39,6 +46,7 @@ struct AttentionSublayer {
   const float *x, *memory;  // [rows, E]; memory null: keys and values are those of x
   Projection in, out;       // in: [3 E, E]
   Norm norm;
+  AttentionCache cache;
   AttentionCall call;  // mask, bias and causal of it alone
   float* output;       // [rows, E]
 };

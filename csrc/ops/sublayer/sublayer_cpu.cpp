@@ -64,7 +64,20 @@ AttentionStrides heads_of(const AttentionSublayer& a, int64_t B, int64_t L, int6
   return a.batch_first ? AttentionStrides{L * width, D, width, 1} : AttentionStrides{width, D, B * width, 1};
 }
 
-// Sequences first .. first + count; all of them unless batch_first.
+// Keys and values of `tokens` rows -> their places in the cache.
+void put(const AttentionSublayer& a, const float* rows, int64_t width) {
+  const int64_t D = a.E / a.H, length = a.cache.length;
+  for (int64_t b = 0; b < a.B; ++b)
+    for (int64_t l = 0; l < a.L; ++l)
+      for (int64_t h = 0; h < a.H; ++h) {
+        const float* from = rows + (b * a.L + l) * width + h * D;
+        const int64_t to = ((b * a.H + h) * length + a.cache.past + l) * D;
+        std::copy(from, from + D, a.cache.keys + to);
+        std::copy(from + a.E, from + a.E + D, a.cache.values + to);
+      }
+}
+
+// Sequences first .. first + count; all of them unless batch_first, and where there is a cache.
 void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* memory, const ThreadPool& pool) {
   const int64_t E = a.E, rows = count * a.L, keys = count * a.S, at = first * a.L * E;
   float *q = memory, *normed = q + (a.memory == nullptr ? rows * 3 * E : rows * E + keys * 2 * E);
@@ -74,7 +87,15 @@ void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* mem
   c.dtype = DType::kFloat32;
   if (c.mask != nullptr) c.mask += first * c.mask_strides.b;
   if (c.bias != nullptr) c.bias = static_cast<const float*>(c.bias) + first * c.bias_strides.b;
-  if (a.memory == nullptr) {
+  if (a.cache.keys != nullptr) {
+    const bool append = a.cache.past >= 0;
+    project(rows, x, append ? a.in : rows_of(a.in, 0, E), Activation::kNone, q, pool);
+    if (append) put(a, q + E, 3 * E);
+    const int64_t D = E / a.H, head = a.cache.length * D;
+    c.q = q, c.k = a.cache.keys, c.v = a.cache.values;
+    c.q_strides = heads_of(a, count, a.L, append ? 3 * E : E);
+    c.k_strides = c.v_strides = {a.H * head, head, D, 1};
+  } else if (a.memory == nullptr) {
     project(rows, x, a.in, Activation::kNone, q, pool);
     c.q = q, c.k = q + E, c.v = q + 2 * E;
     c.q_strides = c.k_strides = c.v_strides = heads_of(a, count, a.L, 3 * E);
@@ -103,7 +124,8 @@ int64_t chunk_of(int64_t count, int64_t each, int64_t fewest) {
 void attention_sublayer(const AttentionSublayer& a, const ThreadPool& pool) {
   if (a.B == 0 || a.L == 0) return;
   const int64_t each = (a.memory == nullptr ? 4 * a.L : 2 * a.L + 2 * a.S) * a.E;
-  const int64_t count = a.batch_first ? chunk_of(a.B, each, (kFewestRows + a.L - 1) / a.L) : a.B;
+  const bool chunked = a.batch_first && a.cache.keys == nullptr;
+  const int64_t count = chunked ? chunk_of(a.B, each, (kFewestRows + a.L - 1) / a.L) : a.B;
   float* memory = static_cast<float*>(operator_scratch(static_cast<size_t>(count * each) * sizeof(float)));
   for (int64_t first = 0; first < a.B; first += count)
     attend(a, first, std::min(count, a.B - first), memory, pool);

@@ -33,10 +33,17 @@ Norm norm_of(Dense& dense, const MaybeTensor& weight, const MaybeTensor& bias, i
           eps};
 }
 
-Tensor attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight, MaybeTensor in_proj_bias,
-                          Tensor out_proj_weight, MaybeTensor out_proj_bias, MaybeTensor norm_weight,
-                          MaybeTensor norm_bias, MaybeTensor mask, MaybeTensor bias, IntList structure,
-                          double eps) {
+struct Projections {
+  Tensor in_weight;
+  MaybeTensor in_bias;
+  Tensor out_weight;
+  MaybeTensor out_bias;
+};
+
+// Everything but masks, cache and output.
+AttentionSublayer attention_args(Dense& dense, const Tensor& x, const MaybeTensor& memory,
+                                 const Projections& projections, const MaybeTensor& norm_weight,
+                                 const MaybeTensor& norm_bias, const IntList& structure, double eps) {
   check(structure.size() == 5, "attention_sublayer takes 5 integers");
   check(x.dim() == 3 && (!memory || memory->dim() == 3), "x and memory must have 3 dimensions, got ",
         shape_text(x));
@@ -48,23 +55,66 @@ Tensor attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight, M
   a.E = E, a.H = H, a.batch_first = batch_first;
   check(H > 0 && E > 0 && E % H == 0, "num_heads must divide the width ", E, ", got ", H);
   check(causal >= 0 && causal <= 2, "causal must be 0, 1 or 2, got ", causal);
-  Dense dense;
   a.x = dense.of("x", x, sizes_of(x));
   a.memory = dense.of("memory", memory, batch_first ? IntList{a.B, a.S, E} : IntList{a.S, a.B, E});
-  a.in = {3 * E, E, dense.of("in_proj_weight", in_proj_weight, {3 * E, E}),
-          dense.of("in_proj_bias", in_proj_bias, {3 * E})};
-  a.out = {E, E, dense.of("out_proj_weight", out_proj_weight, {E, E}),
-           dense.of("out_proj_bias", out_proj_bias, {E})};
+  a.in = {3 * E, E, dense.of("in_proj_weight", projections.in_weight, {3 * E, E}),
+          dense.of("in_proj_bias", projections.in_bias, {3 * E})};
+  a.out = {E, E, dense.of("out_proj_weight", projections.out_weight, {E, E}),
+           dense.of("out_proj_bias", projections.out_bias, {E})};
   a.norm = norm_of(dense, norm_weight, norm_bias, structure[2], eps, E);
   a.call.B = a.B, a.call.H = H, a.call.L_q = a.L, a.call.L_k = a.S;
   a.call.causal = static_cast<Causal>(causal), a.call.window_left = a.call.window_right = -1;
   a.call.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(E / H)));
   a.call.decode = structure[4] != 0;
-  attention_masks(mask, bias, x, a.call);
+  return a;
+}
+
+Tensor computed(AttentionSublayer& a, const Tensor& x) {
   const Tensor output = empty_contiguous(sizes_of(x), x.scalar_type(), x);
   a.output = static_cast<float*>(output.mutable_data_ptr());
   cpu::attention_sublayer(a, torch_thread_pool());
   return output;
+}
+
+Tensor attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight, MaybeTensor in_proj_bias,
+                          Tensor out_proj_weight, MaybeTensor out_proj_bias, MaybeTensor norm_weight,
+                          MaybeTensor norm_bias, MaybeTensor mask, MaybeTensor bias, IntList structure,
+                          double eps) {
+  Dense dense;
+  AttentionSublayer a =
+      attention_args(dense, x, memory, {in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias},
+                     norm_weight, norm_bias, structure, eps);
+  attention_masks(mask, bias, x, a.call);
+  return computed(a, x);
+}
+
+// [B, H, length, D] in memory that is written.
+float* cache_of(const char* name, Tensor& t, const AttentionSublayer& a, const Tensor& like) {
+  check(t.dim() == 4 && t.size(0) == a.B && t.size(1) == a.H && t.size(3) == a.E / a.H, name,
+        " must have shape [B, H, length, D], got ", shape_text(t));
+  check_alike(t, like, name);
+  check(t.is_contiguous(), name, " must be contiguous");
+  return static_cast<float*>(t.mutable_data_ptr());
+}
+
+Tensor cached_attention_sublayer(Tensor x, Tensor keys, Tensor values, int64_t past, Tensor in_proj_weight,
+                                 MaybeTensor in_proj_bias, Tensor out_proj_weight, MaybeTensor out_proj_bias,
+                                 MaybeTensor norm_weight, MaybeTensor norm_bias, MaybeTensor mask,
+                                 IntList structure, double eps) {
+  const std::optional<Tensor> none;
+  Dense dense;
+  AttentionSublayer a =
+      attention_args(dense, x, none, {in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias},
+                     norm_weight, norm_bias, structure, eps);
+  check(a.batch_first, "a cache needs batch_first");
+  a.cache = {cache_of("keys", keys, a, x), cache_of("values", values, a, x), keys.size(2), past};
+  check(values.size(2) == keys.size(2), "keys and values must have one length, got ", shape_text(values));
+  check(past >= -1 && (past < 0 || past + a.L <= keys.size(2)), "the cache of ", keys.size(2),
+        " tokens has no room for ", a.L, " after ", past);
+  a.call.causal = past < 0 ? Causal::kNone : Causal::kBottomRight;
+  a.S = a.call.L_k = past < 0 ? keys.size(2) : past + a.L;
+  attention_masks(mask, none, x, a.call);
+  return computed(a, x);
 }
 
 Tensor feed_forward_sublayer(Tensor x, Tensor weight_1, MaybeTensor bias_1, Tensor weight_2,
@@ -92,5 +142,6 @@ Tensor feed_forward_sublayer(Tensor x, Tensor weight_1, MaybeTensor bias_1, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("attention_sublayer", TORCH_BOX(&fastdl::attention_sublayer));
+  m.impl("cached_attention_sublayer", TORCH_BOX(&fastdl::cached_attention_sublayer));
   m.impl("feed_forward_sublayer", TORCH_BOX(&fastdl::feed_forward_sublayer));
 }

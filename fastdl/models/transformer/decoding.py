@@ -22,7 +22,10 @@ class Decoder:
         self.model, self.length = model, 0
         memory, hidden = model.encode(source)
         self.seen = ~hidden[:, None, None]  # [N, 1, 1, S]
-        self.memory = [layer.multihead_attn.project_memory(memory) for layer in model.decoder]
+        self.memory = [
+            [part.contiguous() for part in layer.multihead_attn.project_memory(memory)]
+            for layer in model.decoder
+        ]
         attention = model.decoder[0].self_attn if len(model.decoder) else None
         heads, size = (attention.num_heads, attention.head_dim) if attention else (0, 0)
         self.kept = [
@@ -34,14 +37,7 @@ class Decoder:
         model, t = self.model, self.length
         x = model.embed(model.target_embedding, tokens[:, None], t)
         for layer, kept, memory in zip(model.decoder, self.kept, self.memory, strict=True):
-            own, cross = layer.self_attn, layer.multihead_attn
-            normed = layer.norm1(x)
-            for cache, part in zip(kept, own.project_memory(normed), strict=True):
-                cache[:, :, t : t + 1] = part
-            past = (cache[:, :, : t + 1] for cache in kept)
-            x = x + own.attend(own.project_query(normed), *past)
-            x = x + cross.attend(cross.project_query(layer.norm2(x)), *memory, mask=self.seen)
-            x = x + layer._ff_block(layer.norm3(x))
+            x = layer.step(x, kept, t, memory, self.seen)
         self.length += 1
         return model.output(model.decoder_norm(x))[:, 0]
 

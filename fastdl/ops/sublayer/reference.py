@@ -52,20 +52,60 @@ def attention_sublayer(
     eps: float,
 ) -> Tensor:
     num_heads, batch_first, code, causal, _ = structure
-    D = x.shape[-1] // num_heads
-    weights = in_proj_weight.chunk(3)
-    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
+    project = heads_by(in_proj_weight, in_proj_bias, num_heads, batch_first)
 
     def f(normed: Tensor) -> Tensor:
-        tokens = (normed, *(normed if memory is None else memory,) * 2)
-        projected = [F.linear(*one) for one in zip(tokens, weights, biases, strict=True)]
-        q, k, v = (t.unflatten(-1, (num_heads, D)).permute(order) for t in projected)
-        output, _ = attention(q, k, v, Context(mask, bias), Call(D**-0.5, CAUSAL[causal]))
+        q, k, v = project(normed, *(normed if memory is None else memory,) * 2)
+        call = Call(q.shape[-1] ** -0.5, CAUSAL[causal])
+        output, _ = attention(q, k, v, Context(mask, bias), call)
         back = (0, 2, 1, 3) if batch_first else (2, 0, 1, 3)
         return F.linear(output.permute(back).flatten(2), out_proj_weight, out_proj_bias)
 
     return around(x, f, code, norm_weight, norm_bias, eps)
+
+
+def cached_attention_sublayer(
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    past: int,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor | None,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mask: Tensor | None,
+    structure: list[int],
+    eps: float,
+) -> Tensor:
+    num_heads, _, code, _, _ = structure
+    project = heads_by(in_proj_weight, in_proj_bias, num_heads, True)
+
+    def f(normed: Tensor) -> Tensor:
+        q, *own = project(*(normed,) * (1 if past < 0 else 3))
+        end = keys.shape[2] if past < 0 else past + x.shape[1]
+        for cache, part in zip((keys, values), own, strict=False):
+            cache[:, :, past:end] = part
+        call = Call(q.shape[-1] ** -0.5, False if past < 0 else "bottom_right")
+        output, _ = attention(q, keys[:, :, :end], values[:, :, :end], Context(mask), call)
+        return F.linear(output.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias)
+
+    return around(x, f, code, norm_weight, norm_bias, eps)
+
+
+def heads_by(
+    weight: Tensor, bias: Tensor | None, num_heads: int, batch_first: bool
+) -> Callable[..., list[Tensor]]:
+    """The projection of tokens for queries, then for keys, then for values -> each [B, H, L, D]."""
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
+
+    def project(*tokens: Tensor) -> list[Tensor]:
+        projected = [F.linear(*one) for one in zip(tokens, weight.chunk(3), biases, strict=False)]
+        return [t.unflatten(-1, (num_heads, -1)).permute(order) for t in projected]
+
+    return project
 
 
 def feed_forward_sublayer(

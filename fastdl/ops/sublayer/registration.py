@@ -12,10 +12,14 @@ def attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | float) -> T
     return reference.attention_sublayer(x, *rest).contiguous()
 
 
+def cached_attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | int | float) -> Tensor:
+    return reference.cached_attention_sublayer(x, *rest).contiguous()
+
+
 def feed_forward_sublayer(x: Tensor, *rest: Tensor | None | int | float) -> Tensor:
     return reference.feed_forward_sublayer(x, *rest).contiguous()
 
 
-fake_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
+fake_attention_sublayer = fake_cached_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
 
 library = define(schema.SCHEMAS, globals())

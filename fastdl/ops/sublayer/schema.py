@@ -6,6 +6,9 @@ norm; a norm without bias has norm_weight alone.
 attention_sublayer: x [B, L, E] or [L, B, E]; memory, of keys and values, the same with S, absent: what f is given.
 in_proj_weight [3 E, E], out_proj_weight [E, E]. mask (bool, True is seen) and bias broadcast to [B, H, L, S].
 structure: num_heads, batch_first, around, causal (as in attention), decode (few queries, nothing is packed).
+cached_attention_sublayer: x [B, L, E]; keys, values [B, H, length, D], contiguous. past: so many tokens are in them,
+those of x are put after them and see what is before and themselves; -1: all are there, as of a memory. mask
+broadcasts to [B, H, L, past + L] or [B, H, L, length].
 feed_forward_sublayer: x [..., E], weight_1 [F, E], weight_2 [E, F]; activation: the codes of linear/activations.py.
 """
 
@@ -15,6 +18,9 @@ SCHEMAS = (
     "attention_sublayer(Tensor x, Tensor? memory, Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, "
     "Tensor? out_proj_bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? bias, int[] structure, "
     "float eps) -> Tensor",
+    "cached_attention_sublayer(Tensor x, Tensor(a!) keys, Tensor(b!) values, int past, Tensor in_proj_weight, "
+    "Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? out_proj_bias, Tensor? norm_weight, Tensor? norm_bias, "
+    "Tensor? mask, int[] structure, float eps) -> Tensor",
     "feed_forward_sublayer(Tensor x, Tensor weight_1, Tensor? bias_1, Tensor weight_2, Tensor? bias_2, "
     "Tensor? norm_weight, Tensor? norm_bias, int activation, int around, float eps) -> Tensor",
 )
