@@ -54,10 +54,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True needs the causal attn_mask it is a hint of")
         self._check(query, key, value)
-        if not need_weights and key is value:
-            inferred = self._inferred(query, key, attn_mask, key_padding_mask, is_causal)
+        if key is value:
+            causal = is_causal and not need_weights
+            averaged = bool(average_attn_weights) if need_weights else None
+            inferred = self._inferred(query, key, attn_mask, key_padding_mask, causal, averaged)
             if inferred is not None:
-                return inferred, None
+                return (inferred, None) if averaged is None else inferred
         batched = query.dim() == 3
         if not batched:
             if key_padding_mask is not None:

@@ -24,6 +24,7 @@ from .attention_masks import merged
 from .plain_parts import activation_name, parameters_of, plain, watches_every_module
 
 _attention = torch.ops.fastdl.attention_sublayer.default
+_weighted_attention = torch.ops.fastdl.weighted_attention_sublayer.default
 _cached_attention = torch.ops.fastdl.cached_attention_sublayer.default
 _feed_forward = torch.ops.fastdl.feed_forward_sublayer.default
 
@@ -56,8 +57,12 @@ class Attention(NamedTuple):
         attn_mask: Tensor | None,
         key_padding_mask: Tensor | None,
         is_causal: bool,
-    ) -> Tensor | None:
-        """The sublayer of x and of memory, None: of x itself, both of which `may_serve`; None: call the parts."""
+        averaged: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        """The sublayer of x and of memory, None: of x itself, both of which `may_serve`; None: call the parts.
+
+        `averaged`: with its weights, averaged over the heads or not.
+        """
         if is_causal and attn_mask is None:
             return None  # an error, which the parts raise
         in_proj_weight, *_ = self.parameters
@@ -79,7 +84,8 @@ class Attention(NamedTuple):
                 return None
         _, weight, bias, eps = self.norm
         structure = [self.num_heads, self.batch_first, AROUND[self.norm.where], is_causal, L < FEWEST_ROWS]
-        return _attention(x, memory, *self.parameters, weight, bias, *masks, structure, eps)
+        arguments = (x, memory, *self.parameters, weight, bias, *masks, structure, eps)
+        return _attention(*arguments) if averaged is None else _weighted_attention(*arguments, averaged)
 
     def infer_cached(self, x: Tensor, cache: Cache, past: int, mask: Tensor | None) -> Tensor | None:
         """The sublayer of x [B, L, E] after `past` tokens, in a cache that x is added to; -1: of all the cache has."""

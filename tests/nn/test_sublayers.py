@@ -113,8 +113,28 @@ def test_multihead_attention_is_one_operator(batch_first, of_itself):
     assert weights is None
     with torch.no_grad():
         torch.testing.assert_close(found, theirs(x, keys, keys, need_weights=False)[0])
-    for call in (lambda: ours(x, keys, keys), lambda: ours(x, memory, memory.clone(), need_weights=False)):
-        assert counted(call)[1] == 0
+    assert counted(lambda: ours(x, memory, memory.clone()))[1] == 0
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_multihead_attention_with_weights_is_one_operator(batch_first, averaged, masked):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(E, H, batch_first=batch_first).eval()
+    ours = fastdl.nn.MultiheadAttention(E, H, batch_first=batch_first).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = tokens("encoder", batch_first)[0]
+    options = {"average_attn_weights": averaged}
+    if masked:
+        causal = torch.ones(L, L, dtype=torch.bool).triu(1)
+        options |= {"attn_mask": causal, "is_causal": True}
+        options |= {"key_padding_mask": torch.arange(L).expand(B, L) == L - 1}
+    found, count = counted(lambda: ours(x, x, x, **options))
+    assert count == 1
+    with torch.no_grad():
+        for ours_, theirs_ in zip(found, theirs(x, x, x, **options), strict=True):
+            torch.testing.assert_close(ours_, theirs_)
 
 
 def watched(layer: nn.Module, name: str) -> None:

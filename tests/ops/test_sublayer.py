@@ -22,6 +22,7 @@ pytestmark = [
 
 attention = torch.ops.fastdl.attention_sublayer
 cached_attention = torch.ops.fastdl.cached_attention_sublayer
+weighted_attention = torch.ops.fastdl.weighted_attention_sublayer
 feed_forward = torch.ops.fastdl.feed_forward_sublayer
 around = pytest.mark.parametrize("around", AROUND.values(), ids=[str(name) for name in AROUND])
 
@@ -100,6 +101,36 @@ def test_attention_obeys_the_error_rule(around, batch_first, lengths):
         options = dict(around=around, batch_first=batch_first, causal=causal, masks=masks, bias=bias)
         calls = [attention_call(2, *lengths, E, H, seed=seed, **options) for seed in SEEDS]
         assert_rule(attention, reference.attention_sublayer, calls)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("lengths", [(1, None), (5, None), (60, 140), (1, 70), (130, 9), (2, 600)], ids=str)
+def test_weights_obey_the_error_rule(averaged, batch_first, lengths):
+    for H, masks, causal in ((1, "", 1), (3, "mask bias", 0), (5, "", 0), (2, "mask", 1)):
+        options = dict(batch_first=batch_first, causal=causal, masks=masks, around=2)
+        runs = []
+        for seed in SEEDS:
+            call = (*attention_call(3, *lengths, 30, H, seed=seed, **options), averaged)
+            plain, truth = (reference.weighted_attention_sublayer(*given) for given in (call, exact(call)))
+            runs.append((weighted_attention(*call), plain, truth))
+        for i in range(2):
+            assert runs[0][0][i].shape == runs[0][1][i].shape
+            report = judge([(a[i], truth[i], b[i], truth[i]) for a, b, truth in runs], torch.float32)
+            assert report.within_rule, (i, report)
+
+
+def test_weights_of_several_chunks_and_of_nothing():
+    call = (*attention_call(300, 16, 20, 64, 2, around=1, masks="mask"), False)
+    for found, expected in zip(
+        weighted_attention(*call), reference.weighted_attention_sublayer(*call), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    hidden = [*attention_call(2, 3), True]
+    hidden[8] = torch.zeros(2, 1, 1, 3, dtype=torch.bool)
+    assert torch.equal(weighted_attention(*hidden)[1], torch.zeros(2, 3, 3))
+    assert weighted_attention(*attention_call(2, 3, 0), True)[1].shape == (2, 3, 0)
+    assert weighted_attention(*attention_call(0, 3), False)[1].shape == (0, 3, 3, 3)
 
 
 @around
@@ -191,6 +222,8 @@ def test_nothing_outside_the_tensors_is_read(before):
     for around, (E, H, L, S) in itertools.product(AROUND.values(), [(21, 3, 5, 7), (64, 2, 50, 33)]):
         call = attention_call(2, L, S, E, H, around=around, masks="mask bias")
         assert torch.equal(attention(*placed(call)), attention(*call))
+        weights = weighted_attention(*call, around == 1)[1]
+        assert torch.equal(weighted_attention(*placed(call), around == 1)[1], weights)
         call = cached_call(3, 2, 5, around=around)
         assert torch.equal(cached_attention(*placed(call)), cached_attention(*call))
         call = feed_forward_call((L,), E, E + S, around=around)
@@ -243,6 +276,8 @@ def test_the_registration_is_sound(around):
     for operator, call in (
         (attention.default, attention_call(2, 5, 7, around=around, masks="mask bias")),
         (attention.default, attention_call(2, 5, around=around, causal=1)),
+        (weighted_attention.default, (*attention_call(2, 5, 7, around=around), True)),
+        (weighted_attention.default, (*attention_call(2, 5, around=around, batch_first=False), False)),
         (cached_attention.default, cached_call(3, 2, 5, around=around)),
         (feed_forward.default, feed_forward_call((2, 3), around=around)),
     ):

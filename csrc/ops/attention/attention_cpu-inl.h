@@ -20,24 +20,27 @@ using avx512::kAttention;
 #endif
 #include "ops/attention/attention_decode-inl.h"
 #include "ops/attention/attention_forward-inl.h"
+#if FASTDL_ISA < FASTDL_ISA_AMX
+#include "ops/attention/attention_weights-inl.h"
+#endif
 #include "ops/attention/attention_gradient-inl.h"
 #include "ops/attention/attention_backward-inl.h"
 // clang-format on
 
 // By dtype; fp64 stays with the reference.
 inline constexpr AttentionKernels kAttention[4] = {
-    {nullptr, nullptr},
+    {nullptr, nullptr, nullptr},
 #if FASTDL_ISA >= FASTDL_ISA_AMX
     avx512::kAttention[1],
     avx512::kAttention[2],
 #else
-    {forward<float>, backward<float>},
-    {forward<Float16>, backward<Float16>},
+    {forward<float>, backward<float>, weigh},
+    {forward<Float16>, backward<Float16>, nullptr},
 #endif
 #if FASTDL_TILES
-    {forward<BFloat16, TileForward>, backward<BFloat16, TileBackward>},
+    {forward<BFloat16, TileForward>, backward<BFloat16, TileBackward>, nullptr},
 #else
-    {forward<BFloat16>, backward<BFloat16>},
+    {forward<BFloat16>, backward<BFloat16>, nullptr},
 #endif
 };
 #endif

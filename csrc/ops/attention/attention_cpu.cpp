@@ -14,6 +14,7 @@ namespace {
 struct AttentionKernels {
   void (*forward)(const AttentionForward& args, const ThreadPool& pool);
   void (*backward)(const AttentionBackward& args, const ThreadPool& pool);
+  void (*weights)(const AttentionWeights& args, const ThreadPool& pool);
 };
 
 }  // namespace
@@ -31,6 +32,10 @@ void attention_forward(const AttentionForward& args, const ThreadPool& pool) {
 
 void attention_backward(const AttentionBackward& args, const ThreadPool& pool) {
   FASTDL_ISA_SELECT(kAttention)[static_cast<int>(args.c.dtype)].backward(args, pool);
+}
+
+void attention_weights(const AttentionWeights& args, const ThreadPool& pool) {
+  FASTDL_ISA_SELECT(kAttention)[static_cast<int>(args.forward.c.dtype)].weights(args, pool);
 }
 
 }  // namespace fastdl::cpu

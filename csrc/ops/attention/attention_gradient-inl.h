@@ -59,11 +59,7 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
     }
     return;
   }
-  scale_scores(g.c, count, powers);
-  if (g.c.softcap != 0) cap_scores(g.c, count, powers, scratch.slope);
-  if (!g.plain()) show_scores(g, row, first, count, powers);
-  for (int64_t j = 0; j < seen.first; ++j) powers[j] = kHidden;
-  for (int64_t j = seen.end; j < padded; ++j) powers[j] = kHidden;
+  finish_scores(g, row, first, count, powers, scratch.slope);
   const bool dropout = g.c.dropout_p > 0;
   if (dropout) {
     for (int64_t j = 0; j < padded; j += kLanes) store(scratch.kept + j, set1(1.0f));

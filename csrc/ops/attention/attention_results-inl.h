@@ -26,11 +26,7 @@ static bool online_softmax(const Group<T>& g, const QueryRow& row, int64_t first
       store(s + j, score);
     }
   } else {
-    scale_scores(g.c, count, s);
-    if (g.c.softcap != 0) cap_scores(g.c, count, s, nullptr);
-    if (!plain) show_scores(g, row, first, count, s);
-    for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
-    for (int64_t j = seen.end; j < padded; ++j) s[j] = kHidden;
+    finish_scores(g, row, first, count, s, nullptr);
     for (int64_t j = 0; j < padded; j += kLanes) best = max(load(s + j), best);
   }
   const float before = *now.highest, top = max_of(best), highest = top > before ? top : before;

@@ -117,6 +117,20 @@ FASTDL_INLINE KeyRange within(const KeyRange& keys, int64_t first, int64_t count
   return {begin, end > begin ? end : begin};
 }
 
+// A row's products with keys first .. first + count -> its scores, -inf where a key is hidden, up to the next
+// whole vector. `slope`: as for cap_scores.
+template <class T>
+static void finish_scores(const Group<T>& g, const QueryRow& row, int64_t first, int64_t count, float* s,
+                          float* slope) {
+  const int64_t padded = round_up(count, kLanes);
+  const KeyRange seen = within(row.keys, first, count);
+  scale_scores(g.c, count, s);
+  if (g.c.softcap != 0) cap_scores(g.c, count, s, slope);
+  if (!g.plain()) show_scores(g, row, first, count, s);
+  for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
+  for (int64_t j = seen.end; j < padded; ++j) s[j] = kHidden;
+}
+
 // s[j] times 1 / (1 - p) or 0, for keys first .. first + count, first a multiple of 4; `words` has room for
 // kBlockN.
 static void drop(const AttentionCall& c, int64_t number, const QueryRow& row, int64_t first, int64_t count,

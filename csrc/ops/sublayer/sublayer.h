@@ -47,6 +47,8 @@ struct AttentionSublayer {
   Projection in, out;       // in: [3 E, E]
   Norm norm;
   AttentionCache cache;
+  float* weights;  // [B, H, L, S], or [B, L, S] averaged over the heads; null: not wanted
+  bool averaged;
   AttentionCall call;  // mask, bias and causal of it alone
   float* output;       // [rows, E]
 };

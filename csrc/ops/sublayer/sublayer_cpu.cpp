@@ -108,7 +108,10 @@ void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* mem
   }
   // its rows are no longer needed where x was normed
   const AttentionForward forward{c, normed, nullptr, heads_of(a, count, a.L, E)};
-  attention_forward(forward, pool);
+  if (a.weights == nullptr)
+    attention_forward(forward, pool);
+  else
+    attention_weights({forward, a.weights + first * (a.averaged ? 1 : a.H) * a.L * a.S, a.averaged}, pool);
   project(rows, normed, a.out, Activation::kNone, a.output + at, pool);
   after(a.norm, rows, E, a.x + at, a.output + at, pool);
 }

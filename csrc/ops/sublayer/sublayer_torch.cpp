@@ -88,6 +88,23 @@ Tensor attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight, M
   return computed(a, x);
 }
 
+std::tuple<Tensor, Tensor> weighted_attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight,
+                                                       MaybeTensor in_proj_bias, Tensor out_proj_weight,
+                                                       MaybeTensor out_proj_bias, MaybeTensor norm_weight,
+                                                       MaybeTensor norm_bias, MaybeTensor mask,
+                                                       MaybeTensor bias, IntList structure, double eps,
+                                                       bool averaged) {
+  Dense dense;
+  AttentionSublayer a =
+      attention_args(dense, x, memory, {in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias},
+                     norm_weight, norm_bias, structure, eps);
+  attention_masks(mask, bias, x, a.call);
+  const Tensor weights =
+      empty_contiguous(averaged ? IntList{a.B, a.L, a.S} : IntList{a.B, a.H, a.L, a.S}, x.scalar_type(), x);
+  a.weights = static_cast<float*>(weights.mutable_data_ptr()), a.averaged = averaged;
+  return {computed(a, x), weights};
+}
+
 // [B, H, length, D] in memory that is written.
 float* cache_of(const char* name, Tensor& t, const AttentionSublayer& a, const Tensor& like) {
   check(t.dim() == 4 && t.size(0) == a.B && t.size(1) == a.H && t.size(3) == a.E / a.H, name,
@@ -142,6 +159,7 @@ Tensor feed_forward_sublayer(Tensor x, Tensor weight_1, MaybeTensor bias_1, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("attention_sublayer", TORCH_BOX(&fastdl::attention_sublayer));
+  m.impl("weighted_attention_sublayer", TORCH_BOX(&fastdl::weighted_attention_sublayer));
   m.impl("cached_attention_sublayer", TORCH_BOX(&fastdl::cached_attention_sublayer));
   m.impl("feed_forward_sublayer", TORCH_BOX(&fastdl::feed_forward_sublayer));
 }

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.call import CAUSAL, Call
-from ..attention.reference import Context
+from ..attention.reference import Context, probabilities
 from ..attention.reference import reference as attention
 from ..linear.activations import NAMES, activate
 from .schema import AROUND
@@ -51,17 +51,39 @@ def attention_sublayer(
     structure: list[int],
     eps: float,
 ) -> Tensor:
+    arguments = (in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, norm_weight, norm_bias)
+    return weighted_attention_sublayer(x, memory, *arguments, mask, bias, structure, eps, True)[0]
+
+
+def weighted_attention_sublayer(
+    x: Tensor,
+    memory: Tensor | None,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor | None,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    structure: list[int],
+    eps: float,
+    averaged: bool,
+) -> tuple[Tensor, Tensor]:
     num_heads, batch_first, code, causal, _ = structure
+    weights = []
     project = heads_by(in_proj_weight, in_proj_bias, num_heads, batch_first)
 
     def f(normed: Tensor) -> Tensor:
         q, k, v = project(normed, *(normed if memory is None else memory,) * 2)
         call = Call(q.shape[-1] ** -0.5, CAUSAL[causal])
-        output, _ = attention(q, k, v, Context(mask, bias), call)
+        weights.append(probabilities(q, k, Context(mask, bias), call, 0)[0])
+        output = weights[0] @ v
         back = (0, 2, 1, 3) if batch_first else (2, 0, 1, 3)
         return F.linear(output.permute(back).flatten(2), out_proj_weight, out_proj_bias)
 
-    return around(x, f, code, norm_weight, norm_bias, eps)
+    output = around(x, f, code, norm_weight, norm_bias, eps)
+    return output, weights[0].mean(1) if averaged else weights[0]
 
 
 def cached_attention_sublayer(
@@ -127,5 +149,13 @@ def feed_forward_sublayer(
 
 
 def empty_like_x(x: Tensor, *_: object) -> Tensor:
-    """The shape of either result."""
+    """The shape of a result."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def empty_with_weights(x: Tensor, memory: Tensor | None, *rest: object) -> tuple[Tensor, Tensor]:
+    """The shapes of a result and of its weights."""
+    (num_heads, batch_first, *_), averaged = rest[-3], rest[-1]
+    B, L = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    S = L if memory is None else memory.shape[1 if batch_first else 0]
+    return empty_like_x(x), x.new_empty((B, L, S) if averaged else (B, num_heads, L, S))

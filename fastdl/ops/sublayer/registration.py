@@ -12,6 +12,13 @@ def attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | float) -> T
     return reference.attention_sublayer(x, *rest).contiguous()
 
 
+def weighted_attention_sublayer(
+    x: Tensor, *rest: Tensor | None | list[int] | float | bool
+) -> tuple[Tensor, Tensor]:
+    output, weights = reference.weighted_attention_sublayer(x, *rest)
+    return output.contiguous(), weights.contiguous()
+
+
 def cached_attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | int | float) -> Tensor:
     return reference.cached_attention_sublayer(x, *rest).contiguous()
 
@@ -21,5 +28,6 @@ def feed_forward_sublayer(x: Tensor, *rest: Tensor | None | int | float) -> Tens
 
 
 fake_attention_sublayer = fake_cached_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
+fake_weighted_attention_sublayer = reference.empty_with_weights
 
 library = define(schema.SCHEMAS, globals())
