@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .. import _extension
 from ..dispatch import settings
@@ -24,6 +25,7 @@ from .attention_masks import merged
 from .plain_parts import activation_name, parameters_of, plain, watches_every_module
 
 _attention = torch.ops.fastdl.attention_sublayer.default
+_packed_attention = torch.ops.fastdl.packed_attention_sublayer.default
 _weighted_attention = torch.ops.fastdl.weighted_attention_sublayer.default
 _cached_attention = torch.ops.fastdl.cached_attention_sublayer.default
 _feed_forward = torch.ops.fastdl.feed_forward_sublayer.default
@@ -86,6 +88,15 @@ class Attention(NamedTuple):
         structure = [self.num_heads, self.batch_first, AROUND[self.norm.where], is_causal, L < FEWEST_ROWS]
         arguments = (x, memory, *self.parameters, weight, bias, *masks, structure, eps)
         return _attention(*arguments) if averaged is None else _weighted_attention(*arguments, averaged)
+
+    def infer_packed(self, x: Tensor, lengths: Tensor) -> Tensor | None:
+        """The sublayer of sequences of these lengths one after the other, x [1, total, E]; None: call the parts."""
+        if not self.batch_first or not faster(x.shape[1], self.parameters[0]):
+            return None
+        where, weight, bias, eps = self.norm
+        cu_seqlens = pad(lengths.cumsum(0), (1, 0))
+        structure = [self.num_heads, True, AROUND[where], 0, int(lengths.max()) < FEWEST_ROWS]
+        return _packed_attention(x, cu_seqlens, *self.parameters, weight, bias, structure, eps)
 
     def infer_cached(self, x: Tensor, cache: Cache, past: int, mask: Tensor | None) -> Tensor | None:
         """The sublayer of x [B, L, E] after `past` tokens, in a cache that x is added to; -1: of all the cache has."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import dispatch
 from ..ops import linear
-from . import sublayers
+from . import nested, sublayers
 from .linear import Linear
 from .multihead_attention import MultiheadAttention
 from .plain_parts import activation_name, plain, watches_every_module
@@ -23,8 +23,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     Constructor, forward, parameters and state_dict are nn.TransformerEncoderLayer's. Attention is
     `fastdl.nn.MultiheadAttention`; bias, activation and dropout of the linear layers run inside their products,
     unless one of them is not plain torch's or has hooks: then they are called one by one. In float32 on a CPU, where
-    nothing is recorded or dropped, each half of the layer is one operator (sublayers.py). A nested tensor, which
-    nn.TransformerEncoder makes in eval mode where it can, goes through torch's own layer.
+    nothing is recorded or dropped, each half of the layer is one operator (sublayers.py), of a nested tensor too, which
+    nn.TransformerEncoder makes of padded tokens where it can; elsewhere a nested tensor goes through torch's own layer.
     Errors are those of the parts. Source: torch.nn.TransformerEncoderLayer; Vaswani et al. 2017.
 
     >>> import fastdl, torch
@@ -44,6 +44,11 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         if src.is_nested:
+            inferred = None
+            if src_mask is None and src_key_padding_mask is None and not is_causal:
+                inferred = nested.inferred(src, self._packed)
+            if inferred is not None:
+                return inferred
             dispatch.require_reference("attention", "a tensor is nested")
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks = (src_mask, src_key_padding_mask, is_causal)
@@ -58,14 +63,23 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     def _inferred(self, src: Tensor, masks: tuple[Tensor | None, Tensor | None, bool]) -> Tensor | None:
         """The output by two operators; None: the parts must be called."""
+        found = self._sublayers(src)
+        x = None if found is None else found[0].infer(src, None, *masks)
+        return None if x is None else found[1].infer(x)
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor | None:
+        """The same for sequences one after the other, [1, total, E]."""
+        found = self._sublayers(x)
+        x = None if found is None else found[0].infer_packed(x, lengths)
+        return None if x is None else found[1].infer(x)
+
+    def _sublayers(self, src: Tensor) -> tuple[sublayers.Attention, sublayers.FeedForward] | None:
+        """The two operators that are the layer; None: the parts must be called."""
         if type(self) is not TransformerEncoderLayer or not sublayers.may_serve(src):
             return None
         attention = _attention_of(self, "self_attn", "norm1", "dropout1")
         feed_forward = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm2", "dropout2"))
-        if attention is None or feed_forward is None:
-            return None
-        x = attention.infer(src, None, *masks)
-        return None if x is None else feed_forward.infer(x)
+        return None if attention is None or feed_forward is None else (attention, feed_forward)
 
     def _ff_block(self, x: Tensor) -> Tensor:
         return feed_forward(self, x, self.dropout2)

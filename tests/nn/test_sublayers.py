@@ -190,6 +190,36 @@ def test_parts_that_are_not_plain_are_called(change):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
+def test_nested_tensors_are_packed_rows(norm_first):
+    torch.manual_seed(0)
+    options = {"norm_first": norm_first, "batch_first": True}
+    ours, theirs = (each(E, 4, F, **options).eval() for each in KINDS["encoder"])
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.nested.nested_tensor([torch.randn(length, E) for length in (5, 1, 30)])
+    found, count = counted(lambda: ours(x))
+    assert count == 2
+    assert found.is_nested
+    with torch.no_grad():
+        for row, one in zip(found.unbind(), x.unbind(), strict=True):
+            torch.testing.assert_close(row, theirs(one[None])[0])
+    ours.linear1.register_forward_hook(lambda module, args, output: None)
+    assert counted(lambda: ours(x))[1] == 0
+
+
+def test_padding_costs_nothing_in_torchs_encoder():
+    """In eval mode it makes nested tensors, whose padding comes back as zeros."""
+    torch.manual_seed(0)
+    theirs = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, 4, F, batch_first=True), 2).eval()
+    ours = fastdl.accelerate(copy.deepcopy(theirs))
+    x, hidden = torch.randn(3, 20, E), torch.arange(20).expand(3, 20) >= torch.tensor([[20], [3], [11]])
+    found, count = counted(lambda: ours(x, src_key_padding_mask=hidden))
+    assert count == 4
+    with torch.no_grad():
+        torch.testing.assert_close(found, theirs(x, src_key_padding_mask=hidden))
+    assert not found[hidden].any()
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
 def test_a_step_of_the_decoder_is_the_layer_token_by_token(norm_first):
     ours, theirs = twins("decoder", norm_first=norm_first, batch_first=True)
     x, memory = tokens("decoder", True)

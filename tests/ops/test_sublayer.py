@@ -22,6 +22,7 @@ pytestmark = [
 
 attention = torch.ops.fastdl.attention_sublayer
 cached_attention = torch.ops.fastdl.cached_attention_sublayer
+packed_attention = torch.ops.fastdl.packed_attention_sublayer
 weighted_attention = torch.ops.fastdl.weighted_attention_sublayer
 feed_forward = torch.ops.fastdl.feed_forward_sublayer
 around = pytest.mark.parametrize("around", AROUND.values(), ids=[str(name) for name in AROUND])
@@ -101,6 +102,26 @@ def test_attention_obeys_the_error_rule(around, batch_first, lengths):
         options = dict(around=around, batch_first=batch_first, causal=causal, masks=masks, bias=bias)
         calls = [attention_call(2, *lengths, E, H, seed=seed, **options) for seed in SEEDS]
         assert_rule(attention, reference.attention_sublayer, calls)
+
+
+def packed_call(lengths: tuple[int, ...], E=24, H=3, *, seed=0, around=0, causal=0) -> tuple:
+    total, longest = sum(lengths), max(lengths, default=0)
+    x, _, *weights, _, _, structure, eps = attention_call(
+        1, total, None, E, H, seed=seed, around=around, causal=causal
+    )
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)])
+    return (x, cu_seqlens, *weights, [*structure[:4], longest < 15], eps)
+
+
+@around
+@pytest.mark.parametrize("lengths", [(5,), (1, 0, 7, 3), (50, 130, 2), (0, 0), ()], ids=str)
+@pytest.mark.parametrize("causal", [0, 1])
+def test_packed_attention_obeys_the_error_rule(around, lengths, causal):
+    calls = [packed_call(lengths, 64, 2, seed=seed, around=around, causal=causal) for seed in SEEDS]
+    if sum(lengths):
+        assert_rule(packed_attention, reference.packed_attention_sublayer, calls)
+    else:
+        assert packed_attention(*calls[0]).shape == (1, 0, 64)
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -224,6 +245,8 @@ def test_nothing_outside_the_tensors_is_read(before):
         assert torch.equal(attention(*placed(call)), attention(*call))
         weights = weighted_attention(*call, around == 1)[1]
         assert torch.equal(weighted_attention(*placed(call), around == 1)[1], weights)
+        call = packed_call((L, 1, S), E, H, around=around)
+        assert torch.equal(packed_attention(*placed(call)), packed_attention(*call))
         call = cached_call(3, 2, 5, around=around)
         assert torch.equal(cached_attention(*placed(call)), cached_attention(*call))
         call = feed_forward_call((L,), E, E + S, around=around)
@@ -246,6 +269,13 @@ def test_wrong_inputs_are_refused_before_any_memory_is_touched():
         for value in values:
             with pytest.raises(RuntimeError):
                 attention(*good[:place], value, *good[place + 1 :])
+    good = packed_call((3, 4))
+    for starts in ([0, 3], [1, 3, 7], [0, 3, 8], [0, 8, 7], [0, -1, 7], [-1, 3, 7], []):
+        with pytest.raises(RuntimeError):
+            packed_attention(good[0], torch.tensor(starts, dtype=torch.int64), *good[2:])
+    for place, value in ((0, good[0].expand(2, -1, -1)), (1, good[1].int()), (1, good[1][None])):
+        with pytest.raises(RuntimeError):
+            packed_attention(*good[:place], value, *good[place + 1 :])
     good = cached_call(3, 4, 7, masks="mask")
     wrong = {
         1: (good[1][:, :, :6], good[1][:, :2], good[1].double(), good[1].transpose(1, 2).contiguous().transpose(1, 2)),
@@ -276,6 +306,7 @@ def test_the_registration_is_sound(around):
     for operator, call in (
         (attention.default, attention_call(2, 5, 7, around=around, masks="mask bias")),
         (attention.default, attention_call(2, 5, around=around, causal=1)),
+        (packed_attention.default, packed_call((3, 4), around=around)),
         (weighted_attention.default, (*attention_call(2, 5, 7, around=around), True)),
         (weighted_attention.default, (*attention_call(2, 5, around=around, batch_first=False), False)),
         (cached_attention.default, cached_call(3, 2, 5, around=around)),

@@ -41,7 +41,7 @@ struct AttentionCache {
 
 // f: attention of the projected heads, projected.
 struct AttentionSublayer {
-  int64_t B, L, S, E, H;
+  int64_t B, L, S, E, H;    // packed: L rows in all
   bool batch_first;         // rows are [B, L], else [L, B]
   const float *x, *memory;  // [rows, E]; memory null: keys and values are those of x
   Projection in, out;       // in: [3 E, E]

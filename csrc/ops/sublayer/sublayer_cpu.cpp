@@ -77,13 +77,16 @@ void put(const AttentionSublayer& a, const float* rows, int64_t width) {
       }
 }
 
-// Sequences first .. first + count; all of them unless batch_first, and where there is a cache.
+// Sequences first .. first + count; all of them unless batch_first, where there is a cache or rows are
+// packed.
 void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* memory, const ThreadPool& pool) {
-  const int64_t E = a.E, rows = count * a.L, keys = count * a.S, at = first * a.L * E;
+  const bool packed = a.call.cu_seqlens_q != nullptr;
+  const int64_t E = a.E, rows = packed ? a.L : count * a.L, keys = count * a.S, at = first * a.L * E;
   float *q = memory, *normed = q + (a.memory == nullptr ? rows * 3 * E : rows * E + keys * 2 * E);
   const float* x = before(a.norm, rows, E, a.x + at, normed, pool);
   AttentionCall c = a.call;
-  c.B = count, c.H = c.H_kv = a.H, c.L_q = c.max_q = a.L, c.L_k = c.max_k = a.S, c.D = c.D_v = E / a.H;
+  c.B = count, c.H = c.H_kv = a.H, c.L_q = a.L, c.L_k = a.S, c.D = c.D_v = E / a.H;
+  if (!packed) c.max_q = a.L, c.max_k = a.S;
   c.dtype = DType::kFloat32;
   if (c.mask != nullptr) c.mask += first * c.mask_strides.b;
   if (c.bias != nullptr) c.bias = static_cast<const float*>(c.bias) + first * c.bias_strides.b;
@@ -99,6 +102,7 @@ void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* mem
     project(rows, x, a.in, Activation::kNone, q, pool);
     c.q = q, c.k = q + E, c.v = q + 2 * E;
     c.q_strides = c.k_strides = c.v_strides = heads_of(a, count, a.L, 3 * E);
+    if (packed) c.q_strides.b = c.k_strides.b = c.v_strides.b = 0;
   } else {
     float* kv = q + rows * E;
     project(rows, x, rows_of(a.in, 0, E), Activation::kNone, q, pool);
@@ -107,7 +111,8 @@ void attend(const AttentionSublayer& a, int64_t first, int64_t count, float* mem
     c.q_strides = heads_of(a, count, a.L, E), c.k_strides = c.v_strides = heads_of(a, count, a.S, 2 * E);
   }
   // its rows are no longer needed where x was normed
-  const AttentionForward forward{c, normed, nullptr, heads_of(a, count, a.L, E)};
+  AttentionForward forward{c, normed, nullptr, heads_of(a, count, a.L, E)};
+  if (packed) forward.output_strides.b = 0;
   if (a.weights == nullptr)
     attention_forward(forward, pool);
   else
@@ -127,9 +132,11 @@ int64_t chunk_of(int64_t count, int64_t each, int64_t fewest) {
 void attention_sublayer(const AttentionSublayer& a, const ThreadPool& pool) {
   if (a.B == 0 || a.L == 0) return;
   const int64_t each = (a.memory == nullptr ? 4 * a.L : 2 * a.L + 2 * a.S) * a.E;
-  const bool chunked = a.batch_first && a.cache.keys == nullptr;
+  const bool packed = a.call.cu_seqlens_q != nullptr;
+  const bool chunked = a.batch_first && a.cache.keys == nullptr && !packed;
   const int64_t count = chunked ? chunk_of(a.B, each, (kFewestRows + a.L - 1) / a.L) : a.B;
-  float* memory = static_cast<float*>(operator_scratch(static_cast<size_t>(count * each) * sizeof(float)));
+  const int64_t together = packed ? 1 : count;
+  float* memory = static_cast<float*>(operator_scratch(static_cast<size_t>(together * each) * sizeof(float)));
   for (int64_t first = 0; first < a.B; first += count)
     attend(a, first, std::min(count, a.B - first), memory, pool);
 }

@@ -88,6 +88,32 @@ Tensor attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight, M
   return computed(a, x);
 }
 
+// Rows of x of sequence b: cu_seqlens[b] .. cu_seqlens[b + 1].
+Tensor packed_attention_sublayer(Tensor x, Tensor cu_seqlens, Tensor in_proj_weight, MaybeTensor in_proj_bias,
+                                 Tensor out_proj_weight, MaybeTensor out_proj_bias, MaybeTensor norm_weight,
+                                 MaybeTensor norm_bias, IntList structure, double eps) {
+  const std::optional<Tensor> none;
+  Dense dense;
+  AttentionSublayer a =
+      attention_args(dense, x, none, {in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias},
+                     norm_weight, norm_bias, structure, eps);
+  check(a.batch_first && a.B == 1, "x must have shape [1, total, E], got ", shape_text(x));
+  check(cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0, "cu_seqlens must have shape [B + 1], got ",
+        shape_text(cu_seqlens));
+  check(cu_seqlens.scalar_type() == torch::headeronly::ScalarType::Long && cu_seqlens.is_cpu(),
+        "cu_seqlens must be int64 on the CPU");
+  const Tensor starts = as_contiguous(cu_seqlens);
+  const int64_t* at = static_cast<const int64_t*>(starts.const_data_ptr());
+  a.B = a.call.B = starts.numel() - 1;
+  check(at[0] == 0 && at[a.B] == a.L, "cu_seqlens must go from 0 to ", a.L);
+  for (int64_t b = 0; b < a.B; ++b) {
+    check(at[b] <= at[b + 1], "cu_seqlens must not fall");
+    a.call.max_q = a.call.max_k = std::max(a.call.max_q, at[b + 1] - at[b]);
+  }
+  a.call.cu_seqlens_q = a.call.cu_seqlens_k = at, a.call.cu_seqlens_64 = true;
+  return computed(a, x);
+}
+
 std::tuple<Tensor, Tensor> weighted_attention_sublayer(Tensor x, MaybeTensor memory, Tensor in_proj_weight,
                                                        MaybeTensor in_proj_bias, Tensor out_proj_weight,
                                                        MaybeTensor out_proj_bias, MaybeTensor norm_weight,
@@ -159,6 +185,7 @@ Tensor feed_forward_sublayer(Tensor x, Tensor weight_1, MaybeTensor bias_1, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("attention_sublayer", TORCH_BOX(&fastdl::attention_sublayer));
+  m.impl("packed_attention_sublayer", TORCH_BOX(&fastdl::packed_attention_sublayer));
   m.impl("weighted_attention_sublayer", TORCH_BOX(&fastdl::weighted_attention_sublayer));
   m.impl("cached_attention_sublayer", TORCH_BOX(&fastdl::cached_attention_sublayer));
   m.impl("feed_forward_sublayer", TORCH_BOX(&fastdl::feed_forward_sublayer));

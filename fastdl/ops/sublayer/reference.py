@@ -55,6 +55,17 @@ def attention_sublayer(
     return weighted_attention_sublayer(x, memory, *arguments, mask, bias, structure, eps, True)[0]
 
 
+def packed_attention_sublayer(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    *arguments: Tensor | None | list[int] | float,
+) -> Tensor:
+    *parameters, structure, eps = arguments
+    sequences = x.split(cu_seqlens.diff().tolist(), 1)
+    found = [attention_sublayer(one, None, *parameters, None, None, structure, eps) for one in sequences]
+    return torch.cat(found, 1) if found else x
+
+
 def weighted_attention_sublayer(
     x: Tensor,
     memory: Tensor | None,

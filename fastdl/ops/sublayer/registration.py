@@ -12,6 +12,10 @@ def attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | float) -> T
     return reference.attention_sublayer(x, *rest).contiguous()
 
 
+def packed_attention_sublayer(x: Tensor, *rest: Tensor | None | list[int] | float) -> Tensor:
+    return reference.packed_attention_sublayer(x, *rest).contiguous()
+
+
 def weighted_attention_sublayer(
     x: Tensor, *rest: Tensor | None | list[int] | float | bool
 ) -> tuple[Tensor, Tensor]:
@@ -27,7 +31,8 @@ def feed_forward_sublayer(x: Tensor, *rest: Tensor | None | int | float) -> Tens
     return reference.feed_forward_sublayer(x, *rest).contiguous()
 
 
-fake_attention_sublayer = fake_cached_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
+fake_attention_sublayer = fake_packed_attention_sublayer = reference.empty_like_x
+fake_cached_attention_sublayer = fake_feed_forward_sublayer = reference.empty_like_x
 fake_weighted_attention_sublayer = reference.empty_with_weights
 
 library = define(schema.SCHEMAS, globals())

@@ -6,7 +6,10 @@ norm; a norm without bias has norm_weight alone.
 attention_sublayer: x [B, L, E] or [L, B, E]; memory, of keys and values, the same with S, absent: what f is given.
 in_proj_weight [3 E, E], out_proj_weight [E, E]. mask (bool, True is seen) and bias broadcast to [B, H, L, S].
 structure: num_heads, batch_first, around, causal (as in attention), decode (few queries, nothing is packed).
-weighted_attention_sublayer: the same, and the softmax's weights [B, H, L, S], `averaged` over the heads [B, L, S].
+packed_attention_sublayer: x [1, total, E], sequence b has its rows cu_seqlens[b] .. cu_seqlens[b + 1]; cu_seqlens
+[B + 1] int64 on the CPU, from 0 to total.
+weighted_attention_sublayer: as attention_sublayer, and the softmax's weights [B, H, L, S], `averaged` over the heads
+[B, L, S].
 cached_attention_sublayer: x [B, L, E]; keys, values [B, H, length, D], contiguous. past: so many tokens are in them,
 those of x are put after them and see what is before and themselves; -1: all are there, as of a memory. mask
 broadcasts to [B, H, L, past + L] or [B, H, L, length].
@@ -22,6 +25,9 @@ _ATTENTION = (
 )
 SCHEMAS = (
     f"attention_sublayer({_ATTENTION}) -> Tensor",
+    "packed_attention_sublayer(Tensor x, Tensor cu_seqlens, Tensor in_proj_weight, Tensor? in_proj_bias, "
+    "Tensor out_proj_weight, Tensor? out_proj_bias, Tensor? norm_weight, Tensor? norm_bias, int[] structure, "
+    "float eps) -> Tensor",
     f"weighted_attention_sublayer({_ATTENTION}, bool averaged) -> (Tensor, Tensor)",
     "cached_attention_sublayer(Tensor x, Tensor(a!) keys, Tensor(b!) values, int past, Tensor in_proj_weight, "
     "Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? out_proj_bias, Tensor? norm_weight, Tensor? norm_bias, "
