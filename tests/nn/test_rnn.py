@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastdl
 from tests.ops.rnn_plans import ATEN, FUSED, REFERENCE, forced
@@ -293,6 +294,20 @@ def test_device_and_dtype():
     module = module.to_empty(device="cpu")
     module.reset_parameters()
     assert module(torch.randn(5, 3, I, dtype=torch.float64))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("plan", [FUSED, ATEN, REFERENCE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activation_checkpoints(kind, plan):
+    """They give each saved tensor once."""
+    theirs, ours = twins(kind, num_layers=2)
+    x = torch.randn(5, 3, I)
+    gradients = []
+    for module in (theirs, ours):
+        with forced(plan):
+            output, _ = checkpoint(module, x, use_reentrant=False)
+            gradients.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+    assert_same(gradients[1], gradients[0])
 
 
 def _train_one_step(rank: int, port: int, results: str) -> None:
