@@ -59,9 +59,10 @@ class _Variants:
 
     def _own(self) -> tuple[Tensor | None, ...]:
         own = self._parameters
-        if len(own) < 4:  # parametrized: the values are attributes
+        try:
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # parametrized, pruned, weight_norm: the values are attributes
             return tuple([getattr(self, name) for name in _OWN])
-        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
 
     def _variants(self, reset: Tensor | None) -> dict[str, object]:
         """What a step is given besides torch's arguments; empty where nothing is asked for."""
