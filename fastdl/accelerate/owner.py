@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from torch import fx, nn
 
+from ..nn.leaf import Leaf
 from . import attention_calls, families
 from .classes import take_back
 from .doubles import can_be_subclassed
@@ -96,6 +97,7 @@ def fuse(owner: nn.Module, paths: Iterable[str], attention: bool) -> None:
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
+            "__prepare_scriptable__": Leaf.__prepare_scriptable__,
             "_fastdl_base": base,
             "_fastdl_paths": paths,
             "_fastdl_attention": bool(methods),

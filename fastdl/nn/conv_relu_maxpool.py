@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..ops import conv_relu_maxpool
 from ..ops.conv_relu_maxpool.geometry import IntPair
+from .leaf import Leaf
 
 
-class ConvReLU2d(nn.Conv2d):
+class ConvReLU2d(Leaf, nn.Conv2d):
     """relu(conv2d(x)) in one kernel; every argument, the parameters and the state_dict are those of nn.Conv2d.
 
     x is [N, C, H, W] or [C, H, W]; the result [N, C_out, OH, OW] or [C_out, OH, OW]. Errors are those of
@@ -26,6 +27,8 @@ class ConvReLU2d(nn.Conv2d):
         return self._fused(x)
 
     def _fused(self, x: Tensor, **pool: object) -> Tensor | tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor) and (node := self._node(x)) is not None:
+            return node
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)

@@ -8,11 +8,12 @@ from typing import ClassVar
 from torch import Tensor, fx, nn
 
 from ..ops import linear
+from .leaf import Leaf
 
-fx.wrap("linear")  # one node of a symbolic trace
+fx.wrap("linear")  # one node of a symbolic trace whose root is the layer
 
 
-class Linear(nn.Linear):
+class Linear(Leaf, nn.Linear):
     """dropout(activation(x weight^T + bias)) in one kernel; nn.Linear's arguments, parameters and state_dict.
 
     `dropout_p` (keyword only, default 0) acts while training. x is [..., in_features], the result
@@ -34,6 +35,8 @@ class Linear(nn.Linear):
             self.dropout_p = dropout_p
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor) and (node := self._node(input)) is not None:
+            return node
         dropout_p = self.dropout_p if self.training else 0.0
         return linear(input, self.weight, self.bias, activation=self._activation(), dropout_p=dropout_p)
 

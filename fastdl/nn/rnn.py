@@ -15,12 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import gru, lstm, rnn
 from ..ops.rnn.options import Options
+from .leaf import Leaf
 from .rnn_arguments import check_arguments
 
 States = Tensor | tuple[Tensor, Tensor] | None
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(Leaf, nn.Module):
     # What an instance of torch's class does not have.
     layer_norm = False
     zoneout: float | tuple[float, float] = 0.0
@@ -94,8 +95,12 @@ class _Recurrent(nn.Module):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor]]:
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset)
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx, lengths, reset)
+            node = self._node(input, hx, lengths=lengths, reset=reset)
+            if node is not None:
+                return node
         self._check_input(input, (2, 3))
         if input.dim() == 3:
             return self._run(input, hx, None, lengths, reset)
