@@ -18,6 +18,7 @@ from .classes import take_back
 from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
+from .shared_classes import shared
 from .substitution import Unwritable
 from .tracing import Trace
 
@@ -87,9 +88,8 @@ def fuse(owner: nn.Module, paths: Iterable[str], attention: bool) -> None:
         if not methods:
             return
     traced = {} if forward is None else {"forward": forward}
-    owner.__class__ = type(base)(
-        base.__name__,
-        (base,),
+    owner.__class__ = shared(
+        base,
         {
             **methods,
             **traced,
