@@ -233,8 +233,8 @@ class LSTM(_Recurrent):
     `forward(input, hx=None, *, lengths=None, reset=None)` takes [T, B, I], with `batch_first` [B, T, I], [T, I] or a
     PackedSequence, and returns (output, (h_n, c_n)). `lengths` [B] needs no sorting and no copy to the host; `reset`
     [T, B] (as `input`) zeroes the state before a step. The variants add parameters weight_peephole, weight_norm_ih,
-    weight_norm_hh, weight_norm_c, bias_norm_c; without them a state_dict is torch's. Errors: as
-    `fastdl.ops.lstm`.
+    weight_norm_hh, weight_norm_c, bias_norm_c; without them a state_dict is torch's. Under
+    autocast results have its dtype, c_n float32, on every device. Errors: as `fastdl.ops.lstm`.
 
     Source: torch.nn.LSTM.
 
