@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..ops import linear
@@ -29,8 +30,17 @@ class Linear(Leaf, nn.Linear):
     # of the class: a plain nn.Linear that becomes one of these by `__class__` has no attribute of its own
     dropout_p = 0.0
 
-    def __init__(self, *args: object, dropout_p: float = 0.0, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
         if dropout_p:
             self.dropout_p = dropout_p
 
@@ -115,8 +125,18 @@ class LinearGELU(Linear):
     activation_layer = nn.GELU
     approximate = "none"
 
-    def __init__(self, *args: object, approximate: str = "none", **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout_p: float = 0.0,
+        approximate: str = "none",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype, dropout_p=dropout_p)
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
         if approximate != "none":
