@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,16 +87,29 @@ class ConvReLUMaxPool2d(ConvReLU2d):
 
     def __init__(
         self,
-        *args: object,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_size: IntPair,
         pool_stride: IntPair | None = None,
         pool_padding: IntPair = 0,
         pool_dilation: IntPair = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
-        **kwargs: object,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype,
+        )  # fmt: skip
         self.pool_size, self.pool_stride = pool_size, pool_stride
         self.pool_padding, self.pool_dilation = pool_padding, pool_dilation
         self.ceil_mode, self.return_indices = ceil_mode, return_indices
