@@ -39,7 +39,9 @@ def accelerate(
     The layers of a fused call stay where and what they are: called alone, sliced or searched for they are themselves,
     and if one is replaced, hooked or parametrized later, the forward calls each of them again. What has to stay as
     it is (hooks, parametrizations, an output used twice, a forward that cannot be traced …) stays, and
-    `fastdl.report(model)` says why. Calling it again changes nothing more.
+    `fastdl.report(model)` says why. Calling it again changes nothing more. What looks for exactly torch's classes,
+    such as torch.ao.quantization, or reads their code, as torch.jit.script, comes before this call or after
+    `fastdl.restore`.
 
     Args:
         model: any module; it may be the root of a pattern itself.

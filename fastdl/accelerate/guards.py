@@ -15,8 +15,14 @@ from torch import nn
 
 _MEMBER = (
     "type({m}) is {0}",
+    '"forward" not in {m}.__dict__',
     "not ({m}._forward_pre_hooks or {m}._forward_hooks or {m}._backward_pre_hooks or {m}._backward_hooks)",
 )
+_every = nn.modules.module
+_HOOKS_OF_EVERY_MODULE = (
+    _every._global_forward_pre_hooks, _every._global_forward_hooks,
+    _every._global_backward_pre_hooks, _every._global_backward_hooks,
+)  # fmt: skip
 
 
 class Guards:
@@ -72,9 +78,10 @@ class Guards:
         self.add("", f"{read} != {read}" if is_nan(value) else f"{read} == {{1}}", namespace, value)
 
     def member(self, path: str, module: nn.Module, attributes: tuple[str, ...]) -> None:
-        """A module whose call a fused call stands for: same type, same attributes, no hooks."""
+        """A module whose call a fused call stands for: same type, forward and attributes, hooks nowhere."""
         for check in _MEMBER:
             self.add(path, check, *([type(module)] if "{0}" in check else []))
+        self.add("", "not ({0} or {1} or {2} or {3})", *_HOOKS_OF_EVERY_MODULE)
         for name in attributes:
             self.equal(path, name, getattr(module, name))
 

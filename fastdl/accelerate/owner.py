@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 
 from torch import fx, nn
 
+from ..nn.leaf import Leaf
 from . import attention_calls, families
 from .classes import take_back
 from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
+from .shared_classes import shared
 from .substitution import Unwritable
 from .tracing import Trace
 
@@ -86,9 +88,8 @@ def fuse(owner: nn.Module, paths: Iterable[str], attention: bool) -> None:
         if not methods:
             return
     traced = {} if forward is None else {"forward": forward}
-    owner.__class__ = type(base)(
-        base.__name__,
-        (base,),
+    owner.__class__ = shared(
+        base,
         {
             **methods,
             **traced,
@@ -96,6 +97,7 @@ def fuse(owner: nn.Module, paths: Iterable[str], attention: bool) -> None:
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
+            "__prepare_scriptable__": Leaf.__prepare_scriptable__,
             "_fastdl_base": base,
             "_fastdl_paths": paths,
             "_fastdl_attention": bool(methods),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import jit, nn
 
 from . import families, owner
 from .assignment import assign, is_assigned
@@ -170,7 +170,9 @@ class Survey:
         )
 
     def _has_its_class(self, module: nn.Module) -> bool:
-        """Not below a class that another library made of ours."""
+        """Not below a class that another library made of ours, nor compiled by TorchScript, which has no code."""
+        if isinstance(module, jit.ScriptModule):
+            return False
         return "_fastdl_base" in type(module).__dict__ or owner.base_class(module) is type(module)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import conv_relu_maxpool
 from ..ops.conv_relu_maxpool.geometry import IntPair
+from .leaf import Leaf
 
 
-class ConvReLU2d(nn.Conv2d):
+class ConvReLU2d(Leaf, nn.Conv2d):
     """relu(conv2d(x)) in one kernel; every argument, the parameters and the state_dict are those of nn.Conv2d.
 
     x is [N, C, H, W] or [C, H, W]; the result [N, C_out, OH, OW] or [C_out, OH, OW]. Errors are those of
@@ -26,6 +28,8 @@ class ConvReLU2d(nn.Conv2d):
         return self._fused(x)
 
     def _fused(self, x: Tensor, **pool: object) -> Tensor | tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor) and (node := self._node(x)) is not None:
+            return node
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -83,16 +87,29 @@ class ConvReLUMaxPool2d(ConvReLU2d):
 
     def __init__(
         self,
-        *args: object,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_size: IntPair,
         pool_stride: IntPair | None = None,
         pool_padding: IntPair = 0,
         pool_dilation: IntPair = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
-        **kwargs: object,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype,
+        )  # fmt: skip
         self.pool_size, self.pool_stride = pool_size, pool_stride
         self.pool_padding, self.pool_dilation = pool_padding, pool_dilation
         self.ceil_mode, self.return_indices = ceil_mode, return_indices

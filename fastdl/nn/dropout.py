@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops import dropout
+from .leaf import Leaf
 
 
-class Dropout(nn.Dropout):
+class Dropout(Leaf, nn.Dropout):
     """x / (1 - p) with each element 0 with probability p while training; nn.Dropout's arguments.
 
     On CPUs one pass by all threads (torch's mask is drawn by one), and a seed saved instead of the mask. With
@@ -22,4 +23,6 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor) and (node := self._node(input)) is not None:
+            return node
         return super().forward(input) if self.inplace else dropout(input, self.p, training=self.training)

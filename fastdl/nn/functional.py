@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import dispatch
 from ..ops import attention
@@ -47,6 +47,11 @@ def scaled_dot_product_attention(
     >>> F.scaled_dot_product_attention(torch.ones(2, 3, 4), torch.ones(2, 5, 4), torch.ones(2, 5, 4)).shape
     torch.Size([2, 3, 4])
     """
+    if not isinstance(query, Tensor) and any(isinstance(each, fx.Proxy) for each in (query, key, value)):
+        # a symbolic trace has torch's own call, as it has its layers
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if query.is_nested or key.is_nested or value.is_nested:
         dispatch.require_reference("attention", "a tensor is nested")
         return F.scaled_dot_product_attention(

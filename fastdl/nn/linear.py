@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..ops import linear
+from .leaf import Leaf
 
-fx.wrap("linear")  # one node of a symbolic trace
+fx.wrap("linear")  # one node of a symbolic trace whose root is the layer
 
 
-class Linear(nn.Linear):
+class Linear(Leaf, nn.Linear):
     """dropout(activation(x weight^T + bias)) in one kernel; nn.Linear's arguments, parameters and state_dict.
 
     `dropout_p` (keyword only, default 0) acts while training. x is [..., in_features], the result
@@ -28,12 +30,23 @@ class Linear(nn.Linear):
     # of the class: a plain nn.Linear that becomes one of these by `__class__` has no attribute of its own
     dropout_p = 0.0
 
-    def __init__(self, *args: object, dropout_p: float = 0.0, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
         if dropout_p:
             self.dropout_p = dropout_p
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor) and (node := self._node(input)) is not None:
+            return node
         dropout_p = self.dropout_p if self.training else 0.0
         return linear(input, self.weight, self.bias, activation=self._activation(), dropout_p=dropout_p)
 
@@ -112,8 +125,18 @@ class LinearGELU(Linear):
     activation_layer = nn.GELU
     approximate = "none"
 
-    def __init__(self, *args: object, approximate: str = "none", **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout_p: float = 0.0,
+        approximate: str = "none",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype, dropout_p=dropout_p)
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
         if approximate != "none":

@@ -15,12 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import gru, lstm, rnn
 from ..ops.rnn.options import Options
+from .leaf import Leaf
 from .rnn_arguments import check_arguments
 
 States = Tensor | tuple[Tensor, Tensor] | None
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(Leaf, nn.Module):
     # What an instance of torch's class does not have.
     layer_norm = False
     zoneout: float | tuple[float, float] = 0.0
@@ -94,8 +95,12 @@ class _Recurrent(nn.Module):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor]]:
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset)
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx, lengths, reset)
+            node = self._node(input, hx, lengths=lengths, reset=reset)
+            if node is not None:
+                return node
         self._check_input(input, (2, 3))
         if input.dim() == 3:
             return self._run(input, hx, None, lengths, reset)
@@ -228,8 +233,8 @@ class LSTM(_Recurrent):
     `forward(input, hx=None, *, lengths=None, reset=None)` takes [T, B, I], with `batch_first` [B, T, I], [T, I] or a
     PackedSequence, and returns (output, (h_n, c_n)). `lengths` [B] needs no sorting and no copy to the host; `reset`
     [T, B] (as `input`) zeroes the state before a step. The variants add parameters weight_peephole, weight_norm_ih,
-    weight_norm_hh, weight_norm_c, bias_norm_c; without them a state_dict is torch's. Errors: as
-    `fastdl.ops.lstm`.
+    weight_norm_hh, weight_norm_c, bias_norm_c; without them a state_dict is torch's. Under
+    autocast results have its dtype, c_n float32, on every device. Errors: as `fastdl.ops.lstm`.
 
     Source: torch.nn.LSTM.
 

@@ -9,11 +9,12 @@ from ..ops import gru_cell, lstm_cell, rnn_cell
 from ..ops.rnn.op import rnn_cell_name
 from ..ops.rnn.options import probability, zoneout_pair
 from ..ops.rnn.structure import Structure
+from .leaf import Leaf
 
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _Variants:
+class _Variants(Leaf):
     """What the three cells add to torch's; mixed in before torch's class."""
 
     # What an instance of torch's class does not have.
@@ -59,9 +60,10 @@ class _Variants:
 
     def _own(self) -> tuple[Tensor | None, ...]:
         own = self._parameters
-        if len(own) < 4:  # parametrized: the values are attributes
+        try:
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # parametrized, pruned, weight_norm: the values are attributes
             return tuple([getattr(self, name) for name in _OWN])
-        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
 
     def _variants(self, reset: Tensor | None) -> dict[str, object]:
         """What a step is given besides torch's arguments; empty where nothing is asked for."""
@@ -135,6 +137,8 @@ class LSTMCell(_Variants, nn.LSTMCell):
         *,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if not isinstance(input, Tensor) and (node := self._node(input, hx, reset=reset)) is not None:
+            return node
         self._check(input)
         unbatched = input.dim() == 1
         if unbatched:
@@ -149,6 +153,8 @@ class _OneState(_Variants):
     """forward of the cells whose state is h alone."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None) -> Tensor:
+        if not isinstance(input, Tensor) and (node := self._node(input, hx, reset=reset)) is not None:
+            return node
         self._check(input)
         unbatched = input.dim() == 1
         if unbatched:

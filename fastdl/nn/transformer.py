@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .leaf import Leaf
 from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 
-class TransformerEncoder(nn.TransformerEncoder):
+class TransformerEncoder(Leaf, nn.TransformerEncoder):
     """Encoder layers one after the other, then `norm`.
 
     Constructor, forward, parameters and state_dict are nn.TransformerEncoder's; the layers are copies of
@@ -53,6 +54,10 @@ class TransformerEncoder(nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
+        if not isinstance(src, Tensor):
+            node = self._node(src, mask, src_key_padding_mask, is_causal)
+            if node is not None:
+                return node
         options = {
             "src_mask": mask,
             "src_key_padding_mask": src_key_padding_mask,
@@ -63,7 +68,7 @@ class TransformerEncoder(nn.TransformerEncoder):
         return src if self.norm is None else self.norm(src)
 
 
-class TransformerDecoder(nn.TransformerDecoder):
+class TransformerDecoder(Leaf, nn.TransformerDecoder):
     """Decoder layers one after the other, then `norm`.
 
     Constructor, forward, parameters and state_dict are nn.TransformerDecoder's; the layers are copies of
@@ -96,6 +101,12 @@ class TransformerDecoder(nn.TransformerDecoder):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
+        if not isinstance(tgt, Tensor):
+            paddings = (tgt_key_padding_mask, memory_key_padding_mask)
+            masks = (tgt_mask, memory_mask, *paddings, tgt_is_causal, memory_is_causal)
+            node = self._node(tgt, memory, *masks)
+            if node is not None:
+                return node
         options = {
             "tgt_mask": tgt_mask,
             "memory_mask": memory_mask,
@@ -109,7 +120,7 @@ class TransformerDecoder(nn.TransformerDecoder):
         return tgt if self.norm is None else self.norm(tgt)
 
 
-class Transformer(nn.Transformer):
+class Transformer(Leaf, nn.Transformer):
     """Encoder and decoder, each with a layer norm at its end.
 
     Constructor, forward, parameters, their initialisation and state_dict are nn.Transformer's; the encoder is a
@@ -155,6 +166,28 @@ class Transformer(nn.Transformer):
         super().__init__(
             d_model, nhead, custom_encoder=custom_encoder, custom_decoder=custom_decoder, batch_first=batch_first
         )  # fmt: skip
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        masks = (
+            src_mask, tgt_mask, memory_mask, src_key_padding_mask, tgt_key_padding_mask, memory_key_padding_mask,
+            src_is_causal, tgt_is_causal, memory_is_causal,
+        )  # fmt: skip
+        if not isinstance(src, Tensor) and (node := self._node(src, tgt, *masks)) is not None:
+            return node
+        return super().forward(src, tgt, *masks)
 
 
 def _is_causal(mask: Tensor | None, hint: bool | None) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import fastdl
 from fastdl.nn import functional
 
+_TORCH = F.scaled_dot_product_attention
 blocks = pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.__name__)
 
 
@@ -53,6 +54,22 @@ def test_this_models_calls_become_ours_and_no_others(kind):
     torch.testing.assert_close(*results)
     assert list(ours.state_dict()) == list(plain.state_dict())
     assert isinstance(ours.blocks[0], kind)
+
+
+class Merged(nn.Module):
+    """All heads are one."""
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+def test_symbolic_trace():
+    """A graph has torch's own call."""
+    ours, plain = twins(Merged)
+    assert calls_ours(ours, drawn())
+    traced = torch.fx.symbolic_trace(ours)
+    assert _TORCH in [node.target for node in traced.graph.nodes]
+    torch.testing.assert_close(traced(drawn()), plain(drawn()))
 
 
 @blocks

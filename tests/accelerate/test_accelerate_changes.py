@@ -90,6 +90,8 @@ CHANGES = {
     "hook on relu": lambda m: m.relu.register_forward_hook(lambda _, __, y: -y),
     "parametrization": lambda m: nn.utils.parametrizations.weight_norm(m.conv),
     "forward": lambda m: setattr(m, "forward", lambda x: x),
+    "forward of a layer": lambda m: setattr(m.conv, "forward", lambda x, usual=m.conv.forward: -usual(x)),
+    "forward of the relu": lambda m: setattr(m.relu, "forward", torch.sigmoid),
     "dtype": lambda m: m.double(),
 }
 
@@ -113,16 +115,16 @@ def is_fused(model: nn.Module, *args: object, **kwargs: object) -> bool:
     """Whether a call runs the graph: there the ReLU is not called."""
     called = []
 
-    def relu(x):
-        called.append(True)
+    def relu(self, x):
+        called.append(self)
         return F.relu(x)
 
-    model.relu.__dict__["forward"] = relu
+    original, nn.ReLU.forward = nn.ReLU.forward, relu
     try:
         model(*args, **kwargs)
     finally:
-        del model.relu.__dict__["forward"]
-    return not called
+        nn.ReLU.forward = original
+    return model.relu not in called
 
 
 def test_a_change_taken_back_is_fused_again():
@@ -131,6 +133,17 @@ def test_a_change_taken_back_is_fused_again():
     model.negate = True
     assert not is_fused(model, x)
     model.negate = False
+    assert is_fused(model, x)
+
+
+def test_a_hook_on_every_module_sees_each_of_them():
+    model, x = Configured(), torch.randn(1, 3, 8, 8)
+    called = []
+    fastdl.accelerate(model)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    assert not is_fused(model, x)
+    handle.remove()
+    assert called == [model.conv, model.norm, model.relu, model.pool, model.second, model.after[0], model]
     assert is_fused(model, x)
 
 

@@ -177,6 +177,31 @@ def test_no_relu():
     assert [row.reason for row in fastdl.report(model)] == ["no ReLU follows it"] * 3
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize(
+    "read", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 3, 6, 6))]
+)
+def test_torch_script_stays(read):
+    """Alone, and before a layer that is fused."""
+    first, x = read(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())), torch.randn(1, 3, 6, 6)
+    assert fastdl.accelerate(first) is first
+    assert len(fastdl.report(first)) == 0
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = first, nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.relu(self.second(self.first(x)))
+
+    model = Model()
+    expected = model(x)
+    fastdl.accelerate(model)
+    assert [row.name for row in fastdl.report(model) if row.action == "fused"] == ["second"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_other_layers_stay():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.ConvTranspose2d(4, 4, 3), nn.ReLU(), nn.Tanh()

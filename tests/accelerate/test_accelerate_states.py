@@ -208,9 +208,17 @@ def test_symbolic_trace(name):
     layers = [node.target for node in plain.graph.nodes if node.op == "call_module"]
     traced = torch.fx.symbolic_trace(fastdl.accelerate(model))
     found = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert [name for name in layers if name not in linear] == [name for name in found if name not in linear]
+    assert found == layers
     torch.testing.assert_close(traced(architecture.x()), plain(architecture.x()))
+
+
+def test_torch_script_reads_a_model_that_was_restored():
+    architecture = ARCHITECTURES["vgg"]
+    model, x = fastdl.accelerate(architecture.model().eval()), architecture.x()
+    expected = model(x)
+    with pytest.raises(fastdl.UnsupportedError, match=r"fastdl.restore\(model\)$"):
+        torch.jit.script(model)
+    torch.testing.assert_close(torch.jit.script(fastdl.restore(model))(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_autocast():

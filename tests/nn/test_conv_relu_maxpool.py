@@ -213,3 +213,12 @@ def test_compiles_without_a_graph_break(kind):
     module, x = kind(3, 4, 3, **pool), torch.randn(2, 3, 8, 8)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_skip_init():
+    """It goes by the arguments of the constructor."""
+    module = nn.utils.skip_init(
+        fastdl.nn.ConvReLUMaxPool2d, 3, 4, 3, bias=False, pool_size=2, dtype=torch.float64
+    )
+    assert module.weight.dtype is torch.float64
+    assert module.pool_size == 2

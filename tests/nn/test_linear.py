@@ -148,3 +148,9 @@ def test_called_as_torch_s_with_a_nested_tensor_too():
         torch.testing.assert_close(y, expected)
     with fastdl.strict(), pytest.raises(fastdl.UnsupportedError, match="nested"):
         ours(nested)
+
+
+@pytest.mark.parametrize("kind", [fastdl.nn.Linear, fastdl.nn.LinearReLU, fastdl.nn.LinearGELU])
+def test_skip_init(kind):
+    """It goes by the arguments of the constructor."""
+    assert nn.utils.skip_init(kind, 4, 3, bias=False, dtype=torch.float64).weight.dtype is torch.float64

@@ -13,7 +13,9 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastdl
 from tests.ops.rnn_plans import ATEN, FUSED, REFERENCE, forced
@@ -293,6 +295,41 @@ def test_device_and_dtype():
     module = module.to_empty(device="cpu")
     module.reset_parameters()
     assert module(torch.randn(5, 3, I, dtype=torch.float64))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    "change", [weight_norm, spectral_norm, parametrizations.weight_norm, prune.random_unstructured]
+)
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_cells_weight_that_is_computed(kind, change, order):
+    """By a parametrization, or by a hook that leaves no Parameter of the name."""
+    theirs, ours = twins(kind)
+    ours.load_state_dict(theirs.state_dict())
+    x, options = torch.randn(3, I), {"amount": 0.5} if change is prune.random_unstructured else {}
+    for module in (theirs, ours):
+        if order == "after":
+            module(x)
+        torch.manual_seed(3)
+        change(module, "weight_hh", **options)
+    state = torch.randn(3, H)
+    state = (state, state) if kind == "LSTMCell" else state
+    assert_same(ours(x, state), theirs(x, state))
+
+
+@pytest.mark.parametrize("plan", [FUSED, ATEN, REFERENCE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activation_checkpoints(kind, plan):
+    """They give each saved tensor once."""
+    theirs, ours = twins(kind, num_layers=2)
+    x = torch.randn(5, 3, I)
+    gradients = []
+    for module in (theirs, ours):
+        with forced(plan):
+            output, _ = checkpoint(module, x, use_reentrant=False)
+            gradients.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+    assert_same(gradients[1], gradients[0])
 
 
 def _train_one_step(rank: int, port: int, results: str) -> None:

@@ -59,7 +59,8 @@ class RnnLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         plan, n = ctx.plan, ctx.inputs
-        tensors, kept = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = ctx.saved_tensors  # read once: checkpoints compute anew what they give
+        tensors, kept = saved[:n], saved[n:]
         if plan.checkpoint:
             (x, h_0, c_0), context, params = _split(plan, tensors)
             with torch.no_grad():
@@ -99,7 +100,8 @@ class RnnLayerBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        given, inputs = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors
+        given, inputs = saved[:3], saved[3:]
         if all(grad is None for grad in grads):
             return (None,) * (3 + 3 + ctx.num_kept + len(inputs))
         with torch.enable_grad():
