@@ -125,4 +125,4 @@ def backward(
 
 def as_rows(t: Tensor) -> Tensor:
     """[..., n] as [rows, n]; a reshape to -1 would not know how many rows of no elements there are."""
-    return t[None] if t.dim() == 1 else t.flatten(0, -2)
+    return t[None] if t.dim() == 1 else t.reshape(t.shape[:-1].numel(), t.shape[-1])

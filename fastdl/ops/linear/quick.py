@@ -6,8 +6,9 @@ from collections.abc import Callable
 from weakref import ref
 
 from torch import Tensor, float32, is_grad_enabled
-from torch._C import _is_any_autocast_enabled
+from torch._C import _get_tracing_state, _is_any_autocast_enabled
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from ..._extension import cpu_isa
 from ...dispatch import Choice, settings
@@ -32,6 +33,8 @@ def quick_choice(
     what computes, which raises or gives a result elsewhere: then `forget` it, it was moved.
     """
     if settings.backend is not None or settings.strict or _is_any_autocast_enabled() or is_dynamo_compiling():
+        return None
+    if _get_tracing_state() is not None:  # what is looked at once would be in the first graph alone
         return None
     try:
         if x.dtype is not float32:
@@ -68,7 +71,7 @@ def _learn(weight: Tensor, bias: Tensor | None) -> tuple | None:
         return None
     if bias is not None and not (bias.dtype is float32 and bias.is_cpu and bias.shape == weight.shape[:1]):
         return None
-    if weight._is_view():
+    if weight._is_view() or type(weight) not in (Tensor, Parameter):
         return None
     key = id(weight)
     found = (
