@@ -10,9 +10,10 @@ from ..ops import attention, linear
 from ..ops.attention.weights import attention_and_weights
 from . import sublayers
 from .attention_masks import merged
+from .leaf import Leaf
 
 
-class MultiheadAttention(nn.MultiheadAttention):
+class MultiheadAttention(Leaf, nn.MultiheadAttention):
     """Projected queries attend to projected keys and values, `num_heads` times side by side.
 
     Constructor, forward, parameters and state_dict are nn.MultiheadAttention's. Three answers differ: a query all
@@ -46,6 +47,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(query, Tensor):
+            options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            if (node := self._node(query, key, value, *options)) is not None:
+                return node
         if query.is_nested or key.is_nested or value.is_nested:
             dispatch.require_reference("attention", "a tensor is nested")
             masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}

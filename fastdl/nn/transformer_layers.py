@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import dispatch
 from ..ops import linear
 from . import nested, sublayers
+from .leaf import Leaf
 from .linear import Linear
 from .multihead_attention import MultiheadAttention
 from .plain_parts import activation_name, plain, watches_every_module
@@ -17,7 +18,7 @@ from .sublayers import Cache
 LINEARS = (nn.Linear, Linear)
 
 
-class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+class TransformerEncoderLayer(Leaf, nn.TransformerEncoderLayer):
     """Self-attention, then two linear layers, each with dropout, residual connection and layer norm.
 
     Constructor, forward, parameters and state_dict are nn.TransformerEncoderLayer's. Attention is
@@ -43,6 +44,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
+        if not isinstance(src, Tensor):
+            node = self._node(src, src_mask, src_key_padding_mask, is_causal)
+            if node is not None:
+                return node
         if src.is_nested:
             inferred = None
             if src_mask is None and src_key_padding_mask is None and not is_causal:
@@ -85,7 +90,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return feed_forward(self, x, self.dropout2)
 
 
-class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+class TransformerDecoderLayer(Leaf, nn.TransformerDecoderLayer):
     """Self-attention, attention to the encoder's output, then two linear layers, as in TransformerEncoderLayer.
 
     Constructor, forward, parameters and state_dict are nn.TransformerDecoderLayer's; what is fused, and when not,
@@ -113,13 +118,13 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
+        paddings = (tgt_key_padding_mask, memory_key_padding_mask)
+        masks = (tgt_mask, memory_mask, *paddings, tgt_is_causal, memory_is_causal)
+        if not isinstance(tgt, Tensor) and (node := self._node(tgt, memory, *masks)) is not None:
+            return node
         own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-        other = (memory_mask, memory_key_padding_mask, memory_is_causal)
-        inferred = self._inferred(tgt, memory, own, other)
-        if inferred is not None:
-            return inferred
-        masks = (*own[:1], *other[:1], own[1], other[1])
-        return super().forward(tgt, memory, *masks, tgt_is_causal, memory_is_causal)
+        inferred = self._inferred(tgt, memory, own, (memory_mask, memory_key_padding_mask, memory_is_causal))
+        return super().forward(tgt, memory, *masks) if inferred is None else inferred
 
     def _inferred(
         self,

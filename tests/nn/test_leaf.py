@@ -21,6 +21,9 @@ LAYERS = {
     "LSTMCell": (lambda: fastdl.nn.LSTMCell(8, 6), (X,)),
     "GRUCell with state": (lambda: fastdl.nn.GRUCell(8, 6), (X, torch.randn(3, 6))),
     "RNNCell": (lambda: fastdl.nn.RNNCell(8, 6), (X,)),
+    "MultiheadAttention": (lambda: fastdl.nn.MultiheadAttention(8, 2), (SEQUENCE, SEQUENCE, SEQUENCE)),
+    "TransformerEncoderLayer": (lambda: fastdl.nn.TransformerEncoderLayer(8, 2, 16), (SEQUENCE,)),
+    "TransformerDecoderLayer": (lambda: fastdl.nn.TransformerDecoderLayer(8, 2, 16), (SEQUENCE, SEQUENCE)),
     "Transformer": (lambda: fastdl.nn.Transformer(8, 2, 1, 1, 16), (SEQUENCE, SEQUENCE)),
     "TransformerEncoder": (lambda: fastdl.nn.Transformer(8, 2, 1, 1, 16).encoder, (SEQUENCE,)),
     "TransformerDecoder": (lambda: fastdl.nn.Transformer(8, 2, 1, 1, 16).decoder, (SEQUENCE, SEQUENCE)),
@@ -33,7 +36,7 @@ class Model(nn.Module):
         self.layer, self.inputs = layer, inputs
 
     def forward(self, first: Tensor, second: Tensor) -> object:
-        return self.layer(*(first, second)[: self.inputs])
+        return self.layer(*(first, second, second)[: self.inputs])
 
 
 def model_and_inputs(name: str) -> tuple[Model, tuple[Tensor, Tensor]]:
