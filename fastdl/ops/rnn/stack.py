@@ -86,25 +86,32 @@ def run_stack(
 def _quickly(
     op: str, x: Tensor, hx: checks.HX, params: list[Tensor], options: Options
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """What `run_stack` returns for dense sequences without random masks or gradient, where all that is to be asked is
-    remembered and the kernels multiply the input too; None: look closer.
+    """What `run_stack` returns for dense sequences without random masks, where all that is to be asked is remembered;
+    None: look closer.
     """
     if options.train and (options.dropout or options.recurrent_dropout or options.zoneout):
         return None
     h_0, c_0 = checks.split_states(hx, options.cell)
 
-    def decide(recorded: bool) -> Decided | None:
-        if recorded:
-            return None
-        return _decide(op, Inputs(x, h_0, c_0, params, None, None, None, None, False, False), options, None)
+    def inputs(recorded: bool) -> Inputs:
+        return Inputs(x, h_0, c_0, params, None, None, None, None, False, recorded)
+
+    def decide(recorded: bool) -> Decided:
+        return _decide(op, inputs(recorded), options, None)
 
     decided = quickly_remembered((op, options), (x, *params), (h_0, c_0), decide)
-    if decided is None or decided.plan.delegated or decided.plan.s.projected:
+    if decided is None:
         return None
-    plan, call, _ = decided
-    if c_0 is not None and x.itemsize == 2:
-        c_0 = c_0.to(torch.float32)
-    output, h_n, c_n = _infer(plan, x, h_0, c_0, params, call.num_layers)
+    plan, call, described = decided
+    if plan.delegated:
+        hx = h_0 if c_0 is None else (h_0, c_0.to(x.dtype))
+        return backends.delegate(x, hx, params, None, call.sizes.B, described)
+    if call.gradient or plan.s.projected:
+        output, h_n, c_n = _layers(plan, _ready(inputs(call.gradient), call), call, described)
+    else:
+        if c_0 is not None and x.itemsize == 2:
+            c_0 = c_0.to(torch.float32)
+        output, h_n, c_n = _infer(plan, x, h_0, c_0, params, call.num_layers)
     if options.cell != "lstm":
         return output, h_n, None
     return output, h_n, c_n if c_n.dtype is x.dtype else c_n.to(x.dtype)
