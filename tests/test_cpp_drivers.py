@@ -27,7 +27,7 @@ SOURCES = {
     ]
     for path in sorted(DRIVERS.glob("*.cpp"))
 }
-COMMON = ["csrc/common/cpu/isa.cpp", "csrc/common/cpu/scratch.cpp"]
+COMMON = [f"csrc/common/cpu/{name}.cpp" for name in ("isa", "pages", "scratch")]
 
 FLAGS = [
     "-std=c++17",

@@ -4,12 +4,20 @@
 #include <memory>
 #include <new>
 
+#include "common/cpu/pages.h"
+
 namespace fastdl::cpu {
 namespace {
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
+
+void* allocated(size_t bytes) {
+  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
 
 struct Scratch {
   std::unique_ptr<void, Free> memory;
@@ -20,8 +28,7 @@ struct Scratch {
       const size_t rounded = (bytes + 4095) / 4096 * 4096;
       memory.reset();
       capacity = 0;
-      memory.reset(std::aligned_alloc(64, rounded));
-      if (!memory) throw std::bad_alloc();
+      memory.reset(allocated(rounded));
       capacity = rounded;
     }
     return memory.get();
@@ -35,9 +42,16 @@ void* thread_scratch(size_t bytes) {
   return scratch.of(bytes);
 }
 
-void* operator_scratch(size_t bytes) {
+OperatorScratch::OperatorScratch(size_t bytes) {
+  constexpr size_t kKept = size_t{1} << 23;
   thread_local Scratch scratch;
-  return scratch.of(bytes);
+  kept_ = bytes <= kKept;
+  memory_ = kept_ ? scratch.of(bytes) : allocated(bytes);
+  if (!kept_) use_huge_pages(memory_, bytes);
+}
+
+OperatorScratch::~OperatorScratch() {
+  if (!kept_) std::free(memory_);
 }
 
 }  // namespace fastdl::cpu

@@ -9,7 +9,20 @@ namespace fastdl::cpu {
 // workers at once, before the parallel region, whose bodies must not throw. Throws std::bad_alloc.
 void* thread_scratch(size_t bytes);
 
-// The same again for an operator made of kernels, which take the other.
-void* operator_scratch(size_t bytes);
+// The same again for the time of an operator made of kernels, which take the other. Much memory is given back
+// at the end.
+class OperatorScratch {
+ public:
+  explicit OperatorScratch(size_t bytes);
+  ~OperatorScratch();
+  OperatorScratch(const OperatorScratch&) = delete;
+  OperatorScratch& operator=(const OperatorScratch&) = delete;
+
+  float* floats() const { return static_cast<float*>(memory_); }
+
+ private:
+  void* memory_;
+  bool kept_;
+};
 
 }  // namespace fastdl::cpu

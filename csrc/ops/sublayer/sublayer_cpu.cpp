@@ -136,16 +136,16 @@ void attention_sublayer(const AttentionSublayer& a, const ThreadPool& pool) {
   const bool chunked = a.batch_first && a.cache.keys == nullptr && !packed;
   const int64_t count = chunked ? chunk_of(a.B, each, (kFewestRows + a.L - 1) / a.L) : a.B;
   const int64_t together = packed ? 1 : count;
-  float* memory = static_cast<float*>(operator_scratch(static_cast<size_t>(together * each) * sizeof(float)));
+  const OperatorScratch scratch(static_cast<size_t>(together * each) * sizeof(float));
   for (int64_t first = 0; first < a.B; first += count)
-    attend(a, first, std::min(count, a.B - first), memory, pool);
+    attend(a, first, std::min(count, a.B - first), scratch.floats(), pool);
 }
 
 void feed_forward_sublayer(const FeedForwardSublayer& a, const ThreadPool& pool) {
   if (a.rows == 0) return;
   const int64_t E = a.in.K, hidden = a.in.N, count = chunk_of(a.rows, hidden + E, kFewestRows);
-  float* memory =
-      static_cast<float*>(operator_scratch(static_cast<size_t>(count * (hidden + E)) * sizeof(float)));
+  const OperatorScratch scratch(static_cast<size_t>(count * (hidden + E)) * sizeof(float));
+  float* memory = scratch.floats();
   for (int64_t first = 0; first < a.rows; first += count) {
     const int64_t rows = std::min(count, a.rows - first), at = first * E;
     const float* x = before(a.norm, rows, E, a.x + at, memory + count * hidden, pool);
