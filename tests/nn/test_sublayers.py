@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastdl
+import fastdl.ops.flops  # noqa: F401, teaches the flop counter
 from fastdl import _extension
 from fastdl.testing.error_rule import judge
 
@@ -246,6 +248,22 @@ def test_a_step_of_the_decoder_is_the_layer_token_by_token(norm_first):
         found, count = counted(steps)
         assert count == (0 if watching else 3 * len(pieces))
         torch.testing.assert_close(found, expected)
+
+
+@kinds
+def test_the_flop_counter_counts_what_the_parts_count(kind):
+    def flops(layer: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(*tokens(kind, True))
+        return counter.get_total_flops()
+
+    ours, _ = twins(kind, batch_first=True)
+    alone = flops(ours)
+    for name in ("norm1", "norm2"):
+        watched(ours, name)
+    for attention in (module for module in ours.modules() if isinstance(module, nn.MultiheadAttention)):
+        watched(attention, "out_proj")
+    assert alone == flops(ours) > 0
 
 
 def test_the_surroundings_decide():
