@@ -36,9 +36,16 @@ def _alike(a: object, b: object, seen: _Seen) -> bool:
     if isinstance(a, (staticmethod, classmethod)):
         return _alike(a.__func__, b.__func__, seen)
     if isinstance(a, CellType):
-        return a == b or _alike(a.cell_contents, b.cell_contents, seen)
+        try:
+            return _alike(a.cell_contents, b.cell_contents, seen)
+        except ValueError:  # an empty one
+            return False
     if type(a) is dict:
         return a.keys() == b.keys() and all(_alike(a[name], b[name], seen) for name in a)
-    if type(a) is tuple:
+    if type(a) in (tuple, list):
         return len(a) == len(b) and all(_alike(x, y, seen) for x, y in zip(a, b, strict=True))
-    return (is_plain(a) or hasattr(a, "co_code")) and a == b
+    if type(a) in (set, frozenset):
+        return sorted(map(repr, a)) == sorted(map(repr, b))
+    if hasattr(a, "co_code"):
+        return a == b
+    return is_plain(a) and a == b and repr(a) == repr(b)  # 0.0 and -0.0 are equal, but not alike

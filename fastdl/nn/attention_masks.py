@@ -35,7 +35,7 @@ def merged(
         found.append(key_padding_mask.view(B, 1, 1, S))
     if attn_mask is not None:
         _check("attn_mask", attn_mask, [(L, S), (B * H, L, S)])
-        found.append(attn_mask.reshape(-1, H if attn_mask.dim() == 3 else 1, L, S))
+        found.append(attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.reshape(B, H, L, S))
     seen = bias = None
     for mask in found:
         if added:

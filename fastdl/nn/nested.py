@@ -25,6 +25,8 @@ def inferred(src: Tensor, layer: Callable[[Tensor, Tensor], Tensor | None]) -> T
     sizes = src._nested_tensor_size()
     if src.requires_grad or len(sizes) == 0 or not (sizes[:, 1] == sizes[0, 1]).all():
         return None
+    if src.values().numel() != sizes.prod(1).sum():  # a view of a larger one
+        return None
     output = layer(src.values().view(1, -1, int(sizes[0, 1])), sizes[:, 0])
     if output is None:
         return None

@@ -85,7 +85,8 @@ class Attention(NamedTuple):
             if not all(t is None or _is_plain(t) for t in masks):
                 return None
         _, weight, bias, eps = self.norm
-        structure = [self.num_heads, self.batch_first, AROUND[self.norm.where], is_causal, L < FEWEST_ROWS]
+        code, causal = AROUND[self.norm.where], bool(is_causal)
+        structure = [self.num_heads, self.batch_first, code, causal, L < FEWEST_ROWS]
         arguments = (x, memory, *self.parameters, weight, bias, *masks, structure, eps)
         return _attention(*arguments) if averaged is None else _weighted_attention(*arguments, averaged)
 
@@ -105,6 +106,12 @@ class Attention(NamedTuple):
         plain = _is_plain(keys) and _is_plain(values) and keys.is_contiguous() and values.is_contiguous()
         if not plain or not self.batch_first or not faster(x.shape[0] * x.shape[1], in_proj_weight):
             return None
+        if mask is not None:
+            if not _is_plain(mask) or mask.dtype is not torch.bool:
+                return None
+            mask = mask[(None,) * (4 - mask.dim())]
+        if past >= 0 and not keys.is_inference():
+            torch.autograd.graph.increment_version(cache)
         where, weight, bias, eps = self.norm
         structure = [self.num_heads, True, AROUND[where], 0, x.shape[1] < FEWEST_ROWS]
         return _cached_attention(x, keys, values, past, *self.parameters, weight, bias, mask, structure, eps)
@@ -131,6 +138,8 @@ def may_serve(*inputs: Tensor) -> bool:
     """Whether tokens [B, L, E] or [L, B, E] are such as the operators take."""
     if not settings.automatic or not eager() or not _extension.cpu.loaded or watches_every_module():
         return False
+    if torch._C._len_torch_function_stack():  # a mode wants to see torch's functions
+        return False
     return all(_is_plain(t) and t.dtype is torch.float32 and t.dim() == 3 for t in inputs)
 
 
@@ -139,37 +148,35 @@ def _is_plain(t: Tensor) -> bool:
     return type(t) is Tensor and t.is_cpu and not recorded
 
 
-def attention_of(
-    module: nn.MultiheadAttention, kind: type, norm: Norm | None, dropout: nn.Module | None = None
-) -> Attention | None:
+def attention_of(module: object, kind: type, norm: Norm | None, drops: bool = False) -> Attention | None:
     """The operator for a module that is exactly of our `kind`; None: its parts must be called."""
-    if norm is None or type(module) is not kind or not module._qkv_same_embed_dim or not silent(dropout):
+    if norm is None or drops or type(module) is not kind or not module._qkv_same_embed_dim:
         return None
     if (module.training and module.dropout) or module.bias_k is not None or module.add_zero_attn:
         return None
     own = parameters_of(module, (kind,), "in_proj_weight", "in_proj_bias")
-    out = parameters_of(module._modules["out_proj"], (_OUT_PROJ,), "weight", "bias")
+    out = parameters_of(module._modules.get("out_proj"), (_OUT_PROJ,), "weight", "bias")
     if own is None or out is None:
         return None
     return Attention((*own, *out), module.num_heads, module.batch_first, norm)
 
 
 def feed_forward_of(
-    layer: nn.Module, linears: tuple[type, ...], norm: Norm | None, dropout: nn.Module
+    layer: nn.Module, linears: tuple[type, ...], norm: Norm | None, drops: bool
 ) -> FeedForward | None:
     """The operator for the linear layers of a Transformer layer; None: its parts must be called."""
     parts = layer._modules
     activation = activation_name(layer.activation)
-    if norm is None or activation is None or not silent(parts["dropout"]) or not silent(dropout):
+    if norm is None or activation is None or drops or not silent(parts.get("dropout")):
         return None
-    both = parts["linear1"], parts["linear2"]
+    both = parts.get("linear1"), parts.get("linear2")
     first, second = (parameters_of(one, linears, "weight", "bias") for one in both)
     if first is None or second is None or any("dropout_p" in one.__dict__ for one in both):
         return None
     return FeedForward((*first, *second), activation, norm)
 
 
-def norm_of(module: nn.Module, norm_first: bool) -> Norm | None:
+def norm_of(module: object, norm_first: bool) -> Norm | None:
     """None: it is no plain layer norm over the last axis with a weight."""
     found = parameters_of(module, (nn.LayerNorm,), "weight", "bias")
     if found is None or found[0] is None or found[0].dim() != 1:
@@ -177,9 +184,9 @@ def norm_of(module: nn.Module, norm_first: bool) -> Norm | None:
     return Norm("pre" if norm_first else "post", *found, module.eps)
 
 
-def silent(dropout: nn.Module | None) -> bool:
-    """Whether a plain dropout, or none, lets everything pass."""
-    return dropout is None or (plain(dropout, nn.Dropout) and not (dropout.training and dropout.p))
+def silent(dropout: object) -> bool:
+    """Whether it is a plain dropout that lets everything pass."""
+    return plain(dropout, nn.Dropout) and not (dropout.training and dropout.p)
 
 
 def faster(tokens: int, weight: Tensor) -> bool:

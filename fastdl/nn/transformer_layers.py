@@ -80,7 +80,7 @@ class TransformerEncoderLayer(Leaf, nn.TransformerEncoderLayer):
 
     def _sublayers(self, src: Tensor) -> tuple[sublayers.Attention, sublayers.FeedForward] | None:
         """The two operators that are the layer; None: the parts must be called."""
-        if type(self) is not TransformerEncoderLayer or not sublayers.may_serve(src):
+        if _has_own_blocks(self, TransformerEncoderLayer) or not sublayers.may_serve(src):
             return None
         attention = _attention_of(self, "self_attn", "norm1", "dropout1")
         feed_forward = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm2", "dropout2"))
@@ -134,7 +134,7 @@ class TransformerDecoderLayer(Leaf, nn.TransformerDecoderLayer):
         other: tuple[Tensor | None, Tensor | None, bool],
     ) -> Tensor | None:
         """The output by three operators; None: the parts must be called."""
-        if type(self) is not TransformerDecoderLayer or not sublayers.may_serve(tgt, memory):
+        if _has_own_blocks(self, TransformerDecoderLayer) or not sublayers.may_serve(tgt, memory):
             return None
         to_itself = _attention_of(self, "self_attn", "norm1", "dropout1")
         to_memory = _attention_of(self, "multihead_attn", "norm2", "dropout2")
@@ -159,7 +159,7 @@ class TransformerDecoderLayer(Leaf, nn.TransformerDecoderLayer):
         """
         x = self._attended("self_attn", "norm1", "dropout1", x, past, length, None)
         x = self._attended("multihead_attn", "norm2", "dropout2", x, memory, -1, memory_mask)
-        if sublayers.may_serve(x):
+        if not _has_own_blocks(self, TransformerDecoderLayer) and sublayers.may_serve(x):
             found = sublayers.feed_forward_of(self, LINEARS, *_beside(self, "norm3", "dropout3"))
             inferred = None if found is None else found.infer(x)
             if inferred is not None:
@@ -170,7 +170,7 @@ class TransformerDecoderLayer(Leaf, nn.TransformerDecoderLayer):
         self, name: str, norm: str, dropout: str, x: Tensor, cache: Cache, length: int, mask: Tensor | None
     ) -> Tensor:
         """Attention to a cache, after `length` tokens, which x is added to; -1: to all of it."""
-        if sublayers.may_serve(x):
+        if not _has_own_blocks(self, TransformerDecoderLayer) and sublayers.may_serve(x):
             found = _attention_of(self, name, norm, dropout)
             inferred = None if found is None else found.infer_cached(x, cache, length, mask)
             if inferred is not None:
@@ -195,14 +195,22 @@ class TransformerDecoderLayer(Leaf, nn.TransformerDecoderLayer):
         return feed_forward(self, x, self.dropout3)
 
 
-def _beside(layer: nn.Module, norm: str, dropout: str) -> tuple[sublayers.Norm | None, nn.Module]:
-    """The norm and the dropout beside a sublayer."""
+def _beside(layer: nn.Module, norm: str, dropout: str) -> tuple[sublayers.Norm | None, bool]:
+    """The norm beside a sublayer, and whether the dropout after it acts, or is no plain one."""
     parts = layer._modules
-    return sublayers.norm_of(parts[norm], layer.norm_first), parts[dropout]
+    return sublayers.norm_of(parts.get(norm), layer.norm_first), not sublayers.silent(parts.get(dropout))
+
+
+def _has_own_blocks(layer: nn.Module, kind: type) -> bool:
+    """Whether somebody's class or instance computes a block otherwise."""
+    return type(layer) is not kind or not _BLOCKS.isdisjoint(layer.__dict__)
+
+
+_BLOCKS = frozenset(("_sa_block", "_mha_block", "_ff_block"))
 
 
 def _attention_of(layer: nn.Module, name: str, norm: str, dropout: str) -> sublayers.Attention | None:
-    module = layer._modules[name]
+    module = layer._modules.get(name)
     return sublayers.attention_of(module, MultiheadAttention, *_beside(layer, norm, dropout))
 
 

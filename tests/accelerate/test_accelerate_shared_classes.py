@@ -95,3 +95,27 @@ def test_repeated_blocks_are_compiled_once():
     with torch.no_grad():
         model(torch.randn(2, 5, BLOCKS[0]().qkv.in_features))
     assert len(compiled) == 1
+
+
+def forward_with(constant):
+    def forward(self, x):
+        return F.relu(self.linear(x)) * constant
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [(1, True), (0.0, -0.0), (torch.ones(2, 1), torch.zeros(2, 1))],
+    ids=["a bool", "the sign of zero", "tensors"],
+)
+def test_forwards_that_differ_in_what_they_closed_over(constants, monkeypatch):
+    kinds, x = [], torch.randn(2, 4)
+    for constant in constants:
+        monkeypatch.setattr(Scaled, "forward", forward_with(constant))
+        model = fastdl.accelerate(Scaled(None))
+        found, expected = model(x), F.relu(model.linear(x)) * constant
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(found.signbit(), expected.signbit())
+        kinds.append(type(model))
+    assert kinds[0] is not kinds[1] or kinds[0] is Scaled  # which keeps what it does not know

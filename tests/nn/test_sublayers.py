@@ -1,16 +1,14 @@
-"""Transformer layers in inference: one operator a sublayer where every part is plain, the parts where not."""
+"""Transformer layers in inference: one operator a sublayer where every part is plain."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
+from layer_twins import KINDS, B, E, F, H, L, S, counted, masks, tokens, twins, watched
 from torch import Tensor, nn
-from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdl
@@ -22,54 +20,7 @@ pytestmark = [
     pytest.mark.isa,
     pytest.mark.skipif(not _extension.cpu.loaded, reason="the CPU kernels are not built"),
 ]
-
-E, H, F, B, L, S = 24, 3, 40, 2, 5, 7
-KINDS = {
-    "encoder": (fastdl.nn.TransformerEncoderLayer, nn.TransformerEncoderLayer),
-    "decoder": (fastdl.nn.TransformerDecoderLayer, nn.TransformerDecoderLayer),
-}
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-class Operators(TorchDispatchMode):
-    """Counts the sublayer operators that are called."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += "sublayer" in func.name()
-        return func(*args, **(kwargs or {}))
-
-
-def twins(kind: str, dropout: float = 0.1, **options) -> tuple[nn.Module, nn.Module]:
-    torch.manual_seed(0)
-    ours, theirs = (each(E, H, F, dropout, **options) for each in KINDS[kind])
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    ours.load_state_dict(theirs.state_dict())
-    return ours.eval(), theirs.eval()
-
-
-def tokens(kind: str, batch_first: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    lengths = (L,) if kind == "encoder" else (L, S)
-    shapes = [(B, n, E) if batch_first else (n, B, E) for n in lengths]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def masks(kind: str, floating: bool) -> dict[str, Tensor]:
-    own, other = torch.zeros(B, L, dtype=torch.bool), torch.zeros(B, S, dtype=torch.bool)
-    own[1, -1], other[0, -3:] = True, True
-    causal = torch.ones(L, L, dtype=torch.bool).triu(1)
-    found = {"tgt_mask": causal, "tgt_key_padding_mask": own, "memory_key_padding_mask": other}
-    if kind == "encoder":
-        found = {"src_mask": causal, "src_key_padding_mask": own}
-    return {k: torch.zeros(m.shape).masked_fill(m, -torch.inf) if floating else m for k, m in found.items()}
-
-
-def counted(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    with Operators() as operators, torch.no_grad():
-        return call(), operators.count
 
 
 @kinds
@@ -137,58 +88,6 @@ def test_multihead_attention_with_weights_is_one_operator(batch_first, averaged,
     with torch.no_grad():
         for ours_, theirs_ in zip(found, theirs(x, x, x, **options), strict=True):
             torch.testing.assert_close(ours_, theirs_)
-
-
-def watched(layer: nn.Module, name: str) -> None:
-    def halve(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        return 0.5 * output if isinstance(output, Tensor) else (0.5 * output[0], output[1])
-
-    layer.get_submodule(name).register_forward_hook(halve)
-
-
-CHANGES: dict[str, Callable[[nn.Module], object]] = {
-    "training, with dropout": lambda layer: layer.train(),
-    "a part that drops": lambda layer: layer.dropout2.train(),
-    "another norm": lambda layer: setattr(layer, "norm1", nn.RMSNorm(E)),
-    "a norm without weight": lambda layer: setattr(layer, "norm2", nn.LayerNorm(E, elementwise_affine=False)),
-    "a wrapped linear": lambda layer: setattr(layer, "linear1", nn.Sequential(layer.linear1)),
-    "a parametrized weight": lambda layer: nn.utils.parametrizations.weight_norm(layer.linear1),
-    "a pruned weight": lambda layer: prune.l1_unstructured(layer.linear2, "weight", 0.5),
-    "an activation nobody knows": lambda layer: setattr(layer, "activation", nn.Softplus()),
-    "a forward of its own": lambda layer: setattr(
-        layer.linear1, "forward", lambda x: x.new_zeros(*x.shape[:-1], F)
-    ),
-    "added keys": lambda layer: setattr(layer.self_attn, "add_zero_attn", True),
-    **{
-        f"a hook of {name}": lambda layer, name=name: watched(layer, name)
-        for name in (
-            "self_attn",
-            "self_attn.out_proj",
-            "norm1",
-            "linear1",
-            "dropout",
-            "linear2",
-            "norm2",
-            "dropout1",
-        )
-    },
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_parts_that_are_not_plain_are_called(change):
-    ours, theirs = twins("encoder", batch_first=True)
-    x = tokens("encoder", True)[0]
-    for layer in (ours, theirs):
-        change(layer)
-    torch.manual_seed(5)
-    found, count = counted(lambda: ours(x))
-    assert count < 2  # the attention alone may be one
-    if not any(module.training for module in ours.modules()):
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad():
-            torch.testing.assert_close(found, theirs(x))
-        torch.backends.mha.set_fastpath_enabled(True)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -266,54 +165,19 @@ def test_the_flop_counter_counts_what_the_parts_count(kind):
     assert alone == flops(ours) > 0
 
 
-def test_the_surroundings_decide():
-    ours, _ = twins("encoder", batch_first=True)
-    x = tokens("encoder", True)[0]
-
-    def count(call: Callable[[], object] = lambda: ours(x)) -> int:
-        with Operators() as operators:
-            call()
-        return operators.count
-
-    assert count() == 0  # recorded
+def test_a_step_checks_its_mask_and_says_what_it_wrote():
+    ours, _ = twins("decoder", batch_first=True)
+    x, memory = tokens("decoder", True)
     with torch.no_grad():
-        assert count() == 2
-        for setting in (
-            fastdl.strict(),
-            fastdl.backend("reference"),
-            fastdl.precision("strict"),
-            torch.autocast("cpu"),
-        ):
-            with setting:
-                assert count() == 0
-        handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
-        assert count() == 0
-        handle.remove()
-        assert count(lambda: copy.deepcopy(ours).double()(x.double())) == 0
-        assert count(lambda: ours(x[0])) == 0  # unbatched
-        assert count(lambda: torch.func.vmap(ours)(x[None])) == 0
-    with torch.inference_mode():
-        assert count() == 2
-    ours.requires_grad_(False)
-    assert count() == 2
-    assert count(lambda: ours(x.clone().requires_grad_())) == 0
-    bias = torch.zeros(L, L, requires_grad=True)
-    ours(x, bias).sum().backward()
-    assert bias.grad is not None
-
-
-def test_a_subclass_with_a_block_of_its_own_is_obeyed():
-    class Layer(fastdl.nn.TransformerEncoderLayer):
-        def _ff_block(self, x: Tensor) -> Tensor:
-            return torch.zeros_like(x)
-
-    layer = Layer(E, H, F, batch_first=True).eval()
-    x = tokens("encoder", True)[0]
-    found, count = counted(lambda: layer(x))
-    assert count == 1  # its attention
-    with torch.no_grad():
-        attended = layer.norm1(x + layer._sa_block(x, None, None))
-        torch.testing.assert_close(found, layer.norm2(attended))
+        kept = [part.contiguous() for part in ours.multihead_attn.project_memory(memory)]
+        past = [torch.zeros(B, H, L, E // H) for _ in range(2)]
+        seen = torch.arange(S) < 4
+        expected = ours.step(x, past, 0, kept, seen[None, None, None])
+        assert [cache._version for cache in past] == [1, 1]
+        for mask in (seen, seen[None], seen.expand(B, 1, 1, S), seen.expand(L, S)):
+            torch.testing.assert_close(ours.step(x, past, 0, kept, mask), expected)
+        with pytest.raises(RuntimeError, match="no room"):
+            ours.step(x, past, 2**63 - 1, kept)
 
 
 def test_weights_are_read_in_every_call():

@@ -82,7 +82,7 @@ static void weigh_head(const AttentionWeights& args, const Group<float>& g, int6
 
 static void weigh(const AttentionWeights& args, const ThreadPool& pool) {
   const AttentionCall& c = args.forward.c;
-  const int64_t stride = round_up(c.L_k, kBlockN), share = rows_of_weights(stride);
+  const int64_t stride = round_up(c.L_k > 0 ? c.L_k : 1, kBlockN), share = rows_of_weights(stride);
   const int64_t chunks = (c.L_q + share - 1) / share, tasks = c.B * chunks;
   const int64_t floats = round_up(WeightsScratch::floats(c, stride), 16);
   const int64_t workers = tasks < pool.size() ? tasks : pool.size();

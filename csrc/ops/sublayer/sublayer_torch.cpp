@@ -152,7 +152,7 @@ Tensor cached_attention_sublayer(Tensor x, Tensor keys, Tensor values, int64_t p
   check(a.batch_first, "a cache needs batch_first");
   a.cache = {cache_of("keys", keys, a, x), cache_of("values", values, a, x), keys.size(2), past};
   check(values.size(2) == keys.size(2), "keys and values must have one length, got ", shape_text(values));
-  check(past >= -1 && (past < 0 || past + a.L <= keys.size(2)), "the cache of ", keys.size(2),
+  check(past >= -1 && (past < 0 || past <= keys.size(2) - a.L), "the cache of ", keys.size(2),
         " tokens has no room for ", a.L, " after ", past);
   a.call.causal = past < 0 ? Causal::kNone : Causal::kBottomRight;
   a.S = a.call.L_k = past < 0 ? keys.size(2) : past + a.L;
