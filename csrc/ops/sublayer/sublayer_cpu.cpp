@@ -64,7 +64,7 @@ AttentionStrides heads_of(const AttentionSublayer& a, int64_t B, int64_t L, int6
   return a.batch_first ? AttentionStrides{L * width, D, width, 1} : AttentionStrides{width, D, B * width, 1};
 }
 
-// Keys and values of `tokens` rows -> their places in the cache.
+// Keys and values of the new tokens, in rows of `width` numbers -> their places in the cache.
 void put(const AttentionSublayer& a, const float* rows, int64_t width) {
   const int64_t D = a.E / a.H, length = a.cache.length;
   for (int64_t b = 0; b < a.B; ++b)

@@ -38,21 +38,9 @@ def around(
 
 
 def attention_sublayer(
-    x: Tensor,
-    memory: Tensor | None,
-    in_proj_weight: Tensor,
-    in_proj_bias: Tensor | None,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    structure: list[int],
-    eps: float,
+    x: Tensor, memory: Tensor | None, *arguments: Tensor | None | list[int] | float
 ) -> Tensor:
-    arguments = (in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, norm_weight, norm_bias)
-    return weighted_attention_sublayer(x, memory, *arguments, mask, bias, structure, eps, True)[0]
+    return weighted_attention_sublayer(x, memory, *arguments, True)[0]
 
 
 def packed_attention_sublayer(
