@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
+from ..nn.plain_parts import MODULES
 from . import linear_calls
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
 # The op's names of the activations; nn.GELU and F.gelu have two.
-_MODULES = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 _FUNCTIONS = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
     F.gelu: "gelu",
@@ -30,7 +30,7 @@ _METHODS = {f"{name}{in_place}": name for name in ("relu", "tanh", "sigmoid") fo
 _SHOWN = dict(relu="ReLU", gelu="GELU", gelu_tanh="GELU(tanh)", silu="SiLU", tanh="Tanh", sigmoid="Sigmoid")
 # The attributes a fused call does not read itself, by the class of the module it stands for.
 _WATCHED = {
-    nn.Linear: (), **dict.fromkeys(_MODULES, ()), nn.GELU: ("approximate",), nn.Dropout: (),
+    nn.Linear: (), **dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",), nn.Dropout: (),
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     """The op's name of an activation, None for another call."""
     if node.op == "call_module":
         module = modules.get(node.target)
-        name = next((name for kind, name in _MODULES.items() if isinstance(module, kind)), None)
+        name = next((name for kind, name in MODULES.items() if isinstance(module, kind)), None)
         return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
     if node.op == "call_method":
         return _METHODS.get(node.target) if len(node.args) == 1 and not node.kwargs else None
