@@ -22,11 +22,9 @@ KINDS = {
 def cases(device: str) -> list[Case]:
     def case(kind: str, B: int, L: int, E: int, heads: int, **options: object) -> LayerCase:
         memory, masked = options.get("memory", 0), options.get("masked", False)
-        macs = (
-            B * L * (12 * E * E + 2 * L * E) + B * memory * 2 * E * E + B * L * (2 * E * E + 2 * memory * E)
-        )
-        if kind == "encoder":
-            macs = B * L * (12 * E * E + 2 * L * E)
+        macs = B * L * (12 * E * E + 2 * L * E)
+        if kind == "decoder":
+            macs += B * memory * 2 * E * E + B * L * (2 * E * E + 2 * memory * E)
         name = f"{kind}-{B}x{L}x{E}" + (f"-memory{memory}" if memory else "") + ("-padding" if masked else "")
         return LayerCase(
             name, "inference", torch.float32, 2.0 * macs, kind=kind, B=B, L=L, E=E, heads=heads, **options
