@@ -3,6 +3,7 @@
 import sys
 
 from .attention import attention
+from .conv2d import conv2d
 from .conv_relu_maxpool import conv_relu_maxpool
 from .diffusion import add_noise, diffusion_step, predict_x0, training_target, velocity
 from .linear import dropout, linear
@@ -14,6 +15,7 @@ if "torch.utils.flop_counter" in sys.modules:
 __all__ = [
     "add_noise",
     "attention",
+    "conv2d",
     "conv_relu_maxpool",
     "diffusion_step",
     "dropout",

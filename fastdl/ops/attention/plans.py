@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ..plans import Plans
 from .backends import Plan, make_plan
 from .call import Call
 from .checks import check_call, check_tensors, longest
 from .reference import Context
 
-_planned: dict[tuple, Plan] = {}
-_PLANNED_MOST = 4096
+_planned: Plans[Plan] = Plans()
 
 
 def plan_of(
@@ -38,15 +38,10 @@ def plan_of(
 
 def remembered(key: tuple, planner: Callable[[], Plan]) -> Plan:
     """`planner()`, once for each key."""
-    try:
-        planned = _planned.get(key)
-    except TypeError:  # a list among the arguments, a symbolic size
-        return planner()
+    planned = _planned.get(key)
     if planned is None:
         planned = planner()
-        if len(_planned) >= _PLANNED_MOST:
-            _planned.clear()
-        _planned[key] = planned
+        _planned.put(key, planned)
     return planned
 
 

@@ -73,14 +73,14 @@ def forward(
         g = plan.g
         # oneDNN adds the bias for free and before it rounds; cuDNN would take a kernel of its own for it
         early, late = (bias, None) if plan.backend == "cpu" else (None, bias)
-        conv = _conv2d(x, weight, early, g)
+        conv = convolve(x, weight, early, g)
         if plan.torch_alone:
             return conv.relu_(), None
         return raw.pass_forward(conv, late, plan.packed_pool, save_record)
     return raw.forward(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
     """Torch's convolution."""
 
     def conv2d(*tensors: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tens
     return conv2d(x, weight, bias)
 
 
-def _conv2d_backward(
+def convolve_backward(
     grad_conv: Tensor, x: Tensor, weight: Tensor, g: Geometry, need_input: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight by torch."""
@@ -122,7 +122,7 @@ def backward(
         g = plan.g
         CH, CW = g.conv_size(x, weight)
         grad_conv, grad_bias = raw.pass_backward(grad_output, saved, CH, CW, plan.packed_pool)
-        grad_input, grad_weight = _conv2d_backward(grad_conv, x, weight, g, need_input, need_weight)
+        grad_input, grad_weight = convolve_backward(grad_conv, x, weight, g, need_input, need_weight)
     else:
         code = ALGORITHMS[plan.backward_algorithm]
         grad_input, grad_weight, grad_bias = raw.backward(

@@ -9,10 +9,12 @@ from torch.autograd.function import once_differentiable
 
 from ... import dispatch
 from ...transforms import autocast, needs_gradient, obstacle
+from ..plans import Plans
 from . import backends
 from .geometry import Geometry, IntPair, check_kinds, normalise
 from .reference import indices_from_record, reference
 from .refusals import CANDIDATES
+from .signature import signature
 
 
 def conv_relu_maxpool(
@@ -67,13 +69,8 @@ def conv_relu_maxpool(
         stride, padding, dilation, groups,
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
-        return _checked(x, weight, bias, arguments, None)
-    key = _signature(x, weight, bias, arguments)
-    try:
-        plan = _planned.get(key)
-    except TypeError:  # a list among the arguments, a symbolic size
-        key = plan = None
+    key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
+    plan = None if key is None else _planned.get(key)
     if plan is None:
         return _checked(x, weight, bias, arguments, key)
     if plan.backend == "reference":
@@ -98,9 +95,7 @@ def _checked(
     reason = obstacle(x, weight, bias)
     plan = backends.make_plan(dispatch.choose("conv_relu_maxpool", x, weight, bias, g), g)
     if key is not None and x is given and reason is None and not return_indices:
-        if len(_planned) >= _PLANNED_MOST:
-            _planned.clear()
-        _planned[key] = plan
+        _planned.put(key, plan)
     if reason is not None:
         dispatch.require_reference("conv_relu_maxpool", reason)
     if reason is not None or plan.backend == "reference":
@@ -122,28 +117,7 @@ def compute(
     return backends.forward(plan, x, weight, bias, save_record)
 
 
-_planned: dict[tuple | None, backends.Plan] = {}
-_PLANNED_MOST = 4096
-
-
-def _signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> tuple | None:
-    """What the plan of a call follows from; None where the call must be looked at anew.
-
-    Checking and choosing take 15 us, this and remembering 3.
-    """
-    if torch._C._is_any_autocast_enabled() or obstacle() is not None:
-        return None
-    settings = dispatch.settings
-    try:
-        return (
-            type(x), x.shape, x.dtype, x.device, x.is_contiguous(),
-            type(weight), weight.shape, weight.dtype, weight.device,
-            None if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
-            arguments, settings.backend, settings.strict, settings.precision,
-            x.is_cuda and torch.backends.cudnn.allow_tf32, needs_gradient(x, weight, bias),
-        )  # fmt: skip
-    except (AttributeError, RuntimeError):  # no tensor, or one without such metadata
-        return None
+_planned: Plans[backends.Plan] = Plans()
 
 
 def _by_reference(

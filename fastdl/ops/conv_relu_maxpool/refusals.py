@@ -15,7 +15,8 @@ from .geometry import Geometry
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _cpu(x: Tensor) -> str | None:
+def refuse_cpu(x: Tensor) -> str | None:
+    """Why not a kernel for CPUs."""
     if x.device.type != "cpu":
         return f"x is on {x.device}"
     return None if _extension.cpu.loaded else f"CPU kernels are not loaded: {_extension.cpu.error}"
@@ -23,7 +24,7 @@ def _cpu(x: Tensor) -> str | None:
 
 def refuse_cpu_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not fused Winograd F(4x4, 3x3)."""
-    if (reason := _cpu(x)) is not None:
+    if (reason := refuse_cpu(x)) is not None:
         return reason
     if dispatch.settings.precision == "strict":
         return "precision 'strict' refuses Winograd's error"
@@ -57,7 +58,7 @@ def _quads(g: Geometry) -> bool:
 
 def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not the direct convolution."""
-    if (reason := _cpu(x)) is not None:
+    if (reason := refuse_cpu(x)) is not None:
         return reason
     if x.dtype not in _SINGLE:
         return f"no kernel for {x.dtype}"
@@ -76,7 +77,7 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
 
 def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not the implicit GEMM of planes."""
-    if (reason := _cpu(x)) is not None:
+    if (reason := refuse_cpu(x)) is not None:
         return reason
     if x.dtype is not torch.float32:
         return f"no kernel for {x.dtype}"
@@ -117,7 +118,7 @@ def _refuse_unpooled(x: Tensor, weight: Tensor, g: Geometry, taps: int) -> str |
 
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not torch's convolution and one fused pass."""
-    if (reason := _cpu(x)) is not None:
+    if (reason := refuse_cpu(x)) is not None:
         return reason
     if not g.pool_size or dispatch.settings.strict or dispatch.settings.backend is not None:
         return None
@@ -132,7 +133,8 @@ def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
     return None
 
 
-def _cuda(x: Tensor) -> str | None:
+def refuse_cuda(x: Tensor) -> str | None:
+    """Why not a kernel in CUDA."""
     if x.device.type != "cuda":
         return f"x is on {x.device}"
     return None if _extension.cuda.loaded else f"CUDA kernels are not loaded: {_extension.cuda.error}"
@@ -140,7 +142,7 @@ def _cuda(x: Tensor) -> str | None:
 
 def refuse_cuda_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not the fused implicit GEMM with exact fp32 products."""
-    if (reason := _cuda(x)) is not None:
+    if (reason := refuse_cuda(x)) is not None:
         return reason
     if x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "bfloat16 needs compute capability 8.0"
@@ -170,7 +172,7 @@ def refuse_cuda_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
 
 def refuse_cuda_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not cuDNN's convolution and one fused pass."""
-    return _cuda(x)
+    return refuse_cuda(x)
 
 
 def _tf32(x: Tensor) -> str | None:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from ... import dispatch
 from ...transforms import autocast, needs_gradient, obstacle
 from ..philox import draw_seed
+from ..plans import Plans
 from . import backends
 from .arguments import check, check_kinds
 from .quick import forget, quick_choice
@@ -91,8 +92,7 @@ def carried_out(
     return backends.forward(plan, x, weight, bias, seed, False)[0]
 
 
-_planned: dict[tuple, backends.Plan] = {}
-_PLANNED_MOST = 4096
+_planned: Plans[backends.Plan] = Plans()
 
 
 def _plan(
@@ -112,15 +112,10 @@ def _plan(
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         activation, dropout_p, settings.backend, settings.strict, recorded,
     )  # fmt: skip
-    try:
-        planned = _planned.get(key)
-    except TypeError:  # an argument of a wrong kind, a symbolic size
-        return _decide(x, weight, bias, activation, dropout_p)
+    planned = _planned.get(key)
     if planned is None:
         planned = _decide(x, weight, bias, activation, dropout_p)
-        if len(_planned) >= _PLANNED_MOST:
-            _planned.clear()
-        _planned[key] = planned
+        _planned.put(key, planned)
     return planned
 
 

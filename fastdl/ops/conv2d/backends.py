@@ -1,0 +1,68 @@
+"""How each backend and algorithm carries a plan out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...dispatch import Choice
+from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
+from ..conv_relu_maxpool.geometry import Geometry
+from . import registration  # noqa: F401, the operators below must be defined
+from .epilogue import Epilogue
+
+# Overloads, called directly: it saves 1 us of overload resolution.
+_forward = torch.ops.fastdl.conv2d.default
+_backward = torch.ops.fastdl.conv2d_backward.default
+
+
+class Plan(NamedTuple):
+    """Everything about a call that follows from metadata: decided once a signature, then remembered."""
+
+    backend: str
+    algorithm: str
+    g: Geometry
+    packed: list[int]
+    torch_alone: bool
+
+
+def make_plan(choice: Choice, g: Geometry) -> Plan:
+    """The plan of a choice."""
+    return Plan(*choice, g, g.packed(), choice.algorithm == "composed")
+
+
+def forward(
+    plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue, training: bool
+) -> Tensor:
+    """The output; `training`: the weight is about to change, nothing made of it is worth keeping."""
+    scale, residual, relu = epilogue
+    if not plan.torch_alone:
+        code = ALGORITHMS[plan.algorithm]
+        return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)
+    weight = weight if scale is None else scaled(weight, scale)
+    return finish(convolve(x, weight, bias, plan.g), residual, relu)
+
+
+def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """What follows a convolution, in its place."""
+    y = y if residual is None else y.add_(residual)
+    return y.relu_() if relu else y
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight of the convolution that gives scale conv2d(x)."""
+    return weight * scale[:, None, None, None]
+
+
+def backward(
+    plan: Plan,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, None where not needed."""
+    gradients = _backward(grad_output, x, weight, plan.packed, ALGORITHMS[plan.algorithm], *needs)
+    return tuple(t if needed else None for t, needed in zip(gradients, needs, strict=True))

@@ -1,0 +1,184 @@
+"""Convolution, and the scale, residual and ReLU that may follow it: public function, autograd."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ... import dispatch
+from ...transforms import autocast, needs_gradient, obstacle
+from ..conv_relu_maxpool import conv_relu_maxpool
+from ..conv_relu_maxpool.geometry import Geometry, IntPair, check_kinds, normalise
+from ..conv_relu_maxpool.signature import signature
+from ..plans import Plans
+from . import backends
+from .epilogue import Epilogue
+from .reference import reference
+from .refusals import CANDIDATES
+
+_NO_POOL = (None, None, 0, 1, False, False)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """scale * conv2d(x, weight) + bias + residual, through a ReLU if `relu`. Differentiable.
+
+    With `scale` and `bias` made of a BatchNorm's running statistics this is the end of a block of a residual
+    network in one kernel. Where gradients are wanted the convolution is one kernel, what follows it torch's.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16. channels_last is kept.
+        weight: [C_out, C / groups, KH, KW], dtype of x.
+        bias: [C_out] or None.
+        stride, padding, dilation, groups: as torch.nn.functional.conv2d; padding also "same" and "valid".
+        scale: [C_out], dtype of x, or None: 1.
+        residual: what is added, the shape and dtype of the output, or None.
+        relu: whether the sum goes through a ReLU.
+
+    Returns:
+        [N, C_out, CH, CW] or [C_out, CH, CW] in the dtype of x (under autocast: its dtype).
+
+    Raises:
+        TypeError: a tensor is not floating point, or dtypes or devices differ.
+        ValueError: a shape or an argument does not fit; the message says expected and got.
+        UnsupportedError: `fastdl.strict()` or `fastdl.backend()` leaves nothing that can serve the call.
+
+    Source: torch.nn.functional.conv2d; He et al. 2016 (residual blocks), Lavin & Gray 2016 (Winograd).
+
+    >>> import fastdl, torch
+    >>> x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
+    >>> fastdl.ops.conv2d(x, w, padding=1, scale=torch.tensor([-1.0]), residual=5 * x, relu=True)
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
+    """
+    arguments = (stride, padding, dilation, groups, *_NO_POOL)
+    epilogue = Epilogue(scale, residual, relu)
+    key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
+    plan = None if key is None else _planned.get(key)
+    if plan is None or not epilogue.is_plain(x, weight, plan.g):
+        return _checked(x, weight, bias, epilogue, arguments, key)
+    return compute(plan, x, weight, bias, epilogue)
+
+
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue, arguments: tuple, key: tuple | None
+) -> Tensor:
+    """The call with every check and conversion; a plan that needs neither is remembered under `key`."""
+    given = x
+    check_kinds(x, weight, bias)
+    x, weight, bias, scale, residual = autocast(x, weight, bias, epilogue.scale, epilogue.residual)
+    unbatched = x.dim() == 3
+    if unbatched:
+        x, residual = x[None], None if residual is None else residual[None]
+    g, uneven = normalise(x, weight, bias, *arguments)
+    if uneven:
+        x = F.pad(x, uneven)
+    epilogue = Epilogue(scale, residual, epilogue.relu)
+    epilogue.check(x, weight, g)
+    reason = obstacle(x, weight, bias, scale, residual)
+    plan = backends.make_plan(dispatch.choose("conv2d", x, weight, bias, g), g)
+    if key is not None and x is given and reason is None:
+        _planned.put(key, plan)
+    if reason is not None:
+        dispatch.require_reference("conv2d", reason)
+        output = reference(x, weight, bias, *epilogue, g)
+    else:
+        output = compute(plan, x, weight, bias, epilogue)
+    return output[0] if unbatched else output
+
+
+def compute(
+    plan: backends.Plan, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue
+) -> Tensor:
+    """The output by a plan."""
+    g, (scale, residual, relu) = plan.g, epilogue
+    if plan.backend == "reference":
+        return reference(x, weight, bias, *epilogue, g)
+    if not (needs_gradient(x, weight, bias) or (torch.is_grad_enabled() and epilogue.requires_grad)):
+        return backends.forward(plan, x, weight, bias, epilogue, False)
+    if scale is not None:
+        weight = backends.scaled(weight, scale)
+    if relu and residual is None:
+        conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
+        return conv_relu_maxpool(x, weight, bias, **conv)
+    y = backends.convolve(x, weight, bias, g) if plan.torch_alone else Conv2d.apply(x, weight, bias, plan)
+    return backends.finish(y, residual, relu)
+
+
+_planned: Plans[backends.Plan] = Plans()
+
+
+class Conv2d(torch.autograd.Function):
+    """The convolution alone; its backward is a Function of its own, so that a second derivative exists."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, plan):
+        ctx.save_for_backward(x, weight)
+        ctx.plan, ctx.has_bias = plan, bias is not None
+        return backends.forward(plan, x, weight, bias, Epilogue(), True)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, weight = ctx.saved_tensors
+        needs = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[2] and ctx.has_bias)
+        # without create_graph nothing asks for a second derivative, and a Function would cost 30 us
+        compute = Conv2dBackward.apply if torch.is_grad_enabled() else _first_backward
+        return (*compute(grad_output, x, weight, ctx.plan, needs), None)
+
+
+def _first_backward(grad_output, x, weight, plan, needs):
+    return backends.backward(plan, grad_output, x, weight, needs)
+
+
+class Conv2dBackward(torch.autograd.Function):
+    """The backward; its own backward is the vector-Jacobian product of the reference's."""
+
+    @staticmethod
+    def forward(ctx, grad_output, x, weight, plan, needs):
+        ctx.save_for_backward(grad_output, x, weight)
+        ctx.g = plan.g
+        return backends.backward(plan, grad_output, x, weight, needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        g = ctx.g
+        with torch.enable_grad():
+            grad_output, x, weight = args = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            bias = weight.new_zeros(weight.shape[0], requires_grad=True)
+            # (input, the gradient that arrived for its gradient) for those that have one
+            pairs = [(t, d) for t, d in zip((x, weight, bias), grads, strict=True) if d is not None]
+            first = torch.autograd.grad(
+                reference(x, weight, bias, *Epilogue(), g),
+                [t for t, _ in pairs],
+                grad_output,
+                create_graph=True,
+            )
+            second = torch.autograd.grad(first, args, [d for _, d in pairs], allow_unused=True)
+        return (*second, None, None)
+
+
+def _dispatch_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, scale: Tensor | None, residual: Tensor | None, relu: bool,
+    **arguments: object,
+) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:  # fmt: skip
+    """What the refusals see of a call."""
+    x, weight, bias = autocast(x[None] if x.dim() == 3 else x, weight, bias)
+    g, uneven = normalise(x, weight, bias, *arguments.values(), *_NO_POOL)
+    return (F.pad(x, uneven) if uneven else x), weight, bias, g
+
+
+dispatch.register("conv2d", CANDIDATES, conv2d, _dispatch_arguments)

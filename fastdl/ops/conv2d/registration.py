@@ -1,0 +1,60 @@
+"""The raw operators: the reference behind every device without a kernel, shapes for fake tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..conv_relu_maxpool.geometry import Geometry
+from ..conv_relu_maxpool.registration import fake_conv_relu_maxpool, fake_conv_relu_maxpool_backward
+from ..raw_operators import define
+from . import schema
+from .reference import reference
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    geometry: list[int],
+    algorithm: int,
+    training: bool,
+) -> Tensor:
+    return reference(x, weight, bias, scale, residual, relu, Geometry.unpack(geometry))
+
+
+def conv2d_backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor, geometry: list[int], algorithm: int, *needs: bool
+) -> tuple[Tensor, ...]:
+    g = Geometry.unpack(geometry)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output, x, weight, [weight.shape[0]], g.stride, g.padding, g.dilation, False, (0, 0), g.groups,
+        needs,
+    )  # fmt: skip
+    return tuple(x.new_empty(0) if t is None else t for t in gradients)
+
+
+def fake_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    geometry: list[int],
+    algorithm: int,
+    training: bool,
+) -> Tensor:
+    return fake_conv_relu_maxpool(x, weight, bias, geometry, algorithm, False)[0]
+
+
+def fake_conv2d_backward(
+    grad_output: Tensor, x: Tensor, weight: Tensor, geometry: list[int], algorithm: int, *needs: bool
+) -> tuple[Tensor, ...]:
+    return fake_conv_relu_maxpool_backward(grad_output, x, weight, grad_output, geometry, algorithm, *needs)
+
+
+library = define(schema.SCHEMAS, globals())

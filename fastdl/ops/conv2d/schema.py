@@ -1,0 +1,11 @@
+"""The raw operators of this family. Changing a line asks for a rebuild of the shared objects.
+
+`geometry` is packed as in conv_relu_maxpool/geometry.py, without a pool.
+"""
+
+SCHEMAS = (
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, bool relu, int[] geometry, "
+    "int algorithm, bool training) -> Tensor",
+    "conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, int[] geometry, int algorithm, "
+    "bool need_input, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+)
