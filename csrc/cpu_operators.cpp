@@ -5,6 +5,7 @@
 #include "ops/attention/attention_args_torch.cpp"
 #include "ops/attention/attention_torch.cpp"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args_torch.cpp"
+#include "ops/conv2d/conv2d_torch.cpp"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_torch.cpp"
 #include "ops/diffusion/diffusion_args_torch.cpp"
 #include "ops/diffusion/diffusion_torch.cpp"

@@ -17,6 +17,12 @@ struct ConvGeometry {
   int64_t CH, CW;  // conv   [N, C_out, CH, CW]
 };
 
+// What the Winograd kernels compute.
+inline bool is_winograd(const ConvGeometry& g) {
+  return g.KH == 3 && g.KW == 3 && g.stride[0] == 1 && g.stride[1] == 1 && g.dilation[0] == 1 &&
+         g.dilation[1] == 1 && g.groups == 1;
+}
+
 struct PoolGeometry {
   bool present;  // false: conv + ReLU, the pooled size is (CH, CW)
   int64_t size[2], stride[2], padding[2], dilation[2];
@@ -41,7 +47,8 @@ struct ConvReluMaxpoolForward {
   bool training = false;  // the weight is about to change: nothing made of it is worth keeping
 };
 
-// Pooled: `record` says where each gradient goes. Not pooled: `output` says where the ReLU is open.
+// Pooled: `record` says where each gradient goes. Not pooled: `output` says where the ReLU is open; for a
+// convolution without one there is neither.
 struct ConvReluMaxpoolBackward {
   ConvGeometry conv;
   PoolGeometry pool;

@@ -38,6 +38,9 @@ void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGe
 // `packed`: size, stride, padding, dilation (two ints each), ceil_mode; empty without a pool.
 PoolGeometry unpack_pool(const IntList& packed, int64_t CH, int64_t CW);
 
+// t itself where it is dense in that format
+Tensor in_memory_format(const Tensor& t, bool channels_last);
+
 ConvInputs conv_inputs(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                        const ConvGeometry& conv, bool channels_last_weight = false);
 ConvOutput conv_output(const Tensor& conv, const std::optional<Tensor>& bias);

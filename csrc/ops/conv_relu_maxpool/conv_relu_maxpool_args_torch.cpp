@@ -16,13 +16,6 @@ Tensor dense(const Tensor& t) {
   return is_channels_last(t) || t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-Tensor like_format(const Tensor& t, bool channels_last) {
-  if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
-  Tensor copy = empty_image(t.size(0), t.size(1), t.size(2), t.size(3), channels_last, t.scalar_type(), t);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tensor& like, int64_t C) {
   if (!bias) return bias;
   check(bias->dim() == 1 && bias->size(0) == C, "bias must have shape [C_out] = [", C, "], got ",
@@ -33,6 +26,13 @@ std::optional<Tensor> checked_bias(const std::optional<Tensor>& bias, const Tens
 }
 
 }  // namespace
+
+Tensor in_memory_format(const Tensor& t, bool channels_last) {
+  if (channels_last ? is_channels_last(t) : t.is_contiguous()) return t;
+  Tensor copy = empty_image(t.size(0), t.size(1), t.size(2), t.size(3), channels_last, t.scalar_type(), t);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
 
 void unpack(const IntList& packed, const Tensor& x, const Tensor& weight, ConvGeometry& g,
             PoolGeometry& pool) {
@@ -120,7 +120,7 @@ PooledGradient pooled_gradient(const Tensor& grad_output, const Tensor& saved, i
           "the saved output must have the dtype of grad_output");
   check(saved.device() == grad_output.device(), "saved must be on the device of grad_output");
   const Tensor dense_saved = dense(saved);
-  return {like_format(grad_output, is_channels_last(dense_saved)), dense_saved};
+  return {in_memory_format(grad_output, is_channels_last(dense_saved)), dense_saved};
 }
 
 ConvGradients conv_gradients(const ConvInputs& inputs, bool need_input, bool need_weight, bool need_bias) {

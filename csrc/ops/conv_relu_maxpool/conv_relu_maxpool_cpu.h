@@ -1,6 +1,7 @@
 // The CPU kernels of conv_relu_maxpool, each compiled for every instruction set and picked once per process.
 #pragma once
 #include "common/cpu/parallel.h"
+#include "ops/conv2d/conv2d.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool.h"
 
 namespace fastdl::cpu {
@@ -8,6 +9,7 @@ namespace fastdl::cpu {
 // 3x3, stride 1, dilation 1, groups 1; pool 2x2 with stride 2 and no padding, or none. fp32, fp16, bf16; fp32
 // inside.
 void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+void winograd_conv2d(const Conv2dForward& args, const ThreadPool& pool);
 void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
 
 // Any kernel, stride, dilation; groups 1; any pool. fp32, fp16, bf16; fp32 inside.

@@ -19,9 +19,7 @@ void check_algorithm(int64_t algorithm, const ConvGeometry& g, const PoolGeometr
   if (algorithm == kImplicitGemm)
     check(dtype_of(x) == DType::kFloat32, "the implicit GEMM of CPUs is for float32");
   if (algorithm != kWinograd) return;
-  check(g.KH == 3 && g.KW == 3 && g.stride[0] == 1 && g.stride[1] == 1 && g.dilation[0] == 1 &&
-            g.dilation[1] == 1,
-        "Winograd needs a 3x3 kernel with stride 1 and dilation 1");
+  check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1 and dilation 1");
   for (int i = 0; i < 2 && p.present; ++i)
     check(p.size[i] == 2 && p.stride[i] == 2 && p.padding[i] == 0 && p.dilation[i] == 1,
           "Winograd needs a 2x2 pool with stride 2, or none");

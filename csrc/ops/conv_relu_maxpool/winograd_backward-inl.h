@@ -3,19 +3,25 @@
 // nothing.
 
 template <class T>
+FASTDL_INLINE StageFunction stage_gradient(const GradientSource& source) {
+  if (source.record != nullptr) return stage_pooled_gradient<T>;
+  return source.output != nullptr ? stage_unpooled_gradient<T> : stage_plain_gradient<T>;
+}
+
+template <class T>
 void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& source,
                     const ThreadPool& pool) {
   const ConvGeometry& g = args.conv;
   Convolution conv;
   conv.shape = {g.N, g.C_out, g.CH, g.CW, g.C, g.H, g.W, {2 - g.padding[0], 2 - g.padding[1]}};
   conv.source = &source;
-  conv.stage = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
+  conv.stage = stage_gradient<T>(source);
   conv.reads = gradient_reads<T>;
   const bool channels_last = args.weight_channels_last;
   conv.weight = {args.weight, g.C, g.C_out, channels_last ? 1 : 9, 9 * g.C, channels_last ? g.C : 1, true};
   conv.packed = nullptr;
   conv.emission = Emission::kConvolution;
-  conv.target = {args.grad_input, nullptr, args.x_strides, g.C, g.H, g.W, g.H, g.W, nullptr, nullptr};
+  conv.target = {args.grad_input, nullptr, args.x_strides, g.C, g.H, g.W, g.H, g.W, nullptr};
   plan_and_convolve<T>(conv, pool);
 }
 
@@ -40,7 +46,7 @@ void weight_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& 
   w.x = {args.x, args.x_strides, 0};
   w.gradient = source;
   w.stage_x = stage_image<T>;
-  w.stage_gradient = args.pool.present ? stage_pooled_gradient<T> : stage_unpooled_gradient<T>;
+  w.stage_gradient = stage_gradient<T>(source);
   w.reads_x = image_reads<T>;
   w.reads_gradient = gradient_reads<T>;
   w.pooled = args.pool.present;

@@ -59,9 +59,12 @@ void convolve_group(const Convolution& conv, const WinogradGroup& group, const R
       const int64_t channels = conv.shape.K - k < kLanes ? conv.shape.K - k : kLanes;
       emit_group_for(conv.emission)(m + j * tiles * kPositions * kLanes, staged, group, conv.target, direct,
                                     k, out, record);
-      store_group<T>(out, group, side, k, channels, conv.target.data, conv.target);
+      if (conv.target.residual != nullptr)
+        store_group<true, T>(out, group, side, k, channels, conv.target.data, conv.target);
+      else
+        store_group<false, T>(out, group, side, k, channels, conv.target.data, conv.target);
       if (conv.emission == Emission::kPoolWithRecord)
-        store_group<ByteBits>(record, group, side, k, channels, conv.target.record, conv.target);
+        store_group<false, ByteBits>(record, group, side, k, channels, conv.target.record, conv.target);
     }
   }
 }
@@ -122,16 +125,19 @@ void plan_and_convolve(Convolution& conv, const ThreadPool& pool) {
   // Runs let a worker ask for its next group early; eight or more to each thread keep the threads even.
   const int64_t even_run = conv.plan.groups() / (8 * threads);
   conv.run = even_run < 1 ? 1 : even_run > 16 ? 16 : even_run;
-  const int64_t bias_floats = padded(shape.K), packed = conv.packed ? 0 : packed_floats(shape.K, shape.C);
+  const int64_t channels = padded(shape.K), packed = conv.packed ? 0 : packed_floats(shape.K, shape.C);
   const int64_t workers = group_scratch(conv.plan, shape.C, shape.K, conv.emission).total() * threads;
   float* memory =
-      static_cast<float*>(thread_scratch(4 * static_cast<size_t>(bias_floats + packed + workers)));
+      static_cast<float*>(thread_scratch(4 * static_cast<size_t>(2 * channels + packed + workers)));
   float* u = memory + workers;
-  float* bias = u + packed;
-  const T* plain_bias = static_cast<const T*>(conv.target.plain_bias);
-  for (int64_t k = 0; k < bias_floats; ++k)
+  float *bias = u + packed, *scale = bias + channels;
+  const T *plain_bias = static_cast<const T*>(conv.target.plain_bias),
+          *plain_scale = static_cast<const T*>(conv.target.plain_scale);
+  for (int64_t k = 0; k < channels; ++k) {
     bias[k] = k < shape.K && plain_bias ? to_float(plain_bias[k]) : 0.f;
-  conv.target.bias = bias;
+    scale[k] = k < shape.K && plain_scale ? to_float(plain_scale[k]) : 1.f;
+  }
+  conv.target.bias = bias, conv.target.scale = scale;
   if (conv.packed == nullptr) {
     pack_weights<T>(conv.weight, u, pool);
     conv.packed = u;

@@ -17,4 +17,4 @@
 #include "ops/conv_relu_maxpool/winograd_backward-inl.h"
 // clang-format on
 
-inline constexpr WinogradKernels kWinograd = {forward, backward, packed_floats, pack};
+inline constexpr WinogradKernels kWinograd = {forward, conv2d, backward, packed_floats, pack};

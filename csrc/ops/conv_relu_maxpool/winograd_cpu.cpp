@@ -9,10 +9,10 @@ namespace {
 struct WinogradKernels {
   // u: the packed weight, or null: packed for this call
   void (*forward)(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool);
+  void (*conv2d)(const Conv2dForward& args, const float* u, const ThreadPool& pool);
   void (*backward)(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
   int64_t (*packed_floats)(int64_t K, int64_t C);
-  // `weight`: args.weight, or an equal copy of it
-  void (*pack)(const ConvReluMaxpoolForward& args, const void* weight, float* u, const ThreadPool& pool);
+  void (*pack)(const PackableWeight& weight, float* u, const ThreadPool& pool);
 };
 
 }  // namespace
@@ -24,15 +24,33 @@ struct WinogradKernels {
 
 namespace fastdl::cpu {
 
+namespace {
+
+// Args: ConvReluMaxpoolForward or Conv2dForward
+template <class Args>
+std::shared_ptr<const float> kept_weight(const WinogradKernels& kernels, const Args& args,
+                                         const ThreadPool& pool) {
+  const int64_t K = args.conv.C_out, C = args.conv.C;
+  if (args.conv.N * K * C == 0) return nullptr;
+  return cached_packed_weight({args.weight, K, C, args.dtype, args.weight_channels_last},
+                              static_cast<size_t>(kernels.packed_floats(K, C)), pool,
+                              [&](const PackableWeight& copy, float* u) { kernels.pack(copy, u, pool); });
+}
+
+}  // namespace
+
 void winograd_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool) {
   const WinogradKernels& kernels = FASTDL_ISA_SELECT(kWinograd);
-  const int64_t K = args.conv.C_out, C = args.conv.C;
   std::shared_ptr<const float> packed;
-  if (!args.training && args.record == nullptr && args.conv.N * K * C > 0)
-    packed = cached_packed_weight({args.weight, K, C, args.dtype, args.weight_channels_last},
-                                  static_cast<size_t>(kernels.packed_floats(K, C)),
-                                  [&](const void* weight, float* u) { kernels.pack(args, weight, u, pool); });
+  if (!args.training && args.record == nullptr) packed = kept_weight(kernels, args, pool);
   kernels.forward(args, packed.get(), pool);
+}
+
+void winograd_conv2d(const Conv2dForward& args, const ThreadPool& pool) {
+  const WinogradKernels& kernels = FASTDL_ISA_SELECT(kWinograd);
+  std::shared_ptr<const float> packed;
+  if (!args.training) packed = kept_weight(kernels, args, pool);
+  kernels.conv2d(args, packed.get(), pool);
 }
 
 void winograd_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool) {

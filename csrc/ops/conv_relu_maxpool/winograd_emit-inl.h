@@ -13,7 +13,13 @@ struct OutputTarget {
   int64_t K, OH, OW;
   int64_t CH, CW;          // before the pool: windows are cut there
   const void* plain_bias;  // [K] in the dtype of data, or null
-  const float* bias;       // [round_up(K, kLanes)], zeros where there is none
+  // without a pool:
+  const void* plain_scale = nullptr;  // [K] in the dtype of data, or null
+  const void* residual = nullptr;     // strides of data, added as it is stored, or null
+  bool relu = false;                  // after the residual
+
+  const float* bias = nullptr;   // [round_up(K, kLanes)], zeros where there is none
+  const float* scale = nullptr;  // [round_up(K, kLanes)], ones where there is none
 };
 
 // A tile whose products are not finite, summed directly: NaN and infinity go where the convolution takes
@@ -65,11 +71,14 @@ FASTDL_INLINE void take(Vec candidate, int position, Vec& best, VecInt& at) {
 }
 
 template <Emission kEmission, bool kNan>
-FASTDL_INLINE void emit_tile(const Vec (&y)[kTile][kTile], Vec bias, float* out, float* record, int64_t row) {
+FASTDL_INLINE void emit_tile(const Vec (&y)[kTile][kTile], Vec scale, Vec bias, float* out, float* record,
+                             int64_t row) {
   if constexpr (kEmission == Emission::kConvolution || kEmission == Emission::kRelu) {
     for (int i = 0; i < kTile; ++i)
-      for (int j = 0; j < kTile; ++j)
-        store(out + i * row + j * kLanes, kEmission == Emission::kRelu ? relu(y[i][j] + bias) : y[i][j]);
+      for (int j = 0; j < kTile; ++j) {
+        const Vec sum = fma(y[i][j], scale, bias);
+        store(out + i * row + j * kLanes, kEmission == Emission::kRelu ? relu(sum) : sum);
+      }
   } else {
     for (int i = 0; i < kTile / 2; ++i)
       for (int j = 0; j < kTile / 2; ++j) {
@@ -107,12 +116,12 @@ FASTDL_INLINE void cut_windows(Vec (&y)[kTile][kTile], int64_t rows, int64_t col
 template <Emission kEmission>
 __attribute__((noinline, cold)) void emit_directly(const DirectTile& direct, const float* tile,
                                                    const StagedSize& size, int64_t y0, int64_t x0, int64_t k,
-                                                   const OutputTarget& target, Vec bias, float* out,
-                                                   float* record, int64_t row) {
+                                                   const OutputTarget& target, float* out, float* record,
+                                                   int64_t row) {
   Vec y[kTile][kTile];
   direct.run(direct, tile, size, y0, x0, k, y);
   if (kEmission >= Emission::kPool) cut_windows(y, target.CH - y0, target.CW - x0);
-  emit_tile<kEmission, true>(y, bias, out, record, row);
+  emit_tile<kEmission, true>(y, load(target.scale + k), load(target.bias + k), out, record, row);
 }
 
 // out, record [images][side rows][side cols][kLanes] from m [tiles][36][kLanes]
@@ -121,7 +130,7 @@ void emit_group(const float* m, const float* staged, const WinogradGroup& group,
                 const DirectTile& direct, int64_t k, float* out, float* record) {
   constexpr int kEmitted = emitted_side(kEmission);
   const StagedSize size = staged_size(group.rows, group.cols, direct.shape.C, 2);
-  const Vec bias = load(target.bias + k);
+  const Vec bias = load(target.bias + k), scale = load(target.scale + k);
   const int64_t row = kEmitted * group.cols * kLanes;
   for (int64_t i = 0; i < group.images; ++i)
     for (int64_t ty = 0; ty < group.rows; ++ty)
@@ -134,10 +143,10 @@ void emit_group(const float* m, const float* staged, const WinogradGroup& group,
         m += kPositions * kLanes;
         if (__builtin_expect(all_finite(y), 1)) {
           if (cut) cut_windows(y, target.CH - y0, target.CW - x0);
-          emit_tile<kEmission, false>(y, bias, out + at, record + at, row);
+          emit_tile<kEmission, false>(y, scale, bias, out + at, record + at, row);
         } else {
           const float* tile = staged + i * size.image() + kTile * (ty * size.row() + tx * size.channels);
-          emit_directly<kEmission>(direct, tile, size, y0, x0, k, target, bias, out + at, record + at, row);
+          emit_directly<kEmission>(direct, tile, size, y0, x0, k, target, out + at, record + at, row);
         }
       }
 }

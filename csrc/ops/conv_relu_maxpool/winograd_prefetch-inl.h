@@ -91,6 +91,7 @@ Reads gradient_reads(const void* from, const WinogradShape& shape, const Winogra
       group.n * strides[0] + source.first_channel * strides[1] + y * strides[2] + x * strides[3];
   const Footprint grad = footprint(static_cast<const T*>(source.grad_output) + at, sizeof(T), strides,
                                    group.images, shape.C, rows, cols);
+  if (!source.record && !source.output) return {grad, {}};
   if (source.record)
     return {grad, footprint(source.record + at, 1, strides, group.images, shape.C, rows, cols)};
   return {grad, footprint(static_cast<const T*>(source.output) + at, sizeof(T), strides, group.images,

@@ -1,12 +1,12 @@
 // Stages the gradient of the convolution's output for a group of tiles, as winograd_stage-inl.h does: each
 // pooled gradient at the position its record names, zeros elsewhere; without a pool, the gradient where the
-// ReLU is open. One group per call, on the calling thread. Saves nothing; the mostly-zero gradient exists in
-// cache only.
+// ReLU is open; without a ReLU, all of it. One group per call, on the calling thread. Saves nothing; the
+// mostly-zero gradient exists in cache only.
 
 struct GradientSource {
   const void* grad_output;  // [N, K, OH, OW]
   const uint8_t* record;    // strides of grad_output, or null: not pooled
-  const void* output;       // strides of grad_output, read where not pooled
+  const void* output;       // strides of grad_output, or null: pooled, or no ReLU
   const int64_t* strides;   // N, K, OH, OW; K or OW has stride 1
   int64_t OH, OW;
   int64_t first_channel;
@@ -109,6 +109,14 @@ void stage_pooled_gradient(const void* from, const WinogradShape& shape, const W
 FASTDL_INLINE void close_relu(const float* output, int64_t count, float* grad) {
   for (int64_t i = 0; i < count; i += kLanes)
     store(grad + i, select(load(output + i) <= zero(), zero(), load(grad + i)));
+}
+
+template <class T>
+void stage_plain_gradient(const void* from, const WinogradShape& shape, const WinogradGroup& group,
+                          const StagedSize& size, float* staged) {
+  const GradientSource& source = *static_cast<const GradientSource*>(from);
+  const ImageSource grad = {source.grad_output, source.strides, source.first_channel};
+  stage_image<T>(&grad, shape, group, size, staged);
 }
 
 template <class T>

@@ -1,10 +1,22 @@
 // Stores the emitted outputs of a group, one vector of channels at a time, in the caller's memory format and
 // type. One vector of a group per call, on the calling thread. Saves nothing.
 
-// from [count][kLanes] -> to[channel * plane + i], for the first `channels` lanes
+// What is added to the outputs as they are stored, at their place in a tensor of their strides.
 template <class T>
-FASTDL_INLINE void store_channels_first(const float* from, int64_t count, T* to, int64_t plane,
-                                        int64_t channels) {
+struct Residual {
+  const T* data;  // or null: nothing is added
+  Vec least;      // zeros: a ReLU follows; -inf: none
+};
+
+template <class T>
+FASTDL_INLINE Vec with_residual(Vec v, const T* residual, Vec least) {
+  return max(least, v + load(residual));  // keeps NaN
+}
+
+// from [count][kLanes] -> to[channel * plane + i], for the first `channels` lanes
+template <bool kResidual, class T>
+FASTDL_INLINE void store_channels_first(const float* from, int64_t count, T* to, const Residual<T>& residual,
+                                        int64_t plane, int64_t channels) {
   for (int64_t i = 0; i < count; i += kLanes) {
     // The last block moves back over the one before, as in stage_channels_first.
     const int64_t begin = i + kLanes > count && count >= kLanes ? count - kLanes : i;
@@ -15,30 +27,46 @@ FASTDL_INLINE void store_channels_first(const float* from, int64_t count, T* to,
       for (int j = 0; j < kLanes; ++j) rows[j] = load(from + (begin + j) * kLanes);
       transpose(rows);
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) store(to + j * plane + begin, rows[j]);
+      for (int j = 0; j < kLanes; ++j) {
+        const int64_t at = j * plane + begin;
+        if constexpr (kResidual) rows[j] = with_residual(rows[j], residual.data + at, residual.least);
+        store(to + at, rows[j]);
+      }
     } else {
       for (int j = 0; j < kLanes; ++j) rows[j] = j < pixels ? load(from + (begin + j) * kLanes) : zero();
       transpose(rows);
-      for (int j = 0; j < channels; ++j)
-        store_first(to + j * plane + begin, rows[j], static_cast<int>(pixels));
+      for (int j = 0; j < channels; ++j) {
+        const int64_t at = j * plane + begin;
+        const int count = static_cast<int>(pixels);
+        if constexpr (kResidual)
+          rows[j] = max(residual.least, rows[j] + load_first(residual.data + at, count));
+        store_first(to + at, rows[j], count);
+      }
     }
   }
 }
 
 // from [count][kLanes] -> to[i * pixel + channel], for the first `channels` lanes
-template <class T>
-FASTDL_INLINE void store_channels_last(const float* from, int64_t count, T* to, int64_t pixel,
-                                       int64_t channels) {
-  if (channels == kLanes)
-    for (int64_t i = 0; i < count; ++i) store(to + i * pixel, load(from + i * kLanes));
-  else
-    for (int64_t i = 0; i < count; ++i)
-      store_first(to + i * pixel, load(from + i * kLanes), static_cast<int>(channels));
+template <bool kResidual, class T>
+FASTDL_INLINE void store_channels_last(const float* from, int64_t count, T* to, const Residual<T>& residual,
+                                       int64_t pixel, int64_t channels) {
+  const int lanes = static_cast<int>(channels);
+  for (int64_t i = 0; i < count; ++i) {
+    Vec v = load(from + i * kLanes);
+    const int64_t at = i * pixel;
+    if (lanes == kLanes) {
+      if constexpr (kResidual) v = with_residual(v, residual.data + at, residual.least);
+      store(to + at, v);
+    } else {
+      if constexpr (kResidual) v = max(residual.least, v + load_first(residual.data + at, lanes));
+      store_first(to + at, v, lanes);
+    }
+  }
 }
 
 // from [images][side rows][side cols][kLanes], side outputs of a tile each way -> channels k .. k + channels
-// - 1 of `to`
-template <class T>
+// - 1 of `to`; kResidual: with target.residual
+template <bool kResidual, class T>
 void store_group(const float* from, const WinogradGroup& group, int64_t side, int64_t k, int64_t channels,
                  void* to, const OutputTarget& target) {
   const int64_t y = side * group.y, x = side * group.x;
@@ -52,13 +80,16 @@ void store_group(const float* from, const WinogradGroup& group, int64_t side, in
   for (int64_t i = 0; i < group.images; ++i)
     for (int64_t r = 0; r < (joined ? 1 : rows); ++r) {
       const float* line = from + (i * group_rows + r) * group_cols * kLanes;
-      T* out = static_cast<T*>(to) + (group.n + i) * strides[0] + k * strides[1] + (y + r) * strides[2] +
-               x * strides[3];
+      const int64_t at = (group.n + i) * strides[0] + k * strides[1] + (y + r) * strides[2] + x * strides[3];
+      T* out = static_cast<T*>(to) + at;
+      Residual<T> residual = {};
+      if constexpr (kResidual)
+        residual = {static_cast<const T*>(target.residual) + at, set1(target.relu ? 0 : -__builtin_inff())};
       const int64_t count = joined ? rows * cols : cols;
       if (channels_last)
-        store_channels_last(line, count, out, strides[3], channels);
+        store_channels_last<kResidual>(line, count, out, residual, strides[3], channels);
       else
-        store_channels_first(line, count, out, strides[1], channels);
+        store_channels_first<kResidual>(line, count, out, residual, strides[1], channels);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "common/cpu/parallel.h"
 #include "common/dtype.h"
 
 namespace fastdl::cpu {
@@ -23,11 +24,11 @@ struct PackableWeight {
   }
 };
 
-// pack(weight, u) fills u[floats] from the plain weight, or from an equal copy of it. Returns the filled u,
-// null where it would not fit the cache. Any thread may call; what was returned stays valid, and is dropped
-// least recently used first. Throws std::bad_alloc.
+// pack(copy, u) fills u[floats] from an equal copy of the plain weight. Returns the filled u, null where
+// there is no room: what is in use stays, so that a network larger than the cache keeps a part of it. Any
+// thread may call; what was returned stays valid. Throws std::bad_alloc.
 std::shared_ptr<const float> cached_packed_weight(
-    const PackableWeight& weight, size_t floats,
-    const std::function<void(const void* weight, float* u)>& pack);
+    const PackableWeight& weight, size_t floats, const ThreadPool& pool,
+    const std::function<void(const PackableWeight& copy, float* u)>& pack);
 
 }  // namespace fastdl::cpu

@@ -41,8 +41,14 @@ def forward(
     if not plan.torch_alone:
         code = ALGORITHMS[plan.algorithm]
         return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)
-    weight = weight if scale is None else scaled(weight, scale)
-    return finish(convolve(x, weight, bias, plan.g), residual, relu)
+    if scale is None:
+        return finish(convolve(x, weight, bias, plan.g), residual, relu)
+    # A weight made for the call, or a pass more over the output: what is smaller.
+    CH, CW = plan.g.conv_size(x, weight)
+    if weight.numel() <= x.shape[0] * weight.shape[0] * CH * CW:
+        return finish(convolve(x, scaled(weight, scale), bias, plan.g), residual, relu)
+    y = convolve(x, weight, None, plan.g).mul_(scale[:, None, None])
+    return finish(y if bias is None else y.add_(bias[:, None, None]), residual, relu)
 
 
 def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

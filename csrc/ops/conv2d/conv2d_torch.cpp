@@ -1,0 +1,89 @@
+// The CPU operators of conv2d: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include "common/torch_glue.h"
+#include "ops/conv2d/conv2d.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
+#include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
+
+namespace fastdl {
+namespace {
+
+// What the kernels take for granted. `algorithm`: Winograd's code in
+// fastdl/ops/conv_relu_maxpool/backends.py.
+void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& pool, const Tensor& x) {
+  check(algorithm == 1, "no CPU kernel for algorithm ", algorithm);
+  check(!pool.present, "conv2d has no pool");
+  check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
+}
+
+// A tensor of the epilogue: [C_out], contiguous.
+std::optional<Tensor> channel_values(const char* name, const std::optional<Tensor>& t, const Tensor& x,
+                                     int64_t C_out) {
+  if (!t) return t;
+  check(t->dim() == 1 && t->size(0) == C_out, name, " must have shape [C_out] = [", C_out, "], got ",
+        shape_text(*t));
+  check(t->scalar_type() == x.scalar_type(), name, " must have the dtype of x");
+  check(t->device() == x.device(), name, " must be on the device of x");
+  return t->is_contiguous() ? t : torch::stable::contiguous(*t);
+}
+
+// The residual in the memory format of the output.
+std::optional<Tensor> image_like(const std::optional<Tensor>& residual, const Tensor& output) {
+  if (!residual) return residual;
+  bool same = residual->dim() == 4;
+  for (int i = 0; same && i < 4; ++i) same = residual->size(i) == output.size(i);
+  check(same, "residual must have shape ", shape_text(output), ", got ", shape_text(*residual));
+  check(residual->scalar_type() == output.scalar_type(), "residual must have the dtype of x");
+  check(residual->device() == output.device(), "residual must be on the device of x");
+  return in_memory_format(*residual, is_channels_last(output));
+}
+
+Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
+              std::optional<Tensor> residual, bool relu, IntList geometry, int64_t algorithm, bool training) {
+  Conv2dForward args;
+  PoolGeometry pool;
+  unpack(geometry, x, weight, args.conv, pool);
+  check_conv2d(algorithm, args.conv, pool, x);
+  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv, true);
+  const Tensor output = pooled_output(inputs.x, args.conv.N, args.conv.C_out, pool, false).output;
+  const std::optional<Tensor> scales = channel_values("scale", scale, x, args.conv.C_out);
+  const std::optional<Tensor> added = image_like(residual, output);
+  args.dtype = dtype_of(x);
+  args.x = inputs.x.data_ptr();
+  copy_strides(inputs.x, args.x_strides);
+  args.weight = inputs.weight.data_ptr();
+  args.weight_channels_last = !inputs.weight.is_contiguous();
+  args.bias = inputs.bias ? inputs.bias->data_ptr() : nullptr;
+  args.scale = scales ? scales->data_ptr() : nullptr;
+  args.residual = added ? added->data_ptr() : nullptr;
+  args.relu = relu;
+  args.output = output.data_ptr();
+  copy_strides(output, args.output_strides);
+  args.training = training;
+  if (args.conv.N > 0) cpu::winograd_conv2d(args, torch_thread_pool());
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                   IntList geometry, int64_t algorithm, bool need_input,
+                                                   bool need_weight, bool need_bias) {
+  ConvReluMaxpoolBackward args;
+  unpack(geometry, x, weight, args.conv, args.pool);
+  check_conv2d(algorithm, args.conv, args.pool, x);
+  const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv, true);
+  const PooledGradient gradient =
+      pooled_gradient(grad_output, grad_output, args.conv.N, args.conv.C_out, args.pool);
+  const ConvGradients result = conv_gradients(inputs, need_input, need_weight, need_bias);
+  fill(args, inputs, gradient, result);
+  args.output = nullptr;  // no ReLU to close
+  cpu::winograd_backward(args, torch_thread_pool());
+  return {result.grad_input, result.grad_weight, result.grad_bias};
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&fastdl::conv2d));
+  m.impl("conv2d_backward", TORCH_BOX(&fastdl::conv2d_backward));
+}
