@@ -27,4 +27,16 @@ struct Conv2dForward {
   bool training;  // the weight is about to change: nothing made of it is worth keeping
 };
 
+// What follows somebody else's convolution, in place.
+struct Conv2dEpilogue {
+  int64_t N, C, plane;
+  DType dtype;
+  bool channels_last;  // y and residual [N, plane, C], else [N, C, plane]
+  void* y;
+  const void* bias;      // [C] or null
+  const void* scale;     // [C] or null: ones
+  const void* residual;  // or null: zeros
+  bool relu;
+};
+
 }  // namespace fastdl

@@ -1,17 +1,24 @@
 // The CPU operators of conv2d: tensors in, checked; outputs allocated; kernels called; nothing computed.
 #include "common/torch_glue.h"
-#include "ops/conv2d/conv2d.h"
+#include "ops/conv2d/conv2d_cpu.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
 
 namespace fastdl {
 namespace {
 
-// What the kernels take for granted. `algorithm`: Winograd's code in
-// fastdl/ops/conv_relu_maxpool/backends.py.
+// Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
+constexpr int64_t kConv2dWinograd = 1, kConv2dImplicitGemm = 3;
+
+// What the kernels take for granted.
 void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& pool, const Tensor& x) {
-  check(algorithm == 1, "no CPU kernel for algorithm ", algorithm);
   check(!pool.present, "conv2d has no pool");
+  if (algorithm == kConv2dImplicitGemm) {
+    check(dtype_of(x) == DType::kFloat32 && g.groups == 1, "the implicit GEMM is for float32 without groups");
+    check(g.KH * g.KW <= 256, "the implicit GEMM takes at most 256 taps");
+    return;
+  }
+  check(algorithm == kConv2dWinograd, "no CPU kernel for algorithm ", algorithm);
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
 }
@@ -44,7 +51,9 @@ Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
   PoolGeometry pool;
   unpack(geometry, x, weight, args.conv, pool);
   check_conv2d(algorithm, args.conv, pool, x);
-  const ConvInputs inputs = conv_inputs(x, weight, bias, args.conv, true);
+  const bool winograd = algorithm == kConv2dWinograd;
+  const Tensor image = winograd ? x : in_memory_format(x, false);
+  const ConvInputs inputs = conv_inputs(image, weight, bias, args.conv, winograd);
   const Tensor output = pooled_output(inputs.x, args.conv.N, args.conv.C_out, pool, false).output;
   const std::optional<Tensor> scales = channel_values("scale", scale, x, args.conv.C_out);
   const std::optional<Tensor> added = image_like(residual, output);
@@ -60,7 +69,8 @@ Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
   args.output = output.data_ptr();
   copy_strides(output, args.output_strides);
   args.training = training;
-  if (args.conv.N > 0) cpu::winograd_conv2d(args, torch_thread_pool());
+  if (args.conv.N > 0)
+    (winograd ? cpu::winograd_conv2d : cpu::implicit_gemm_conv2d)(args, torch_thread_pool());
   return output;
 }
 
@@ -69,6 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x,
                                                    bool need_weight, bool need_bias) {
   ConvReluMaxpoolBackward args;
   unpack(geometry, x, weight, args.conv, args.pool);
+  check(algorithm == kConv2dWinograd, "no CPU backward for algorithm ", algorithm);
   check_conv2d(algorithm, args.conv, args.pool, x);
   const ConvInputs inputs = conv_inputs(x, weight, std::nullopt, args.conv, true);
   const PooledGradient gradient =
@@ -80,10 +91,28 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x,
   return {result.grad_input, result.grad_weight, result.grad_bias};
 }
 
+void conv2d_epilogue(Tensor y, std::optional<Tensor> bias, std::optional<Tensor> scale,
+                     std::optional<Tensor> residual, bool relu) {
+  check(y.dim() == 4, "y must have shape [N, C_out, CH, CW], got ", shape_text(y));
+  const bool channels_last = is_channels_last(y);
+  check(channels_last || y.is_contiguous(), "y must be contiguous or channels_last");
+  const std::optional<Tensor> biases = channel_values("bias", bias, y, y.size(1)),
+                              scales = channel_values("scale", scale, y, y.size(1)),
+                              added = image_like(residual, y);
+  Conv2dEpilogue args = {y.size(0),   y.size(1),     y.size(2) * y.size(3),
+                         dtype_of(y), channels_last, y.data_ptr()};
+  args.bias = biases ? biases->data_ptr() : nullptr;
+  args.scale = scales ? scales->data_ptr() : nullptr;
+  args.residual = added ? added->data_ptr() : nullptr;
+  args.relu = relu;
+  cpu::conv2d_epilogue(args, torch_thread_pool());
+}
+
 }  // namespace
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&fastdl::conv2d));
   m.impl("conv2d_backward", TORCH_BOX(&fastdl::conv2d_backward));
+  m.impl("conv2d_epilogue", TORCH_BOX(&fastdl::conv2d_epilogue));
 }

@@ -17,6 +17,8 @@ void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 
 // Any kernel, stride, dilation; groups 1; any pool. Made for contiguous images. fp32.
 void implicit_gemm_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+// x, residual and output contiguous.
+void implicit_gemm_conv2d(const Conv2dForward& args, const ThreadPool& pool);
 
 // grad_weight and grad_bias only (grad_input is left alone): made for few input channels. fp32, fp16, bf16.
 void direct_backward(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);

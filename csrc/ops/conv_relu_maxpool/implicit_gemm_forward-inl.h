@@ -49,6 +49,21 @@ inline void pool_tile(const ConvReluMaxpoolForward& a, const PlanePool& pool, co
   }
 }
 
+// The same rows without a pool, after an epilogue; output and residual begin at `first`.
+inline void finish_tile(const Conv2dForward& a, const float* conv, int64_t pitch, Range channels,
+                        int64_t first, int64_t positions) {
+  const float *scale = static_cast<const float*>(a.scale), *bias = static_cast<const float*>(a.bias);
+  const float* residual = static_cast<const float*>(a.residual);
+  float* output = static_cast<float*>(a.output);
+  const auto finish = residual == nullptr
+                          ? a.relu ? finish_channel<false, true, float> : finish_channel<false, false, float>
+                      : a.relu ? finish_channel<true, true, float>
+                               : finish_channel<true, false, float>;
+  for (int64_t k = channels.begin; k < channels.end; ++k, conv += pitch, first += a.conv.CH * a.conv.CW)
+    finish(conv, scale == nullptr ? 1 : scale[k], bias == nullptr ? 0 : bias[k],
+           residual == nullptr ? nullptr : residual + first, positions, output + first);
+}
+
 // channels_last: from[channel][step] to to[position][C_out]. T: float, or ByteBits.
 template <class T>
 void put_positions(const T* from, int64_t step, int64_t channels, int64_t positions, T* to, int64_t C_out) {
@@ -98,9 +113,9 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   plan->values = plan->contiguous ? 0 : plan->share_panels * kPanelRows * rows * p.OW;
 }
 
-inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const ImplicitGemmPlan& plan,
-                               const PlanePool& pool, const int32_t* offset, const float* packed,
-                               int64_t task, float* scratch) {
+inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForward* epilogue,
+                               const ImplicitGemmPlan& plan, const PlanePool& pool, const int32_t* offset,
+                               const float* packed, int64_t task, float* scratch) {
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
   const int64_t share = task % plan.shares, group = task / plan.shares % plan.groups;
@@ -118,6 +133,7 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const ImplicitGe
   const int64_t image = n * g.C_out * p.OH * p.OW;
   if (plan.contiguous) {
     const int64_t first = image + channels.begin * p.OH * p.OW + rows.begin * p.OW;
+    if (epilogue != nullptr) return finish_tile(*epilogue, conv, plan.pitch, channels, first, positions);
     return pool_tile(a, pool, conv, plan.pitch, in, rows, channels, ring,
                      {static_cast<float*>(a.output) + first, a.record == nullptr ? nullptr : a.record + first,
                       p.OH * p.OW});
@@ -132,7 +148,9 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const ImplicitGe
                   reinterpret_cast<ByteBits*>(a.record + first), g.C_out);
 }
 
-inline void implicit_gemm_forward(const ConvReluMaxpoolForward& a, const ThreadPool& threads) {
+// `epilogue`: of a convolution without a pool, or null: a ReLU.
+inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* epilogue,
+                          const ThreadPool& threads) {
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
   if (g.N * g.C_out * p.OH * p.OW == 0) return;
@@ -177,9 +195,6 @@ inline void implicit_gemm_forward(const ConvReluMaxpoolForward& a, const ThreadP
     pack_plane_weight(static_cast<const float*>(a.weight), g, plan.planes, panel, plan.panels, weight);
   });
   parallel_tasks(workers, g.N * plan.groups * plan.shares, [&](int64_t task, int64_t worker) {
-    implicit_gemm_task(a, plan, pool, offset, weight, task, own + worker * plan.worker);
+    implicit_gemm_task(a, epilogue, plan, pool, offset, weight, task, own + worker * plan.worker);
   });
 }
-
-inline constexpr void (*kImplicitGemmForward[])(const ConvReluMaxpoolForward&,
-                                                const ThreadPool&) = {implicit_gemm_forward};

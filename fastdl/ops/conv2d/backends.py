@@ -16,6 +16,7 @@ from .epilogue import Epilogue
 # Overloads, called directly: it saves 1 us of overload resolution.
 _forward = torch.ops.fastdl.conv2d.default
 _backward = torch.ops.fastdl.conv2d_backward.default
+_epilogue = torch.ops.fastdl.conv2d_epilogue.default
 
 
 class Plan(NamedTuple):
@@ -41,18 +42,15 @@ def forward(
     if not plan.torch_alone:
         code = ALGORITHMS[plan.algorithm]
         return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)
-    if scale is None:
-        return finish(convolve(x, weight, bias, plan.g), residual, relu)
-    # A weight made for the call, or a pass more over the output: what is smaller.
-    CH, CW = plan.g.conv_size(x, weight)
-    if weight.numel() <= x.shape[0] * weight.shape[0] * CH * CW:
-        return finish(convolve(x, scaled(weight, scale), bias, plan.g), residual, relu)
-    y = convolve(x, weight, None, plan.g).mul_(scale[:, None, None])
-    return finish(y if bias is None else y.add_(bias[:, None, None]), residual, relu)
+    y = convolve(x, weight, bias if scale is None else None, plan.g)
+    if scale is None and residual is None:
+        return y.relu_() if relu else y
+    _epilogue(y, None if scale is None else bias, scale, residual, relu)
+    return y
 
 
 def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """What follows a convolution, in its place."""
+    """What follows a recorded convolution, in its place."""
     y = y if residual is None else y.add_(residual)
     return y.relu_() if relu else y
 

@@ -114,7 +114,8 @@ def compute(
     if relu and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)
-    y = backends.convolve(x, weight, bias, g) if plan.torch_alone else Conv2d.apply(x, weight, bias, plan)
+    own = plan.algorithm == "winograd"
+    y = Conv2d.apply(x, weight, bias, plan) if own else backends.convolve(x, weight, bias, g)
     return backends.finish(y, residual, relu)
 
 

@@ -37,6 +37,19 @@ def conv2d_backward(
     return tuple(x.new_empty(0) if t is None else t for t in gradients)
 
 
+def conv2d_epilogue(
+    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
+) -> None:
+    if scale is not None:
+        y.mul_(scale[:, None, None])
+    if bias is not None:
+        y.add_(bias[:, None, None])
+    if residual is not None:
+        y.add_(residual)
+    if relu:
+        y.relu_()
+
+
 def fake_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -55,6 +68,12 @@ def fake_conv2d_backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, geometry: list[int], algorithm: int, *needs: bool
 ) -> tuple[Tensor, ...]:
     return fake_conv_relu_maxpool_backward(grad_output, x, weight, grad_output, geometry, algorithm, *needs)
+
+
+def fake_conv2d_epilogue(
+    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
+) -> None:
+    """Nothing is made."""
 
 
 library = define(schema.SCHEMAS, globals())

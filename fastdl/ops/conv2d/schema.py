@@ -8,4 +8,5 @@ SCHEMAS = (
     "int algorithm, bool training) -> Tensor",
     "conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, int[] geometry, int algorithm, "
     "bool need_input, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    "conv2d_epilogue(Tensor(a!) y, Tensor? bias, Tensor? scale, Tensor? residual, bool relu) -> ()",
 )
