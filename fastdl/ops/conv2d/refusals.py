@@ -21,10 +21,19 @@ def refuse_cuda_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geom
 
 
 def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not the implicit GEMM of planes, which has no backward."""
+    """Why not the implicit GEMM of planes, which has no backward. Measured with what follows it in its place."""
     if needs_gradient(x, weight, bias):
         return "it has no backward"
-    return refusals.refuse_cpu_implicit_gemm(x, weight, bias, g)
+    if (reason := refusals.refuse_cpu_planes(x, weight, g)) is not None:
+        return reason
+    C_out, C, *kernel = weight.shape
+    if kernel == [1, 1]:
+        if x.shape[0] > 1 and C >= 128:
+            return "oneDNN's main loop is as fast for many images of 128 channels or more"
+        return "more than 4 C output channels are bound by memory" if C_out > 4 * C else None
+    if max(g.stride) > 1 and C_out >= 128 and kernel[0] * kernel[1] <= 9:
+        return None
+    return "only 1x1, and strides to 128 channels or more, are faster"
 
 
 CANDIDATES = [

@@ -75,8 +75,8 @@ def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     return None
 
 
-def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not the implicit GEMM of planes."""
+def refuse_cpu_planes(x: Tensor, weight: Tensor, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of planes, whatever follows it."""
     if (reason := refuse_cpu(x)) is not None:
         return reason
     if x.dtype is not torch.float32:
@@ -91,12 +91,22 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
     if taps > 256:
         return "a running sum is over at most 256 taps"
     CH, CW = g.conv_size(x, weight)
-    positions = CH * CW
-    if positions < 32 or (positions < 64 and taps == 1 and (max(g.stride) > 1 or not g.pool_size)):
+    if CH * CW < 32:
         return f"an image of {CH}x{CW} positions leaves most of the panels empty"
-    elements = x.shape[0] * weight.shape[0] * CH * CW
-    if taps > 9 and elements * weight.shape[1] * taps >= 2**26:
+    if taps > 9 and x.shape[0] * weight.numel() * CH * CW >= 2**26:
         return "oneDNN's main loop is as fast for large kernels"
+    return None
+
+
+def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of planes."""
+    if (reason := refuse_cpu_planes(x, weight, g)) is not None:
+        return reason
+    CH, CW = g.conv_size(x, weight)
+    taps = weight.shape[2] * weight.shape[3]
+    if CH * CW < 64 and taps == 1 and (max(g.stride) > 1 or not g.pool_size):
+        return f"a 1x1 kernel over {CH}x{CW} positions leaves most of the panels empty"
+    elements = x.shape[0] * weight.shape[0] * CH * CW
     if not g.pool_size:
         return _refuse_unpooled(x, weight, g, taps)
     if g.pool_size[0] * g.pool_size[1] > 16:
