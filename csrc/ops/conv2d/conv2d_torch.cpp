@@ -1,4 +1,5 @@
 // The CPU operators of conv2d: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include "common/cpu/fingerprint.h"
 #include "common/torch_glue.h"
 #include "ops/conv2d/conv2d_cpu.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
@@ -108,6 +109,15 @@ void conv2d_epilogue(Tensor y, std::optional<Tensor> bias, std::optional<Tensor>
   cpu::conv2d_epilogue(args, torch_thread_pool());
 }
 
+int64_t weight_fingerprint(Tensor weight) {
+  check(weight.is_contiguous() || (weight.dim() == 4 && is_channels_last(weight)),
+        "weight must be contiguous or channels_last");
+  const DType dtype = dtype_of(weight);
+  const int64_t element = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+  const size_t bytes = static_cast<size_t>(weight.numel() * element);
+  return static_cast<int64_t>(cpu::fingerprint(weight.data_ptr(), bytes, torch_thread_pool()));
+}
+
 }  // namespace
 }  // namespace fastdl
 
@@ -115,4 +125,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&fastdl::conv2d));
   m.impl("conv2d_backward", TORCH_BOX(&fastdl::conv2d_backward));
   m.impl("conv2d_epilogue", TORCH_BOX(&fastdl::conv2d_epilogue));
+  m.impl("weight_fingerprint", TORCH_BOX(&fastdl::weight_fingerprint));
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...dispatch import Choice
 from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
-from . import registration  # noqa: F401, the operators below must be defined
+from . import packed_weights, registration  # noqa: F401, the operators below must be defined
 from .epilogue import Epilogue
 
 # Overloads, called directly: it saves 1 us of overload resolution.
@@ -39,6 +39,8 @@ def forward(
 ) -> Tensor:
     """The output; `training`: the weight is about to change, nothing made of it is worth keeping."""
     scale, residual, relu = epilogue
+    if plan.algorithm == "onednn":
+        return packed_weights.forward(plan.g, x, weight, bias, epilogue)
     if not plan.torch_alone:
         code = ALGORITHMS[plan.algorithm]
         return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)

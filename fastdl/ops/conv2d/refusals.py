@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ...dispatch import Candidate
 from ...transforms import needs_gradient
+from .. import products
 from ..conv_relu_maxpool import refusals
 from ..conv_relu_maxpool.geometry import Geometry
+from . import packed_weights
 
 
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
@@ -36,8 +40,43 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
     return "only 1x1, and strides to 128 channels or more, are faster"
 
 
+def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not oneDNN's convolution with a weight that is kept in its layout."""
+    if (reason := refusals.refuse_cpu(x)) is not None:
+        return reason
+    if not packed_weights.AVAILABLE:
+        return "this torch has no operators for weights in oneDNN's layout"
+    if needs_gradient(x, weight, bias):
+        return "a weight that is trained is not kept"
+    if torch.compiler.is_compiling():
+        return "what is kept cannot be compiled"
+    if type(weight) is not Parameter:
+        return "only Parameters are kept"
+    if x.dtype is torch.float64 or products.slow_in_torch(x):
+        return f"oneDNN does not convolve {x.dtype} here"
+    if not _is_dense(weight):
+        return "the weight has gaps"
+    CH, CW = g.conv_size(x, weight)
+    positions = x.shape[0] * CH * CW
+    if positions * weight.numel() < 2**20:
+        return "asking for what is kept takes as long as is saved"
+    taps = weight.shape[2] * weight.shape[3]
+    if _is_channels_last(x) or positions <= (256 if taps > 1 else 128):
+        return None
+    return "other layouts than NHWC are brought into it and back, which takes longer than a small weight"
+
+
+def _is_dense(weight: Tensor) -> bool:
+    return weight.is_contiguous() or _is_channels_last(weight)
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
 CANDIDATES = [
     Candidate("cpu", "winograd", refusals.refuse_cpu_winograd),
+    Candidate("cpu", "onednn", refuse_cpu_onednn),
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,11 @@ def conv2d_epilogue(
         y.relu_()
 
 
+def weight_fingerprint(weight: Tensor) -> int:
+    words = weight.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
+
+
 def fake_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -74,6 +81,10 @@ def fake_conv2d_epilogue(
     y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
 ) -> None:
     """Nothing is made."""
+
+
+def fake_weight_fingerprint(weight: Tensor) -> int:
+    raise NotImplementedError("the fingerprint of a tensor without values")
 
 
 library = define(schema.SCHEMAS, globals())

@@ -9,4 +9,5 @@ SCHEMAS = (
     "conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, int[] geometry, int algorithm, "
     "bool need_input, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
     "conv2d_epilogue(Tensor(a!) y, Tensor? bias, Tensor? scale, Tensor? residual, bool relu) -> ()",
+    "weight_fingerprint(Tensor weight) -> int",
 )

@@ -1,0 +1,123 @@
+"""oneDNN's convolution in inference: its own layout of a weight is kept, and what follows is fused by it.
+
+Torch's convolution brings a plain weight into that layout in each call, half of the time for one image. What is kept
+is used only while the weight, and the scale it was multiplied by, have the fingerprint they were made from.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..conv_relu_maxpool.geometry import Geometry
+from . import registration  # noqa: F401, the operator below must be defined
+from .epilogue import Epilogue
+
+MOST_BYTES = 512 * 2**20
+# A kept weight that was not asked for in so many lookups makes room: no network has as many convolutions.
+STALE_LOOKUPS = 1024
+
+_fingerprint = torch.ops.fastdl.weight_fingerprint.default
+
+
+def _found(name: str) -> torch._ops.OpOverloadPacket | None:
+    # torch.compile's own operators: not promised, so looked for
+    return getattr(torch.ops.mkldnn, name, None) if torch.backends.mkldnn.is_available() else None
+
+
+_pointwise, _reorder = _found("_convolution_pointwise"), _found("_reorder_convolution_weight")
+AVAILABLE = _pointwise is not None and hasattr(_pointwise, "binary") and _reorder is not None
+
+
+class Kept(NamedTuple):
+    """A weight as oneDNN wants it, and what it was made from."""
+
+    packed: Tensor
+    fingerprint: int
+    scale: Tensor | None
+    nbytes: int
+    lookup: int  # the last one
+
+
+class PackedWeights:
+    """The kept weights of a process. Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple, Kept] = {}
+        self._bytes = self._lookups = 0
+        self._lock = threading.Lock()
+
+    def of(self, weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor:
+        """scale weight, packed for images like x."""
+        # the layout depends on the sizes and the number of threads
+        key = (
+            weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, x.shape, g, torch.get_num_threads()
+        )  # fmt: skip
+        fingerprint = _fingerprint(weight)
+        with self._lock:
+            self._lookups += 1
+            kept = self._kept.get(key)
+            if kept is not None and kept.fingerprint == fingerprint and _same(kept.scale, scale):
+                self._kept[key] = kept._replace(lookup=self._lookups)
+                return kept.packed
+        packed = _packed(weight, scale, x, g)
+        own = None if scale is None else scale.clone()
+        with self._lock:
+            self._drop(key)
+            if self._make_room(weight.nbytes):
+                self._kept[key] = Kept(packed, fingerprint, own, weight.nbytes, self._lookups)
+                self._bytes += weight.nbytes
+        return packed
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _drop(self, key: tuple) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._bytes -= kept.nbytes
+
+    def _make_room(self, more: int) -> bool:
+        """What is in use stays, so that a network larger than this keeps a part of it."""
+        if self._bytes + more > MOST_BYTES:
+            oldest = self._lookups - STALE_LOOKUPS
+            for key in [key for key, kept in self._kept.items() if kept.lookup < oldest]:
+                self._drop(key)
+        return self._bytes + more <= MOST_BYTES
+
+
+packed_weights = PackedWeights()
+
+
+def _same(kept: Tensor | None, scale: Tensor | None) -> bool:
+    if kept is None or scale is None:
+        return kept is scale
+    return torch.equal(kept, scale)
+
+
+def _packed(weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor:
+    weight = weight.detach() if scale is None else weight * scale[:, None, None, None]
+    return _reorder(weight, g.padding, g.stride, g.dilation, g.groups, list(x.shape))
+
+
+def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor:
+    """conv2d by oneDNN, in the memory format of x; nothing of the call is recorded."""
+    scale, residual, relu = epilogue
+    packed = packed_weights.of(weight, scale, x, g)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    # oneDNN's results are channels_last
+    x = x.contiguous(memory_format=torch.channels_last)
+    conv = (g.padding, g.stride, g.dilation, g.groups)
+    if residual is None:
+        y = _pointwise(x, packed, bias, *conv, "relu" if relu else "none", [], "")
+    else:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+        after = ("add", None, "relu" if relu else None, [], None)
+        y = _pointwise.binary(x, residual, packed, bias, *conv, *after)
+    return y if channels_last else y.contiguous()

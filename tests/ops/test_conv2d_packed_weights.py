@@ -1,0 +1,187 @@
+"""Weights kept in oneDNN's layout: every change of a weight or scale is seen by the next call, memory is bounded."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+import fastdl
+from fastdl import _extension
+from fastdl.ops import conv2d
+from fastdl.ops.conv2d import packed_weights
+from fastdl.ops.conv2d.packed_weights import PackedWeights
+
+if not _extension.cpu.loaded or not packed_weights.AVAILABLE:
+    pytest.skip("no weights in oneDNN's layout here", allow_module_level=True)
+
+CASES = {
+    "small images": (dict(padding=1, stride=2), (1, 64, 9, 9), 128, 3, torch.contiguous_format),
+    "channels_last": (dict(padding=1, groups=8), (2, 32, 40, 40), 64, 3, torch.channels_last),
+    "pointwise": ({}, (3, 64, 14, 14), 96, 1, torch.channels_last),
+}
+
+
+@pytest.fixture(params=CASES, autouse=True)
+def case(request):
+    """(x, weight, scale, residual, keyword arguments); nothing is kept when a test begins."""
+    packed_weights.packed_weights.clear()
+    options, shape, C_out, K, memory_format = CASES[request.param]
+    generator = torch.Generator().manual_seed(0)
+    groups = options.get("groups", 1)
+    x = torch.randn(shape, generator=generator).to(memory_format=memory_format)
+    fan_in = shape[1] // groups * K * K
+    weight = nn.Parameter(torch.randn(C_out, shape[1] // groups, K, K, generator=generator) * fan_in**-0.5)
+    scale = torch.randn(C_out, generator=generator)
+    residual = torch.randn(F.conv2d(x, weight, None, **options).shape, generator=generator)
+    return x, weight, scale, residual, options
+
+
+def called(case, bias=None):
+    x, weight, scale, residual, options = case
+    with torch.no_grad():
+        assert fastdl.explain("conv2d", x, weight, bias, **options).algorithm == "onednn"
+        return conv2d(x, weight, bias, scale=scale, residual=residual, relu=True, **options)
+
+
+def expected(case):
+    x, weight, scale, residual, options = case
+    with torch.no_grad():
+        return F.relu(F.conv2d(x, weight, None, **options) * scale[:, None, None] + residual)
+
+
+def assert_seen(case, before):
+    ours, truth = called(case), expected(case)
+    assert (truth - before).abs().max() > 1e-2, "the change proves nothing"
+    assert_close(ours, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kept_weight_is_used_again(case, monkeypatch):
+    made = []
+    reorder = packed_weights._reorder
+    monkeypatch.setattr(packed_weights, "_reorder", lambda *args: made.append(1) or reorder(*args))
+    outputs = [called(case) for _ in range(3)]
+    assert len(made) == 1
+    assert all(torch.equal(outputs[0], each) for each in outputs)
+    assert_close(outputs[0], expected(case), rtol=1e-4, atol=1e-4)
+
+
+def test_a_fused_optimizer_step(case):
+    before = called(case)
+    weight = case[1]
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+    assert_seen(case, before)
+
+
+def test_one_element_of_data(case):
+    weight = case[1]
+    for element in (0, weight.numel() // 2, weight.numel() - 1):
+        before = called(case)
+        weight.data.view(-1)[element] += 3.0
+        assert_seen(case, before)
+
+
+def test_a_write_through_numpy(case):
+    before = called(case)
+    array = case[1].detach().numpy()
+    numpy.multiply(array, -1, out=array)
+    assert_seen(case, before)
+
+
+def test_a_swap_of_two_elements(case):
+    before = called(case)
+    weight = case[1].detach().view(-1)
+    weight[0], weight[1] = 2.0, -2.0
+    assert_seen(case, before)
+    before = called(case)
+    weight[0], weight[1] = -2.0, 2.0
+    assert_seen(case, before)
+
+
+def test_a_changed_scale(case):
+    before = called(case)
+    case[2].add_(1)
+    assert_seen(case, before)
+
+
+def test_a_new_tensor_in_the_memory_of_the_old(case):
+    x, weight, scale, residual, options = case
+    before = called(case)
+    memory = weight.detach()
+    memory.mul_(-1)
+    assert_seen((x, nn.Parameter(memory), scale, residual, options), before)
+
+
+def test_the_memory_format_of_the_input_is_kept(case):
+    x = case[0]
+    output = called(case)
+    assert output.is_contiguous() == x.is_contiguous()
+
+
+def test_threads_share_what_is_kept(case):
+    truth, wrong = expected(case), []
+
+    def work() -> None:
+        for _ in range(5):
+            if not torch.allclose(called(case), truth, rtol=1e-4, atol=1e-4):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_weight_that_is_trained_is_not_kept(case):
+    x, weight, _, _, options = case
+    assert fastdl.explain("conv2d", x, weight, **options).algorithm != "onednn"
+
+
+def test_what_is_in_use_stays_where_there_is_no_room(case, monkeypatch):
+    """And what was not asked for in long goes."""
+    x, weight, scale, _, options = case
+    g = fastdl.ops.conv2d.__globals__["normalise"](
+        x, weight, None, options.get("stride", 1), options.get("padding", 0), 1, options.get("groups", 1),
+        *fastdl.ops.conv2d.__globals__["_NO_POOL"],
+    )[0]  # fmt: skip
+    monkeypatch.setattr(packed_weights, "MOST_BYTES", 3 * weight.nbytes)
+    monkeypatch.setattr(packed_weights, "STALE_LOOKUPS", 20)
+    kept = PackedWeights()
+    weights = [nn.Parameter(weight.detach() + i) for i in range(5)]
+    for _ in range(2):
+        for each in weights:
+            kept.of(each, scale, x, g)
+    assert {key[0] for key in kept._kept} == {each.data_ptr() for each in weights[:3]}
+    for _ in range(25):
+        kept.of(weights[4], scale, x, g)
+    assert weights[4].data_ptr() in {key[0] for key in kept._kept}
+    assert kept._bytes == sum(each.nbytes for each in kept._kept.values()) <= packed_weights.MOST_BYTES
+
+
+@pytest.mark.isa
+def test_fingerprints_of_structured_changes_differ():
+    """Signs, swaps, shifts, single bits and lengths: what a weak hash takes for the same."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(70000, generator=generator)
+    bits = base.view(torch.int32)
+    changed = [base, *(base * factor for factor in (-1, 2, 0.5, 1.0000001))]
+    changed += [torch.roll(base, step) for step in (1, 8, 16, 32, 4096)]
+    changed += [(bits ^ (1 << bit)).view(torch.float32) for bit in range(31)]
+    changed += [base[:count] for count in (1, 2, 31, 33, 65535, 65536, 69999)]
+    for i in (0, 5, 1000, 65536, 69990):
+        for step in (1, 8, 9):
+            for change in (lambda pair: -pair, lambda pair: pair.flip(0)):
+                t = base.clone()
+                t[[i, i + step]] = change(t[[i, i + step]])
+                changed.append(t)
+    fingerprints = [torch.ops.fastdl.weight_fingerprint(t.contiguous()) for t in changed]
+    assert len(set(fingerprints)) == len(changed)
+    assert fingerprints == [torch.ops.fastdl.weight_fingerprint(t.clone()) for t in changed]
