@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..ops import conv2d, conv_relu_maxpool
 from ..transforms import needs_gradient, obstacle
 
-_FEW = 4  # input channels: with a ReLU alone behind them the direct convolution is faster than Winograd
+_FEW = 4  # input channels, from which the direct convolution is faster than Winograd
 
 
 def conv_relu(conv: nn.Conv2d, x: Tensor, **pool: object) -> Tensor:
@@ -24,7 +24,8 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
     call, where that is faster; the parameters are only read. With batch statistics it needs the whole convolution
     first.
     """
-    if not pool and conv.in_channels > _FEW and _norm_fits(conv, norm, x):
+    direct = conv.in_channels <= _FEW and conv.stride == (1, 1)
+    if not pool and not direct and _norm_fits(conv, norm, x):
         return _normalised(conv, norm, x, relu=True)
     if _has_batch_statistics(norm) or not _folding_is_faster(conv, x, **pool):
         y = norm(_convolution(conv, x))
@@ -50,7 +51,8 @@ def conv_batch_norm_add(
 
 def conv_add(conv: nn.Conv2d, x: Tensor, residual: Tensor, relu: bool, **how: bool) -> Tensor:
     """conv(x) + residual, through a ReLU if `relu`; `how` is add's."""
-    if is_winograd(conv) and _is_single(x) and _residual_fits(conv, x, residual):
+    recorded = needs_gradient(x, conv.weight, conv.bias)
+    if _is_single(x) and (is_winograd(conv) or not recorded) and _residual_fits(conv, x, residual):
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv), residual=residual, relu=relu)
     y = add(_convolution(conv, x), residual, **how)
     return _relu(y) if relu else y
@@ -67,8 +69,15 @@ def add(y: Tensor, residual: Tensor, in_place: bool = False, swapped: bool = Fal
 
 
 def is_winograd(conv: nn.Conv2d) -> bool:
-    """Whether the op has a kernel of its own for the convolution, on CPUs."""
+    """Whether the op has a kernel of its own for the convolution alone, on CPUs."""
     return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+
+
+def may_have_kernel(conv: nn.Conv2d) -> bool:
+    """Whether the op may have one for the convolution in inference, with what follows it."""
+    height, width = conv.kernel_size
+    strided = max(conv.stride) > 1 and conv.out_channels >= 128 and height * width <= 9
+    return is_winograd(conv) or (conv.groups == 1 and (height * width == 1 or strided))
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, object]:
@@ -94,12 +103,13 @@ def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **more: object
 
 def _norm_fits(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Whether the op computes norm(conv(x)), and faster than torch does."""
-    if _has_batch_statistics(norm) or not is_winograd(conv) or not _is_single(x):
+    if _has_batch_statistics(norm) or not _is_single(x):
         return False
     if any(t is not None and t.dtype is not x.dtype for t in (norm.running_var, norm.weight, conv.weight)):
         return False
-    # The backward pass needs the folded weight.
-    return not needs_gradient(x, conv.weight, norm.weight) or _folding_is_faster(conv, x)
+    # For the backward pass a folded weight is made.
+    recorded = needs_gradient(x, conv.weight, norm.weight)
+    return not recorded or (is_winograd(conv) and _folding_is_faster(conv, x))
 
 
 def _is_single(x: Tensor) -> bool:
@@ -120,10 +130,16 @@ def _residual_fits(conv: nn.Conv2d, x: Tensor, residual: Tensor) -> bool:
     if residual.dtype is not x.dtype or residual.device != x.device:
         return False
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    margin = {"same": (1, 1), "valid": (0, 0)}.get(conv.padding, conv.padding)
-    size = [length + 2 * each - 2 for length, each in zip(x.shape[2:], margin, strict=True)]
-    shape = (x.shape[0], conv.weight.shape[0], *size)
+    shape = (x.shape[0], conv.weight.shape[0], *_output_size(conv, x))
     return residual.shape == shape and residual.is_contiguous(memory_format=layout)
+
+
+def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    if conv.padding == "same":
+        return tuple(x.shape[2:])
+    padding = (0, 0) if conv.padding == "valid" else conv.padding
+    sizes = zip(x.shape[2:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
 
 
 def _is_alike(y: Tensor, residual: Tensor) -> bool:
@@ -160,7 +176,9 @@ def _scale_and_shift(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Ten
     if norm.weight is not None:
         scale = scale * norm.weight
     centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    return scale, -centre * scale if norm.bias is None else norm.bias - centre * scale
+    if norm.bias is None:
+        return scale, -(centre * scale)
+    return scale, torch.addcmul(norm.bias, centre, scale, value=-1)
 
 
 def relu_max_pool(

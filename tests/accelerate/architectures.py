@@ -200,7 +200,12 @@ ARCHITECTURES = {
     "resnet": Architecture(
         ResNet,
         32,
-        ("conv1", *(f"layer{i}.conv{j}" for i in ("1.0", "1.1", "2.0") for j in (1, 2)), "fc"),
+        (
+            "conv1",
+            *(f"layer{i}.conv{j}" for i in ("1.0", "1.1", "2.0") for j in (1, 2)),
+            "layer2.0.downsample.0",
+            "fc",
+        ),
         has_norm=True,
     ),
     "norms in sequential": Architecture(norms_in_sequential, 20, ("0", "4", "7", "12"), has_norm=True),

@@ -168,7 +168,15 @@ CASES = {
     "basic block": Case(
         lambda: BasicBlock(CHANNELS, CHANNELS, 1), {"conv1": RELU, "conv2": f"{NORM} → add → ReLU in"}
     ),
-    "bottleneck": Case(Bottleneck, {"conv1": RELU, "conv2": RELU, "conv3": f"{NORM} → add → ReLU in"}),
+    "bottleneck": Case(
+        Bottleneck,
+        {
+            "conv1": RELU,
+            "conv2": RELU,
+            "conv3": f"{NORM} → add → ReLU in",
+            "downsample.0": f"{NORM} in Sequential",
+        },
+    ),
     "pre-activation": Case(PreActivation, {"conv1": RELU, "conv2": "Conv2d → add in"}),
     "dense layer": Case(DenseLayer, {"conv1": RELU, "conv2": ALONE}),
     "conv, norm, silu": Case(ConvNormSiLU, {"conv": f"{NORM} in"}),
@@ -176,7 +184,7 @@ CASES = {
     "in place": Case(InPlaceResidual, {"conv": "Conv2d → add in"}),
     "methods": Case(MethodResidual, {"conv": "Conv2d → add → ReLU in"}),
     "swapped": Case(SwappedMethod, {"conv": "Conv2d → add → ReLU in"}),
-    "shared relu": Case(SharedReLU, {"conv2": f"{NORM} → add → ReLU in"}),
+    "shared relu": Case(SharedReLU, {"conv1": f"{NORM} in", "conv2": f"{NORM} → add → ReLU in"}),
     "group norm": Case(
         TimedBlock, {"conv1": "Conv2d → add in", "conv2": "Conv2d → add in", "time": "Linear as"}
     ),

@@ -112,7 +112,7 @@ def test_parts_and_wholes():
     fastdl.accelerate(model)
     fastdl.restore(model.layer1[0])
     names = [row.name for row in fastdl.report(model) if row.action == "fused"]
-    others = ["layer1.1.conv1", "layer1.1.conv2", "layer2.0.conv1", "layer2.0.conv2"]
+    others = ["layer1.1.conv1", "layer1.1.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0"]
     assert names == ["conv1", *others, "fc"]
 
 
