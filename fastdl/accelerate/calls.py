@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ def is_winograd(conv: nn.Conv2d) -> bool:
 def may_have_kernel(conv: nn.Conv2d) -> bool:
     """Whether the op may have one for the convolution in inference, with what follows it."""
     height, width = conv.kernel_size
-    strided = max(conv.stride) > 1 and conv.out_channels >= 128 and height * width <= 9
+    strided = max(_pair(conv.stride)) > 1 and conv.out_channels >= 128 and height * width <= 9
     return is_winograd(conv) or (conv.groups == 1 and (height * width == 1 or strided))
 
 
@@ -137,9 +139,14 @@ def _residual_fits(conv: nn.Conv2d, x: Tensor, residual: Tensor) -> bool:
 def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
     if conv.padding == "same":
         return tuple(x.shape[2:])
-    padding = (0, 0) if conv.padding == "valid" else conv.padding
-    sizes = zip(x.shape[2:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+    padding, dilation, stride = map(_pair, (conv.padding, conv.dilation, conv.stride))
+    sizes = zip(x.shape[2:], padding, dilation, conv.kernel_size, stride, strict=True)
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
+
+
+def _pair(value: int | str | Sequence[int]) -> tuple[int, ...]:
+    """An attribute for both directions, which may have been set to one number since the layer was made."""
+    return (value, value) if isinstance(value, int) else (0, 0) if value == "valid" else tuple(value)
 
 
 def _is_alike(y: Tensor, residual: Tensor) -> bool:
@@ -161,7 +168,8 @@ def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return True
     channel = x.shape[-3] * conv.kernel_size[0] * conv.kernel_size[1] // conv.groups
-    positions = x.numel() // (x.shape[-3] * conv.stride[0] * conv.stride[1])
+    down, right = _pair(conv.stride)
+    positions = x.numel() // (x.shape[-3] * down * right)
     return (is_winograd(conv) or bool(pool)) and 10 * positions >= channel
 
 

@@ -273,6 +273,17 @@ def test_inputs_of_other_shapes(shape):
         torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+def test_attributes_that_are_no_pairs():
+    """torch takes them; a stride or a padding is often set later."""
+    for norm in (True, False):
+        model = Added(norm=norm).eval()
+        model.conv.stride, model.conv.padding = 2, [1, 1]
+        plain, other = copy.deepcopy(model), torch.randn(2, CHANNELS, 6, 6)
+        assert fastdl.report(fastdl.accelerate(model))["conv"].action == "fused"
+        with torch.no_grad():
+            assert relative_l2(model(inputs(), other), plain(inputs(), other)) < 1e-5
+
+
 class AddsToTheIdentity(Added):
     def forward(self, x, other):
         y = self.norm(self.conv(x))
