@@ -2,46 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import conv_relu_maxpool
+from ..ops import conv2d, conv_relu_maxpool
+from ..transforms import needs_gradient, obstacle
+
+_FEW = 4  # input channels, from which the direct convolution is faster than Winograd
 
 
 def conv_relu(conv: nn.Conv2d, x: Tensor, **pool: object) -> Tensor:
     """relu(conv(x)), pooled if `pool` says how."""
-    return conv_relu_maxpool(
-        x,
-        conv.weight,
-        conv.bias,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        **pool,
-    )
+    return conv_relu_maxpool(x, conv.weight, conv.bias, **_geometry(conv), **pool)
 
 
 def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **pool: object) -> Tensor:
     """relu(norm(conv(x))), pooled if `pool` says how.
 
-    With running statistics the normalisation is linear and goes into a weight made for this call, where that is
-    faster; the parameters are only read. With batch statistics it needs the whole convolution first.
+    With running statistics the normalisation is linear and goes into the kernel, or into a weight made for this
+    call, where that is faster; the parameters are only read. With batch statistics it needs the whole convolution
+    first.
     """
-    if norm.training or norm.running_mean is None or not _folding_is_faster(conv, x, **pool):
-        return relu_max_pool(norm(conv(x)), **pool)
+    direct = conv.in_channels <= _FEW and conv.stride == (1, 1)
+    if not pool and not direct and _norm_fits(conv, norm, x):
+        return _normalised(conv, norm, x, relu=True)
+    if _has_batch_statistics(norm) or not _folding_is_faster(conv, x, **pool):
+        y = norm(_convolution(conv, x))
+        return relu_max_pool(y, **pool) if pool else _relu(y)
     weight, bias = folded(conv, norm)
-    return conv_relu_maxpool(
-        x,
-        weight,
-        bias,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        **pool,
+    return conv_relu_maxpool(x, weight, bias, **_geometry(conv), **pool)
+
+
+def conv_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """norm(conv(x))."""
+    return _normalised(conv, norm, x) if _norm_fits(conv, norm, x) else norm(_convolution(conv, x))
+
+
+def conv_batch_norm_add(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor, relu: bool, **how: bool
+) -> Tensor:
+    """norm(conv(x)) + residual, through a ReLU if `relu`; `how` is add's."""
+    if _norm_fits(conv, norm, x) and _residual_fits(conv, x, residual):
+        return _normalised(conv, norm, x, residual=residual, relu=relu)
+    y = add(norm(_convolution(conv, x)), residual, **how)
+    return _relu(y) if relu else y
+
+
+def conv_add(conv: nn.Conv2d, x: Tensor, residual: Tensor, relu: bool, **how: bool) -> Tensor:
+    """conv(x) + residual, through a ReLU if `relu`; `how` is add's."""
+    recorded = needs_gradient(x, conv.weight, conv.bias)
+    if _is_single(x) and (is_winograd(conv) or not recorded) and _residual_fits(conv, x, residual):
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), residual=residual, relu=relu)
+    y = add(_convolution(conv, x), residual, **how)
+    return _relu(y) if relu else y
+
+
+def add(y: Tensor, residual: Tensor, in_place: bool = False, swapped: bool = False) -> Tensor:
+    """y + residual, or residual + y, or y += residual; `y` is memory that nobody else reads."""
+    if in_place:
+        y += residual
+        return y
+    if isinstance(residual, Tensor) and obstacle(y, residual) is None and _is_alike(y, residual):
+        return y.add_(residual)
+    return residual + y if swapped else y + residual
+
+
+def is_winograd(conv: nn.Conv2d) -> bool:
+    """Whether the op has a kernel of its own for the convolution alone, on CPUs."""
+    return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+
+
+def may_have_kernel(conv: nn.Conv2d) -> bool:
+    """Whether the op may have one for the convolution in inference, with what follows it."""
+    height, width = conv.kernel_size
+    strided = max(_pair(conv.stride)) > 1 and conv.out_channels >= 128 and height * width <= 9
+    return is_winograd(conv) or (conv.groups == 1 and (height * width == 1 or strided))
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, object]:
+    return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+
+
+def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x), by the op's kernel where there is one."""
+    if is_winograd(conv) and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv))
+    return conv(x)
+
+
+def _relu(y: Tensor) -> Tensor:
+    return y.relu_() if obstacle(y) is None else F.relu(y)
+
+
+def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **more: object) -> Tensor:
+    """norm(conv(x)) with running statistics, and what follows, by the op: nothing as large as the weight is made."""
+    scale, shift = _scale_and_shift(conv, norm)
+    return conv2d(x, conv.weight, shift, **_geometry(conv), scale=scale, **more)
+
+
+def _norm_fits(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether the op computes norm(conv(x)), and faster than torch does."""
+    if _has_batch_statistics(norm) or not _is_single(x):
+        return False
+    if any(t is not None and t.dtype is not x.dtype for t in (norm.running_var, norm.weight, conv.weight)):
+        return False
+    # For the backward pass a folded weight is made.
+    recorded = needs_gradient(x, conv.weight, norm.weight)
+    return not recorded or (is_winograd(conv) and _folding_is_faster(conv, x))
+
+
+def _is_single(x: Tensor) -> bool:
+    """Whether the op computes exactly on `x` what torch does: others are rounded at other places."""
+    return (
+        x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and not torch.is_autocast_enabled("cpu")
+        and obstacle(x) is None
     )
+
+
+def _residual_fits(conv: nn.Conv2d, x: Tensor, residual: Tensor) -> bool:
+    """Whether a residual is as the output of the op: nothing of it is broadcast or converted."""
+    if not isinstance(residual, Tensor) or obstacle(residual) is not None:
+        return False
+    if residual.dtype is not x.dtype or residual.device != x.device:
+        return False
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    shape = (x.shape[0], conv.weight.shape[0], *_output_size(conv, x))
+    return residual.shape == shape and residual.is_contiguous(memory_format=layout)
+
+
+def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    if conv.padding == "same":
+        return tuple(x.shape[2:])
+    padding, dilation, stride = map(_pair, (conv.padding, conv.dilation, conv.stride))
+    sizes = zip(x.shape[2:], padding, dilation, conv.kernel_size, stride, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
+
+
+def _pair(value: int | str | Sequence[int]) -> tuple[int, ...]:
+    """An attribute for both directions, which may have been set to one number since the layer was made."""
+    return (value, value) if isinstance(value, int) else (0, 0) if value == "valid" else tuple(value)
+
+
+def _is_alike(y: Tensor, residual: Tensor) -> bool:
+    return (residual.dtype, residual.device, residual.shape, residual.stride()) == (
+        y.dtype, y.device, y.shape, y.stride(),
+    )  # fmt: skip
+
+
+def _has_batch_statistics(norm: nn.BatchNorm2d) -> bool:
+    return norm.training or norm.running_mean is None
 
 
 def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
@@ -52,20 +167,26 @@ def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return True
-    own = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
     channel = x.shape[-3] * conv.kernel_size[0] * conv.kernel_size[1] // conv.groups
-    positions = x.numel() // (x.shape[-3] * conv.stride[0] * conv.stride[1])
-    return (own or bool(pool)) and 10 * positions >= channel
+    down, right = _pair(conv.stride)
+    positions = x.numel() // (x.shape[-3] * down * right)
+    return (is_winograd(conv) or bool(pool)) and 10 * positions >= channel
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that equals norm(conv(x)) with running statistics."""
+    scale, shift = _scale_and_shift(conv, norm)
+    return (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype), shift.to(conv.weight.dtype)
+
+
+def _scale_and_shift(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    bias = -centre * scale if norm.bias is None else norm.bias - centre * scale
-    return (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype), bias.to(conv.weight.dtype)
+    if norm.bias is None:
+        return scale, -(centre * scale)
+    return scale, torch.addcmul(norm.bias, centre, scale, value=-1)
 
 
 def relu_max_pool(

@@ -1,33 +1,38 @@
-"""Conv2d → [BatchNorm2d] → ReLU → [MaxPool2d] in a traced forward: what is fused there, and what is not, and why."""
+"""Conv2d, and what follows it, in a traced forward, and a Conv2d alone: what is replaced, what not, and why."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..nn import ConvReLU2d
+from .. import nn as fused_nn
 from ..nn.conv_relu_maxpool import pool_attributes
-from . import calls
+from . import calls, in_place
 from .guards import Guards
-from .patterns import Chain, module_refusal, parameter_refusal
+from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
 MAX_WINDOW = 255  # one byte per pooled element names the position of the maximum; 255 is the closed ReLU
 
+# Of each form of a sum whether it changes its first operand.
+_SUMS = {operator.add: False, torch.add: False, in_place.FUNCTIONS["iadd"]: True, "add": False, "add_": True}
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 # What may follow, by what was seen so far. max(relu(x)) == relu(max(x)), so the pool may come first.
 _FOLLOWS = {
-    (): ("norm", "relu", "pool"),
-    ("norm",): ("relu", "pool"),
+    (): ("norm", "relu", "pool", "add"),
+    ("norm",): ("relu", "pool", "add"),
     ("relu",): ("pool",),
     ("pool",): ("relu",),
     ("norm", "relu"): ("pool",),
     ("norm", "pool"): ("relu",),
+    ("add",): ("relu",),
+    ("norm", "add"): ("relu",),
 }
 # The attributes a fused call does not read itself, by the class of the module it stands for.
 _WATCHED = {
@@ -44,6 +49,10 @@ class ConvPattern(Chain):
     """A convolution call and the calls after it that one fused call can replace, unless `refusal` says no."""
 
     pool: dict[str, object] = field(default_factory=dict)
+    waits_for: list[str] = field(
+        default_factory=list
+    )  # modules that must write nothing while the input waits
+    _stand_ins: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def norm(self) -> nn.BatchNorm2d | None:
@@ -55,14 +64,44 @@ class ConvPattern(Chain):
 
     @property
     def description(self) -> str:
-        names = dict(norm="BatchNorm2d", relu="ReLU", pool="MaxPool2d")
+        names = dict(norm="BatchNorm2d", relu="ReLU", pool="MaxPool2d", add="add")
         return " → ".join(["Conv2d", *(names[kind] for kind in self.kinds)])
+
+    @property
+    def form(self) -> dict[str, bool]:
+        """How the residual is added, as arguments of calls.add."""
+        node = self.after("add")
+        return dict(in_place=_SUMS[node.target], swapped=node.args[1] is self._before(node))
+
+    @property
+    def residual(self) -> fx.Node:
+        """What is added."""
+        node = self.after("add")
+        return node.args[0 if node.args[1] is self._before(node) else 1]
+
+    def _before(self, node: fx.Node) -> fx.Node:
+        return self.nodes[self.nodes.index(node) - 1]
 
     def fuse(self, graph: fx.Graph, guards: Guards) -> None:
         """Replace the calls in `graph`; `guards` get what the fused call takes for granted."""
-        norm = () if self.norm is None else (self.nodes[1].target,)
-        call = calls.conv_batch_norm_relu if norm else calls.conv_relu
-        self.put(graph, call, (self.path, *norm), self.pool, guards, _WATCHED)
+        paths = (self.path,) if self.norm is None else (self.path, self.nodes[1].target)
+        call, options = self._replacement()
+        if "add" not in self.kinds:
+            self.put(graph, call, paths, options, guards, _WATCHED)
+            return
+        # The residual is known at the place of the sum.
+        for path in self.waits_for:
+            guards.add(path, "{0}({m})", in_place.writes_nothing)
+        self.put(graph, call, paths, options, guards, _WATCHED, self.after("add"), (self.residual,))
+
+    def _replacement(self) -> tuple[Callable[..., Tensor], dict[str, object]]:
+        """The fused call, and its arguments that are constants."""
+        if "add" in self.kinds:
+            call = calls.conv_add if self.norm is None else calls.conv_batch_norm_add
+            return call, {"relu": "relu" in self.kinds, **self.form}
+        if "relu" not in self.kinds:
+            return calls.conv_batch_norm, {}
+        return (calls.conv_relu if self.norm is None else calls.conv_batch_norm_relu), self.pool
 
     def compute(
         self,
@@ -72,55 +111,82 @@ class ConvPattern(Chain):
         fused: bool,
         exact: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        if not exact:
-            return self._call(modules, args[0], fused), None
-        if not self.pool:
-            y = self._call(modules, args[0], fused)
-            return y, torch.where(y > 0, 0, -1)
-        y, indices = self._call(modules, args[0], fused, return_indices=True)
-        return y, torch.where(y > 0, indices, -1)
+        if exact and self.pool:
+            y, indices = self._call(modules, args[0], fused, return_indices=True)
+            return y, torch.where(y > 0, indices, -1)
+        y = self._call(modules, args[0], fused)
+        return y, torch.where(y > 0, 0, -1) if exact and "relu" in self.kinds else None
 
     def _call(
         self, modules: dict[str, nn.Module], x: Tensor, fused: bool, **pool: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        conv, norm = modules[""], modules.get("BatchNorm2d ")
-        if not fused:
-            y = conv(x)
-            return calls.relu_max_pool(y if norm is None else norm(y), **self.pool, **pool)
-        if norm is None:
-            return calls.conv_relu(conv, x, **self.pool, **pool)
-        return calls.conv_batch_norm_relu(conv, norm, x, **self.pool, **pool)
+        conv, norm = layers = modules[""], modules.get("BatchNorm2d ")
+        residual = (self._stand_in(conv, x),) if "add" in self.kinds else ()
+        if fused:
+            call, options = self._replacement()
+            return call(*(layer for layer in layers if layer is not None), x, *residual, **options, **pool)
+        y = conv(x)
+        y = y if norm is None else norm(y)
+        if residual:
+            y = calls.add(y, *residual, in_place=True) if self.form["in_place"] else y + residual[0]
+        return calls.relu_max_pool(y, **self.pool, **pool) if "relu" in self.kinds else y
+
+    def _stand_in(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """A residual for a measurement: the shape and layout of the output, the same numbers in every dtype."""
+        key = (x.shape, x.dtype, x.device)
+        if key not in self._stand_ins:
+            with torch.no_grad():
+                y = conv(x)
+                numbers = torch.arange(y.numel(), device=y.device) % 17 - 8
+                self._stand_ins[key] = torch.empty_like(y).copy_(numbers.view(y.shape) / 8)
+        return self._stand_ins[key]
 
 
 def is_head(module: nn.Module) -> bool:
     """Whether a pattern can begin with a call of `module`."""
-    return isinstance(module, nn.Conv2d) and not isinstance(module, ConvReLU2d)
+    return isinstance(module, nn.Conv2d) and not isinstance(module, fused_nn.Conv2d)
 
 
 def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[ConvPattern]:
-    """Every Conv2d call that a ReLU follows, fusable or not."""
-    patterns = []
-    for node in graph.nodes:
-        conv = modules.get(node.target) if node.op == "call_module" else None
-        if conv is not None and is_head(conv):
-            pattern = _follow(node, modules)
-            if pattern is not None:
-                patterns.append(pattern)
-    return patterns
+    """Every Conv2d call that a fused call could take together with what follows it, fusable or not."""
+    heads = [node for node in graph.nodes if node.op == "call_module" and is_head(modules.get(node.target))]
+    found: dict[fx.Node, ConvPattern] = {}
+    taken: set[fx.Node] = set()
+    # A sum of two convolutions goes to the one with a kernel that adds.
+    for node in sorted(heads, key=lambda node: not calls.is_winograd(modules[node.target])):
+        pattern = _follow(node, modules, taken)
+        if pattern is not None:
+            found[node] = pattern
+            taken.update(pattern.nodes if pattern.refusal is None else ())
+    return [found[node] for node in heads if node in found]
 
 
-def _follow(conv: fx.Node, modules: Mapping[str, nn.Module]) -> ConvPattern | None:
+def whole(module: nn.Module) -> Whole | None:
+    """A Conv2d as it is, where the op has more for it than torch's convolution."""
+    if not is_head(module) or not calls.is_winograd(module):
+        return None
+    refusal = _parameters_refusal(module)
+    if refusal is None and type(module) is not nn.Conv2d:
+        refusal = f"{type(module).__name__} is a subclass of Conv2d"
+    return Whole(module, fused_nn.Conv2d, "Conv2d as fastdl.nn.Conv2d", refusal)
+
+
+def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]) -> ConvPattern | None:
     nodes, kinds, refusal = [conv], (), None
+    fits = calls.may_have_kernel(modules[conv.target])
     while kinds in _FOLLOWS:
         users = list(nodes[-1].users)
-        following = [user for user in users if _kind(user, modules) in _FOLLOWS[kinds]]
-        if not following or (len(users) > 1 and "relu" in kinds):
+        named = [(user, _kind(user, nodes[-1], modules)) for user in users if user not in taken]
+        following = [(user, kind) for user, kind in named if kind in _FOLLOWS[kinds]]
+        if not following or (len(users) > 1 and _is_complete(kinds, fits)):
             break
         if len(users) > 1:
             refusal = f"the output of {nodes[-1].target} is used {len(users)} times"
-        kinds = (*kinds, _kind(following[0], modules))
-        nodes.append(following[0])
-    if "relu" not in kinds:
+        nodes.append(following[0][0])
+        kinds = (*kinds, following[0][1])
+    if kinds == ("norm", "pool"):
+        nodes, kinds = nodes[:2], kinds[:1]
+    if not _is_complete(kinds, fits):
         return None
     pattern = ConvPattern(str(conv.target), nodes, kinds, modules, refusal)
     if refusal is None:
@@ -128,7 +194,15 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module]) -> ConvPattern | No
     return pattern
 
 
-def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+def _is_complete(kinds: tuple[str, ...], fits: bool) -> bool:
+    """Whether a fused call may end here: a normalisation alone is worth one only in a kernel of the op."""
+    return "relu" in kinds or "add" in kinds or (kinds == ("norm",) and fits)
+
+
+def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """What a node does with `y`, None if nothing of a chain."""
+    if _is_sum(node, y):
+        return "add"
     if node.op == "call_module":
         module = modules.get(node.target)
         kinds = ((nn.BatchNorm2d, "norm"), (nn.ReLU, "relu"), (nn.MaxPool2d, "pool"))
@@ -140,11 +214,23 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     return None
 
 
+def _is_sum(node: fx.Node, y: fx.Node) -> bool:
+    """Whether a node adds something to `y` that is not `y`, and changes nothing else."""
+    if node.op not in ("call_function", "call_method") or node.target not in _SUMS:
+        return False
+    if node.kwargs or len(node.args) != 2 or not all(isinstance(each, fx.Node) for each in node.args):
+        return False
+    first, second = node.args
+    return first is not second and (first is y or not _SUMS[node.target])
+
+
 def _refuse_or_configure(pattern: ConvPattern) -> None:
     for module in pattern.members.values():
         pattern.refusal = pattern.refusal or module_refusal(module, _WATCHED, _METHODS)
     if pattern.refusal is None:
         pattern.refusal = _conv_refusal(pattern.head, pattern.norm, len(pattern.nodes[0].args))
+    if pattern.refusal is None and "add" in pattern.kinds:
+        pattern.refusal = _sum_refusal(pattern)
     if pattern.refusal is None and "pool" in pattern.kinds:
         node = pattern.nodes[1 + pattern.kinds.index("pool")]
         pattern.pool, pattern.refusal = _pool(node, pattern.modules)
@@ -153,15 +239,34 @@ def _refuse_or_configure(pattern: ConvPattern) -> None:
 def _conv_refusal(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, num_inputs: int) -> str | None:
     if conv.padding_mode != "zeros":
         return f"padding_mode is {conv.padding_mode!r}"
-    if "weight" not in conv._parameters:
-        return "the weight is not a Parameter of the convolution"
-    reason = parameter_refusal(*(module for module in (conv, norm) if module is not None))
+    reason = _parameters_refusal(conv) or (None if norm is None else parameter_refusal(norm))
     if reason is not None:
         return reason
     if num_inputs != 1:
         return "it is called with keyword arguments"
     if norm is not None and norm.num_features != conv.out_channels:
         return f"BatchNorm2d has {norm.num_features} features, the convolution {conv.out_channels}"
+    return None
+
+
+def _parameters_refusal(conv: nn.Conv2d) -> str | None:
+    reason = module_refusal(conv, (nn.Conv2d,), _METHODS)
+    if reason is None and "weight" not in conv._parameters:
+        reason = "the weight is not a Parameter of the convolution"
+    return reason or parameter_refusal(conv)
+
+
+def _sum_refusal(pattern: ConvPattern) -> str | None:
+    """Why the convolution cannot wait until its residual is known."""
+    head, place, modules = pattern.nodes[0], pattern.after("add"), pattern.modules
+    others = in_place.between(head, place, pattern.nodes)
+    called = [node.target for node in others if node.op == "call_module"]
+    if any(each is pattern.norm for path in called for each in modules[path].modules()):
+        return "the BatchNorm2d is called again before the sum"
+    if not in_place.is_private(head.args[0], head, modules):
+        if any(in_place.may_write(node, modules) for node in others):
+            return "the input may be changed in place before the sum"
+        pattern.waits_for = called
     return None
 
 

@@ -28,10 +28,11 @@ def accelerate(
 ) -> nn.Module:
     """Replace what fastdl computes faster, in place, and return `model`.
 
-    Conv2d → ReLU → MaxPool2d, Conv2d → ReLU, both with a BatchNorm2d after the convolution, and Linear →
-    activation → Dropout, in an nn.Sequential or in the code of a forward, become one fused call. A Linear without an
-    activation, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
-    fastdl.nn's classes wherever they are called. Of these, LSTM, GRU and RNN are no instances of torch's classes
+    In an nn.Sequential or in the code of a forward become one fused call: a Conv2d with what follows it of a
+    BatchNorm2d, a sum with a residual, a ReLU and a MaxPool2d (which needs the ReLU, and no residual); a Linear with
+    its activation and Dropout. A Linear alone, a Conv2d of 3x3 and stride 1 alone, LSTM, GRU, RNN and their cells,
+    MultiheadAttention and the Transformer layers become instances of fastdl.nn's classes wherever they are called.
+    Of these, LSTM, GRU and RNN are no instances of torch's classes
     (torch.compile breaks the graph at those), except to the function given to `model.apply`. Where the methods of a
     module, or functions they call by name, call torch.nn.functional.scaled_dot_product_attention, this module's
     calls go to fastdl's.

@@ -21,11 +21,17 @@ class Family(NamedTuple):
     is_head: Callable[[nn.Module], bool]
     # a module replaced as it is, with or without a refusal; None: it is not of this family
     whole: Callable[[nn.Module], Whole | None] | None
-    unmatched: str = ""  # why a head of no chain is kept, where it is not replaced as it is
+    # why a head of no chain that `whole` leaves alone is kept; "": there is none
+    unmatched: str = ""
 
 
 FOUND = {
-    "conv": Family(conv_patterns.find, conv_patterns.is_head, None, "no ReLU follows it"),
+    "conv": Family(
+        conv_patterns.find,
+        conv_patterns.is_head,
+        conv_patterns.whole,
+        "nothing to fuse follows it; alone it would run torch's convolution",
+    ),
     "linear": Family(linear_patterns.find, linear_patterns.is_head, linear_patterns.whole),
     "rnn": Family(None, recurrent_modules.is_head, recurrent_modules.whole),
     "attention": Family(None, attention_modules.is_head, attention_modules.whole),

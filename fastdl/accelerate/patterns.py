@@ -69,13 +69,16 @@ class Chain:
 
     def put(
         self, graph: fx.Graph, call: object, arguments: tuple, options: dict[str, object], guards: Guards,
-        watched: Mapping[type, tuple[str, ...]],
+        watched: Mapping[type, tuple[str, ...]], place: fx.Node | None = None, more: tuple[fx.Node, ...] = (),
     ) -> None:  # fmt: skip
-        """Replace the nodes by one call; `watched`: attributes the call takes for granted, by torch.nn class."""
-        # At the place of the head: its input may be changed in place further on.
-        with graph.inserting_before(self.nodes[0]):
+        """Replace the nodes by one call; `watched`: attributes the call takes for granted, by torch.nn class.
+
+        It stands at `place`, where the nodes `more` are known, which it takes after the input.
+        """
+        # Else at the place of the head: its input may be changed in place further on.
+        with graph.inserting_before(place or self.nodes[0]):
             paths = [graph.get_attr(path) for path in arguments]
-            fused = graph.call_function(call, (*paths, self.nodes[0].args[0]), options)
+            fused = graph.call_function(call, (*paths, self.nodes[0].args[0], *more), options)
         self.nodes[-1].replace_all_uses_with(fused)
         for node in reversed(self.nodes):
             graph.erase_node(node)

@@ -70,7 +70,7 @@ class Survey:
         """Names of modules that begin no chain, are not replaced and not fused, and why they are kept."""
         known = {id(candidate.module) for candidate in self.candidates} | self._fused()
         for family in self.families:
-            if family.whole is None:
+            if family.unmatched:
                 for name, module in self.model.named_modules():
                     if family.is_head(module) and id(module) not in known:
                         yield name, family.unmatched
@@ -129,7 +129,7 @@ class Survey:
     def _unreadable(self, module: nn.Module) -> Iterator[Candidate]:
         reason = f"{_forward(module)} cannot be traced: {self.traces[id(module)][True]}"
         for family in self.families:
-            if family.whole is None:
+            if family.unmatched:
                 for path, child in _own_heads(module, family):
                     kind = type(child).__name__
                     yield Candidate(

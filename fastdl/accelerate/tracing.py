@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from .doubles import Doubles
 from .guards import Guards, is_nan
+from .in_place import Augmented
 from .patterns import module_refusal
 from .purity import Look, Untraceable, is_callable_constant, is_plain
 from .random_state import RandomState
@@ -191,7 +192,7 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-class _Value(fx.Proxy):
+class _Value(Augmented, fx.Proxy):
     """A stand-in that does not answer to isinstance in a user's code: it would say no to Tensor."""
 
     @property
@@ -200,6 +201,13 @@ class _Value(fx.Proxy):
         if asker.partition(".")[0] == "torch":
             return _Value
         raise Untraceable("it asks for the type of a value")
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(Augmented, fx.proxy.Attribute):
+    """An attribute of a stand-in, as x.mT."""
 
 
 def _entry(trace: Trace, forward: Callable) -> FunctionType:

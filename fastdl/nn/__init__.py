@@ -1,6 +1,7 @@
 """Drop-in modules: torch.nn's signatures and state_dicts, fastdl's kernels."""
 
 from . import functional as functional
+from .conv2d import Conv2d
 from .conv_relu_maxpool import ConvReLU2d, ConvReLUMaxPool2d
 from .dropout import Dropout
 from .linear import Linear, LinearGELU, LinearReLU, LinearSigmoid, LinearSiLU, LinearTanh
@@ -14,6 +15,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Conv2d",
     "ConvReLU2d",
     "ConvReLUMaxPool2d",
     "Dropout",

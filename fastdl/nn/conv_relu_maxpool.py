@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import conv_relu_maxpool
 from ..ops.conv_relu_maxpool.geometry import IntPair
-from .leaf import Leaf
+from .conv2d import Conv2d
 
 
-class ConvReLU2d(Leaf, nn.Conv2d):
+class ConvReLU2d(Conv2d):
     """relu(conv2d(x)) in one kernel; every argument, the parameters and the state_dict are those of nn.Conv2d.
 
     x is [N, C, H, W] or [C, H, W]; the result [N, C_out, OH, OW] or [C_out, OH, OW]. Errors are those of
@@ -25,25 +22,7 @@ class ConvReLU2d(Leaf, nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._fused(x)
-
-    def _fused(self, x: Tensor, **pool: object) -> Tensor | tuple[Tensor, Tensor]:
-        if not isinstance(x, Tensor) and (node := self._node(x)) is not None:
-            return node
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return conv_relu_maxpool(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            **pool,
-        )
+        return self._computed_by(conv_relu_maxpool, x)
 
     @classmethod
     def from_layers(cls, conv: nn.Conv2d, relu: nn.ReLU | None = None) -> ConvReLU2d:
@@ -60,17 +39,6 @@ class ConvReLU2d(Leaf, nn.Conv2d):
         """
         _check_relu(relu)
         return cls._from_conv(conv)
-
-    @classmethod
-    def _from_conv(cls, conv: nn.Conv2d) -> ConvReLU2d:
-        _check_conv(conv)
-        fused = cls.__new__(cls)
-        # Containers (parameters, hooks) are copied, so that later additions to one module stay out of the other.
-        containers = (dict, set)
-        fused.__dict__.update(
-            {name: copy.copy(v) if isinstance(v, containers) else v for name, v in conv.__dict__.items()}
-        )
-        return fused
 
 
 class ConvReLUMaxPool2d(ConvReLU2d):
@@ -115,7 +83,8 @@ class ConvReLUMaxPool2d(ConvReLU2d):
         self.ceil_mode, self.return_indices = ceil_mode, return_indices
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self._fused(
+        return self._computed_by(
+            conv_relu_maxpool,
             x,
             pool_size=self.pool_size,
             pool_stride=self.pool_stride,
@@ -166,22 +135,6 @@ def pool_attributes(pool: nn.MaxPool2d) -> dict[str, object]:
         ceil_mode=pool.ceil_mode,
         return_indices=pool.return_indices,
     )
-
-
-def _check_conv(conv: nn.Conv2d) -> None:
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
-    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
-        raise ValueError("conv is lazy and has no weights yet: run it once first")
-    kind = type(conv)
-    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
-        raise TypeError(f"conv is a {kind.__name__}, whose forward is not that of nn.Conv2d")
-    if "weight" not in conv._parameters:
-        raise TypeError(
-            "conv's weight is not a Parameter of its own (pruned, weight_norm or another parametrization)"
-        )
-    if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
-        raise ValueError("conv has hooks, which would see the output of the whole fused module")
 
 
 def _check_relu(relu: nn.ReLU | None) -> None:

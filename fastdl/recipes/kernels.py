@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..nn import GRU, LSTM, RNN, ConvReLU2d, ConvReLUMaxPool2d, Linear, MultiheadAttention
+from ..nn import GRU, LSTM, RNN, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, Linear, MultiheadAttention
 
 
 def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
@@ -38,11 +38,11 @@ def kernels(model: nn.Module, *inputs: Tensor) -> dict[str, str]:
     return served
 
 
-def _convolution(module: ConvReLU2d, x: Tensor) -> dispatch.Explanation:
+def _convolution(module: Conv2d, x: Tensor) -> dispatch.Explanation:
     names = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode")
     pool = {name: getattr(module, name) for name in names if isinstance(module, ConvReLUMaxPool2d)}
     return dispatch.explain(
-        "conv_relu_maxpool",
+        "conv_relu_maxpool" if isinstance(module, ConvReLU2d) else "conv2d",
         x,
         module.weight,
         module.bias,
@@ -83,7 +83,7 @@ def _attention(
 
 
 EXPLAINED = (
-    (ConvReLU2d, _convolution),
+    (Conv2d, _convolution),
     ((LSTM, GRU, RNN), _recurrence),
     (Linear, _linear),
     (MultiheadAttention, _attention),

@@ -198,7 +198,15 @@ ARCHITECTURES = {
     "attributes": Architecture(AttributeNet, 16, ("conv1", "conv2", "conv3", "fc1", "fc2")),
     "functional": Architecture(FunctionalNet, 16, ("conv1", "conv2", "conv3", "fc")),
     "resnet": Architecture(
-        ResNet, 32, ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "fc"), has_norm=True
+        ResNet,
+        32,
+        (
+            "conv1",
+            *(f"layer{i}.conv{j}" for i in ("1.0", "1.1", "2.0") for j in (1, 2)),
+            "layer2.0.downsample.0",
+            "fc",
+        ),
+        has_norm=True,
     ),
     "norms in sequential": Architecture(norms_in_sequential, 20, ("0", "4", "7", "12"), has_norm=True),
     "pool before relu": Architecture(pool_before_relu, 12, ("0", "4")),

@@ -17,7 +17,7 @@ class Forward(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv, self.norm = nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4)
         self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
         self.register_buffer("scale", torch.ones(1))
 

@@ -13,6 +13,7 @@ LAYERS = {
     "Linear": (lambda: fastdl.nn.Linear(8, 4), (X,)),
     "LinearGELU": (lambda: fastdl.nn.LinearGELU(8, 4, approximate="tanh"), (X,)),
     "Dropout": (lambda: fastdl.nn.Dropout(0.5), (X,)),
+    "Conv2d": (lambda: fastdl.nn.Conv2d(3, 4, 3), (IMAGE,)),
     "ConvReLU2d": (lambda: fastdl.nn.ConvReLU2d(3, 4, 3), (IMAGE,)),
     "ConvReLUMaxPool2d": (lambda: fastdl.nn.ConvReLUMaxPool2d(3, 4, 3, pool_size=2, return_indices=True), (IMAGE,)),
     "LSTM": (lambda: fastdl.nn.LSTM(8, 6, 2), (SEQUENCE,)),

@@ -156,6 +156,7 @@ def test_kernels_says_what_serves_each_layer():
     x = torch.zeros(2, 3, 48, 48)
     with fastdl.backend("reference"):
         served = kernels(ConvNet(), x)
+        assert kernels(nn.Sequential(fastdl.nn.Conv2d(3, 4, 3)), x) == {"0": "reference (torch)"}
     assert served == dict.fromkeys(("conv1", "conv2", "conv3", "fc1", "fc2"), "reference (torch)")
     assert kernels(ReferenceConvNet(), x) == {}
 
