@@ -173,12 +173,11 @@ def whole(module: nn.Module) -> Whole | None:
 
 def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]) -> ConvPattern | None:
     nodes, kinds, refusal = [conv], (), None
-    fits = calls.may_have_kernel(modules[conv.target])
     while kinds in _FOLLOWS:
         users = list(nodes[-1].users)
         named = [(user, _kind(user, nodes[-1], modules)) for user in users if user not in taken]
         following = [(user, kind) for user, kind in named if kind in _FOLLOWS[kinds]]
-        if not following or (len(users) > 1 and _is_complete(kinds, fits)):
+        if not following or (len(users) > 1 and _is_complete(kinds)):
             break
         if len(users) > 1:
             refusal = f"the output of {nodes[-1].target} is used {len(users)} times"
@@ -186,7 +185,7 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
         kinds = (*kinds, following[0][1])
     if kinds == ("norm", "pool"):
         nodes, kinds = nodes[:2], kinds[:1]
-    if not _is_complete(kinds, fits):
+    if not _is_complete(kinds):
         return None
     pattern = ConvPattern(str(conv.target), nodes, kinds, modules, refusal)
     if refusal is None:
@@ -194,9 +193,9 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
     return pattern
 
 
-def _is_complete(kinds: tuple[str, ...], fits: bool) -> bool:
-    """Whether a fused call may end here: a normalisation alone is worth one only in a kernel of the op."""
-    return "relu" in kinds or "add" in kinds or (kinds == ("norm",) and fits)
+def _is_complete(kinds: tuple[str, ...]) -> bool:
+    """Whether a fused call may end here."""
+    return "relu" in kinds or "add" in kinds or kinds == ("norm",)
 
 
 def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:

@@ -32,7 +32,12 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         return reason
     C_out, C, *kernel = weight.shape
     if kernel == [1, 1]:
-        if x.shape[0] > 1 and C >= 128:
+        CH, CW = g.conv_size(x, weight)
+        if x.shape[0] * CH * CW < 64 and C_out > 2 * C:
+            return "of a small image the panels are half empty, and many channels wait for it"
+        if x.shape[0] <= 2:
+            return None
+        if C >= 128:
             return "oneDNN's main loop is as fast for many images of 128 channels or more"
         return "more than 4 C output channels are bound by memory" if C_out > 4 * C else None
     if max(g.stride) > 1 and C_out >= 128 and kernel[0] * kernel[1] <= 9:
@@ -60,10 +65,17 @@ def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     positions = x.shape[0] * CH * CW
     if positions * weight.numel() < 2**20:
         return "asking for what is kept takes as long as is saved"
-    taps = weight.shape[2] * weight.shape[3]
-    if _is_channels_last(x) or positions <= (256 if taps > 1 else 128):
+    if _is_channels_last(x):
         return None
-    return "other layouts than NHWC are brought into it and back, which takes longer than a small weight"
+    # NCHW is brought into NHWC and back: small images pay for it with a large weight.
+    C_out, C, KH, KW = weight.shape
+    if KH * KW == 1:
+        pays = positions < 64 and C_out * C >= 2**19
+    else:
+        pays = positions <= 256 and weight.numel() >= 64 * (C_out + C)
+    return (
+        None if pays else "NCHW is brought into NHWC and back, which a weight of this size does not pay for"
+    )
 
 
 def _is_dense(weight: Tensor) -> bool:
