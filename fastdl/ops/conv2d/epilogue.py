@@ -32,17 +32,21 @@ class Epilogue(NamedTuple):
         """Of one of its tensors."""
         return any(t is not None and t.requires_grad for t in self[:2])
 
-    def check(self, x: Tensor, weight: Tensor, g: Geometry) -> None:
-        """TypeError or ValueError unless everything fits."""
-        shapes = dict(scale=(weight.shape[0],), residual=_output_shape(x, weight, g))
-        for name, shape in shapes.items():
+    def check_kinds(self) -> None:
+        """TypeError unless each is a Tensor or None."""
+        for name, t in (("scale", self.scale), ("residual", self.residual)):
+            if not (t is None or isinstance(t, Tensor)):
+                raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+
+    def check(self, x: Tensor, weight: Tensor, g: Geometry, unbatched: bool) -> None:
+        """TypeError or ValueError unless everything fits; `unbatched`: the caller knows no N."""
+        output = _output_shape(x, weight, g)
+        for name, shape, skip in (("scale", output[1:2], 0), ("residual", output, int(unbatched))):
             t = getattr(self, name)
             if t is None:
                 continue
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
             if t.shape != shape:
-                raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
+                raise ValueError(f"{name} must have shape {list(shape[skip:])}, got {list(t.shape[skip:])}")
             if t.dtype != x.dtype:
                 raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
             if t.device != x.device:

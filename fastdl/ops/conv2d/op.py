@@ -79,6 +79,7 @@ def _checked(
     """The call with every check and conversion; a plan that needs neither is remembered under `key`."""
     given = x
     check_kinds(x, weight, bias)
+    epilogue.check_kinds()
     x, weight, bias, scale, residual = autocast(x, weight, bias, epilogue.scale, epilogue.residual)
     unbatched = x.dim() == 3
     if unbatched:
@@ -87,7 +88,7 @@ def _checked(
     if uneven:
         x = F.pad(x, uneven)
     epilogue = Epilogue(scale, residual, epilogue.relu)
-    epilogue.check(x, weight, g)
+    epilogue.check(x, weight, g, unbatched)
     reason = obstacle(x, weight, bias, scale, residual)
     plan = backends.make_plan(dispatch.choose("conv2d", x, weight, bias, g), g)
     if key is not None and x is given and reason is None:
@@ -110,6 +111,8 @@ def compute(
     if not (needs_gradient(x, weight, bias) or (torch.is_grad_enabled() and epilogue.requires_grad)):
         return backends.forward(plan, x, weight, bias, epilogue, False)
     if scale is not None:
+        if plan.torch_alone:  # oneDNN's gradient of a bias, and that of a scaled weight, are less exact
+            return reference(x, weight, bias, *epilogue, g)
         weight = backends.scaled(weight, scale)
     if relu and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)

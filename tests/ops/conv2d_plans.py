@@ -1,0 +1,95 @@
+"""The ways conv2d can be computed, each forced through the public function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastdl
+from fastdl import _extension, dispatch
+from fastdl.dispatch import Choice
+from fastdl.testing.conv2d import SAMPLES, Sample
+
+op = importlib.import_module("fastdl.ops.conv2d.op")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+REFERENCE, COMPOSED, WINOGRAD = (
+    Choice("reference", "torch"),
+    Choice("cpu", "composed"),
+    Choice("cpu", "winograd"),
+)
+KERNELS = (COMPOSED, WINOGRAD)
+PLANS = (REFERENCE, *KERNELS)
+
+
+def name(plan: Choice) -> str:
+    return "-".join(plan)
+
+
+def serves(plan: Choice, sample: Sample, dtype: torch.dtype) -> bool:
+    """Whether the kernel's contract covers the sample, fast or not."""
+    if plan != WINOGRAD:
+        return True
+    return dtype is not torch.float64 and sample.K == (3, 3) and not sample.kwargs.keys() - {"padding"}
+
+
+@contextlib.contextmanager
+def forced(plan: Choice) -> Iterator[None]:
+    """The dispatcher sees this plan alone, whatever its candidate says about speed; the reference is refused."""
+    if plan == REFERENCE:
+        with fastdl.backend("reference"):
+            yield
+        return
+    if not _extension.cpu.loaded:
+        pytest.skip(f"CPU kernels are not loaded: {_extension.cpu.error}")
+    registered = dispatch._ops["conv2d"]
+    candidates = (dispatch.Candidate(*plan, lambda *_: None),)
+    dispatch._ops["conv2d"] = dispatch._Op(candidates, registered.signature, registered.arguments)
+    op._planned.clear()
+    try:
+        with fastdl.strict():
+            yield
+    finally:
+        dispatch._ops["conv2d"] = registered
+        op._planned.clear()
+
+
+def cases(plans: tuple[Choice, ...], dtypes: tuple[torch.dtype, ...], samples: tuple[Sample, ...] = SAMPLES):
+    """pytest parameters (plan, sample, dtype) for everything the plans serve."""
+    return [
+        pytest.param(plan, sample, dtype, id=f"{name(plan)}-{sample}-{str(dtype)[6:]}")
+        for plan in plans
+        for sample in samples
+        for dtype in dtypes
+        if serves(plan, sample, dtype)
+    ]
+
+
+def eager(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None,
+    residual: Tensor | None = None, relu: bool = False, **conv: object,
+) -> Tensor:  # fmt: skip
+    """The composition in plain torch, written without the package."""
+    y = F.conv2d(x, weight, bias if scale is None else None, **conv)
+    if scale is not None:
+        y = y * scale.reshape(-1, 1, 1)
+        y = y if bias is None else y + bias.reshape(-1, 1, 1)
+    y = y if residual is None else y + residual
+    return torch.relu(y) if relu else y
+
+
+def call(op, sample: Sample, tensors: tuple[Tensor | None, ...]) -> Tensor:
+    """`op` of x, weight, bias, scale and residual as the sample says."""
+    x, weight, bias, scale, residual = tensors
+    return op(x, weight, bias, scale=scale, residual=residual, relu=sample.relu, **sample.kwargs)
+
+
+def tensors_of(
+    sample: Sample, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor | None, ...]:
+    return (*sample.inputs(dtype, seed), *sample.epilogue(dtype, seed)[:2])
