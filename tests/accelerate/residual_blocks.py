@@ -32,6 +32,16 @@ class Bottleneck(nn.Module):
         return self.relu(out)
 
 
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(CHANNELS, 6, 5, stride=2), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return F.relu(y) * y
+
+
 class PreActivation(nn.Module):
     def __init__(self):
         super().__init__()
@@ -180,6 +190,7 @@ CASES = {
     "pre-activation": Case(PreActivation, {"conv1": RELU, "conv2": "Conv2d → add in"}),
     "dense layer": Case(DenseLayer, {"conv1": RELU, "conv2": ALONE}),
     "conv, norm, silu": Case(ConvNormSiLU, {"conv": f"{NORM} in"}),
+    "two readers of a norm": Case(TwoReaders, {"conv": f"{NORM} in"}),
     "inverted residual": Case(InvertedResidual, {"conv": "Conv2d → add in"}),
     "in place": Case(InPlaceResidual, {"conv": "Conv2d → add in"}),
     "methods": Case(MethodResidual, {"conv": "Conv2d → add → ReLU in"}),
