@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...dispatch import Candidate
 from ...transforms import needs_gradient
-from ..conv_relu_maxpool import refusals
+from ..conv_relu_maxpool import refusals, triton_ops
 from ..conv_relu_maxpool.geometry import Geometry
 
 
@@ -36,9 +36,15 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
     return "only 1x1, and strides to 128 channels or more, are faster"
 
 
+def refuse_triton_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not torch's convolution, and what follows it in place."""
+    return triton_ops.refusal_composed(x, weight, bias, g)
+
+
 CANDIDATES = [
     Candidate("cpu", "winograd", refusals.refuse_cpu_winograd),
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),
+    Candidate("triton", "composed", refuse_triton_composed),
 ]
