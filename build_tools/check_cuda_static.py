@@ -43,7 +43,7 @@ BUDGETS = {
     r"step_kernel<.*(double|float)": 168,  # 3 blocks of 128 threads an SM
     r"step_kernel<": 128,  # 4 blocks of 128 threads an SM
     r"norm_(forward|backward)_kernel<": 128,  # 2 blocks of 256 threads an SM
-    r"(bias_relu|expand|grad_bias)_.*kernel<": 64,  # 4 blocks of 256 threads an SM
+    r"(bias_relu|conv2d_epilogue|expand|grad_bias)_.*kernel<": 64,  # 4 blocks of 256 threads an SM
 }
 
 

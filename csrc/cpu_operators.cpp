@@ -4,6 +4,7 @@
 #include "common/thread_pool_torch.cpp"
 #include "ops/attention/attention_args_torch.cpp"
 #include "ops/attention/attention_torch.cpp"
+#include "ops/conv2d/conv2d_args_torch.cpp"
 #include "ops/conv2d/conv2d_torch.cpp"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args_torch.cpp"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_torch.cpp"

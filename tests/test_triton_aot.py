@@ -44,6 +44,12 @@ def test_the_kernels_of_a_first_layer(arch: str):
     assert "9 compiled, 0 failed" in said
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_the_pass_after_a_convolution(arch: str):
+    assert "4 compiled, 0 failed" in _compile("--arch", arch, "--kernel", "conv2d epilogue bf16")
+
+
 @pytest.mark.slow
 def test_every_kernel_for_every_architecture():
     assert ", 0 failed" in _compile("--arch", "80", "90", "100")

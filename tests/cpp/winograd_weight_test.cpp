@@ -1,6 +1,6 @@
-// The packed weights kept between calls: what is admitted, what makes room, what is noticed, from many threads.
-// The argument is the number of rounds. Run it built with -fsanitize=address,undefined and with -fsanitize=thread.
-// links ops/conv_relu_maxpool/winograd_weight.cpp
+// The packed weights kept between calls: what is admitted, what makes room, what is noticed, from many
+// threads. The argument is the number of rounds. Run it built with -fsanitize=address,undefined and with
+// -fsanitize=thread. links ops/conv_relu_maxpool/winograd_weight.cpp
 #include "ops/conv_relu_maxpool/winograd_weight.h"
 
 #include <atomic>
@@ -42,8 +42,8 @@ struct Weight {
   explicit Weight(int64_t C, float value) : values(static_cast<size_t>(9 * C), value) {}
 
   std::shared_ptr<const float> look_up(size_t claimed, const ThreadPool& pool = kAlone) {
-    const PackableWeight weight = {values.data(), 1, static_cast<int64_t>(values.size()) / 9,
-                                   DType::kFloat32, false};
+    const PackableWeight weight = {values.data(), 1, static_cast<int64_t>(values.size()) / 9, DType::kFloat32,
+                                   false};
     return cached_packed_weight(weight, claimed, pool, [&](const PackableWeight& copy, float* u) {
       const float* plain = static_cast<const float*>(copy.data);
       expect(copy.data != weight.data, "packed from a copy");
@@ -56,7 +56,8 @@ struct Weight {
   std::atomic<int> packs{0};
 };
 
-constexpr size_t kEighth = (size_t{64} << 20) / sizeof(float);  // of the 512 MiB: seven fit with their plain ones
+constexpr size_t kEighth =
+    (size_t{64} << 20) / sizeof(float);  // of the 512 MiB: seven fit with their plain ones
 
 // Ten weights in turn, of which seven fit: the seven admitted are packed once, the others never.
 void check_admission() {

@@ -26,6 +26,7 @@ ONLY_SANITIZERS = (19, 20, 23, 25)
 _OPS = "ops/conv_relu_maxpool"
 _RNN = "ops/rnn"
 _DIFFUSION = "ops/diffusion"
+_CONV2D = "ops/conv2d"
 MUTATIONS = (
     *ATTENTION,
     Mutation(
@@ -262,5 +263,40 @@ MUTATIONS = (
         "const bool late = N < 4 && at & 2,",
         "const bool late = false,",
         "diffusion",
+    ),
+    Mutation(
+        "threads behind the last item finish what is there",
+        f"{_CONV2D}/epilogue.cuh",
+        "if (item >= p.items) return;\n  uint32_t plane",
+        "uint32_t plane",
+        "conv2d",
+    ),
+    Mutation(
+        "a vector of channels takes the scale of another",
+        f"{_CONV2D}/epilogue.cuh",
+        "p.by_inner.split(pixel) * V;",
+        "p.by_inner.split(pixel);",
+        "conv2d",
+    ),
+    Mutation(
+        "NaN does not pass the ReLU",
+        f"{_CONV2D}/epilogue.cuh",
+        "fd::to_compute(rounded) <= 0",
+        "!(fd::to_compute(rounded) > 0)",
+        "conv2d",
+    ),
+    Mutation(
+        "a vector reaches into the next plane",
+        f"{_CONV2D}/conv2d_cuda.cu",
+        "vectors && plane % V == 0",
+        "vectors",
+        "conv2d",
+    ),
+    Mutation(
+        "a residual that is not aligned is read in vectors",
+        f"{_CONV2D}/conv2d_cuda.cu",
+        "fd::aligned(e.y, 16) && fd::aligned(e.residual, 16)",
+        "fd::aligned(e.y, 16)",
+        "conv2d",
     ),
 )  # fmt: skip

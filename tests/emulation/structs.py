@@ -19,6 +19,7 @@ SCALARS = {
     "Activation": ctypes.c_int,
     "Causal": ctypes.c_int,
 }
+INCLUDE = re.compile(r'#include "(ops/\S+)"')
 STRUCT = re.compile(r"struct (\w+) \{(.*?)\};", re.DOTALL)
 ONE = r"\*?\w+(?:\[\d+\])?"
 FIELDS = re.compile(rf"(?:const )?(\w+)(\*)? ({ONE}(?:, {ONE})*)(?: = \w+)?")
@@ -29,10 +30,13 @@ def structs(header: str) -> dict[str, type[ctypes.Structure]]:
     """Every struct of csrc/<header> by name. Raises ValueError for a declaration that is not understood."""
     text = re.sub(r"//.*", "", (library.CSRC / header).read_text())
     known: dict[str, type] = dict(SCALARS)
-    for name, body in STRUCT.findall(text):
+    for included in INCLUDE.findall(text):
+        known |= structs(included)
+    own = STRUCT.findall(text)
+    for name, body in own:
         fields = [field for line in body.split(";")[:-1] for field in _fields(line.strip(), known)]
         known[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
-    return {name: t for name, t in known.items() if name not in SCALARS}
+    return {name: known[name] for name, _ in own}
 
 
 def _fields(declaration: str, known: dict[str, type]) -> list[tuple[str, type]]:

@@ -11,7 +11,8 @@ from tests.emulation.structs import structs
 
 
 @pytest.mark.parametrize(
-    ("family", "count"), [("conv_relu_maxpool", 6), ("linear", 4), ("rnn", 6), ("attention", 4)]
+    ("family", "count"),
+    [("conv2d", 2), ("conv_relu_maxpool", 6), ("linear", 4), ("rnn", 6), ("attention", 4)],
 )
 @pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 def test_structs_have_the_compilers_size(family: str, count: int) -> None:

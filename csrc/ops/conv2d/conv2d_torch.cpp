@@ -1,6 +1,6 @@
 // The CPU operators of conv2d: tensors in, checked; outputs allocated; kernels called; nothing computed.
 #include "common/cpu/fingerprint.h"
-#include "common/torch_glue.h"
+#include "ops/conv2d/conv2d_args.h"
 #include "ops/conv2d/conv2d_cpu.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_args.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
@@ -22,28 +22,6 @@ void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& 
   check(algorithm == kConv2dWinograd, "no CPU kernel for algorithm ", algorithm);
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
-}
-
-// A tensor of the epilogue: [C_out], contiguous.
-std::optional<Tensor> channel_values(const char* name, const std::optional<Tensor>& t, const Tensor& x,
-                                     int64_t C_out) {
-  if (!t) return t;
-  check(t->dim() == 1 && t->size(0) == C_out, name, " must have shape [C_out] = [", C_out, "], got ",
-        shape_text(*t));
-  check(t->scalar_type() == x.scalar_type(), name, " must have the dtype of x");
-  check(t->device() == x.device(), name, " must be on the device of x");
-  return t->is_contiguous() ? t : torch::stable::contiguous(*t);
-}
-
-// The residual in the memory format of the output.
-std::optional<Tensor> image_like(const std::optional<Tensor>& residual, const Tensor& output) {
-  if (!residual) return residual;
-  bool same = residual->dim() == 4;
-  for (int i = 0; same && i < 4; ++i) same = residual->size(i) == output.size(i);
-  check(same, "residual must have shape ", shape_text(output), ", got ", shape_text(*residual));
-  check(residual->scalar_type() == output.scalar_type(), "residual must have the dtype of x");
-  check(residual->device() == output.device(), "residual must be on the device of x");
-  return in_memory_format(*residual, is_channels_last(output));
 }
 
 Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
@@ -94,19 +72,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x,
 
 void conv2d_epilogue(Tensor y, std::optional<Tensor> bias, std::optional<Tensor> scale,
                      std::optional<Tensor> residual, bool relu) {
-  check(y.dim() == 4, "y must have shape [N, C_out, CH, CW], got ", shape_text(y));
-  const bool channels_last = is_channels_last(y);
-  check(channels_last || y.is_contiguous(), "y must be contiguous or channels_last");
-  const std::optional<Tensor> biases = channel_values("bias", bias, y, y.size(1)),
-                              scales = channel_values("scale", scale, y, y.size(1)),
-                              added = image_like(residual, y);
-  Conv2dEpilogue args = {y.size(0),   y.size(1),     y.size(2) * y.size(3),
-                         dtype_of(y), channels_last, y.data_ptr()};
-  args.bias = biases ? biases->data_ptr() : nullptr;
-  args.scale = scales ? scales->data_ptr() : nullptr;
-  args.residual = added ? added->data_ptr() : nullptr;
-  args.relu = relu;
-  cpu::conv2d_epilogue(args, torch_thread_pool());
+  const EpilogueCall call = epilogue_call(y, bias, scale, residual, relu);
+  cpu::conv2d_epilogue(call.args, torch_thread_pool());
 }
 
 int64_t weight_fingerprint(Tensor weight) {

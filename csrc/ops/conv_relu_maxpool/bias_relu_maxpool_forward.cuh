@@ -4,12 +4,10 @@
 //   2x2 windows the outputs under 16 bytes of two rows; every load and store is then a full vector, once.
 // Saves for backward: one byte per pooled element (record), nothing at the convolution's resolution.
 #pragma once
-#include "common/cuda/divide.cuh"
+#include "ops/conv_relu_maxpool/pass_launch.cuh"
 #include "ops/conv_relu_maxpool/window.cuh"
 
 namespace fastdl::cuda {
-
-constexpr int kPassThreads = 256;
 
 template <class T>
 struct PassForward {

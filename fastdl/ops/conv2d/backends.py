@@ -10,13 +10,15 @@ from torch import Tensor
 from ...dispatch import Choice
 from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
-from . import packed_weights, registration  # noqa: F401, the operators below must be defined
+from . import packed_weights, registration, triton_ops  # noqa: F401, the operators below must be defined
 from .epilogue import Epilogue
 
 # Overloads, called directly: it saves 1 us of overload resolution.
 _forward = torch.ops.fastdl.conv2d.default
 _backward = torch.ops.fastdl.conv2d_backward.default
 _epilogue = torch.ops.fastdl.conv2d_epilogue.default
+# cpu and cuda are two keys of the same operator; Triton's is an operator of its own.
+_EPILOGUES = {"cpu": _epilogue, "cuda": _epilogue, "triton": torch.ops.fastdl.conv2d_epilogue_triton.default}
 
 
 class Plan(NamedTuple):
@@ -47,7 +49,7 @@ def forward(
     y = convolve(x, weight, bias if scale is None else None, plan.g)
     if scale is None and residual is None:
         return y.relu_() if relu else y
-    _epilogue(y, None if scale is None else bias, scale, residual, relu)
+    _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, relu)
     return y
 
 

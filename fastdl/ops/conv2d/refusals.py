@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from ...dispatch import Candidate
 from ...transforms import needs_gradient
 from .. import products
-from ..conv_relu_maxpool import refusals
+from ..conv_relu_maxpool import refusals, triton_ops
 from ..conv_relu_maxpool.geometry import Geometry
 from . import packed_weights
 
@@ -86,10 +86,16 @@ def _is_channels_last(t: Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
+def refuse_triton_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not torch's convolution, and what follows it in place."""
+    return triton_ops.refusal_composed(x, weight, bias, g)
+
+
 CANDIDATES = [
     Candidate("cpu", "winograd", refusals.refuse_cpu_winograd),
     Candidate("cpu", "onednn", refuse_cpu_onednn),
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),
+    Candidate("triton", "composed", refuse_triton_composed),
 ]
