@@ -14,16 +14,17 @@ from torch import Tensor
 import fastdl
 from fastdl import _extension, dispatch
 from fastdl.dispatch import Choice
+from fastdl.ops import products
+from fastdl.ops.conv2d import packed_weights
 from fastdl.testing.conv2d import SAMPLES, Sample
 
 op = importlib.import_module("fastdl.ops.conv2d.op")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-REFERENCE, COMPOSED, WINOGRAD = (
-    Choice("reference", "torch"),
-    Choice("cpu", "composed"),
-    Choice("cpu", "winograd"),
+REFERENCE = Choice("reference", "torch")
+COMPOSED, WINOGRAD, IMPLICIT_GEMM, ONEDNN = (
+    Choice("cpu", algorithm) for algorithm in ("composed", "winograd", "implicit_gemm", "onednn")
 )
-KERNELS = (COMPOSED, WINOGRAD)
+KERNELS = (COMPOSED, WINOGRAD, IMPLICIT_GEMM, *((ONEDNN,) if packed_weights.AVAILABLE else ()))
 PLANS = (REFERENCE, *KERNELS)
 
 
@@ -33,9 +34,18 @@ def name(plan: Choice) -> str:
 
 def serves(plan: Choice, sample: Sample, dtype: torch.dtype) -> bool:
     """Whether the kernel's contract covers the sample, fast or not."""
+    if plan == IMPLICIT_GEMM:
+        return dtype is torch.float32 and "groups" not in sample.kwargs and not sample.channels_last
+    if plan == ONEDNN:
+        return dtype is not torch.float64 and not products.slow_in_torch(torch.empty(0, dtype=dtype))
     if plan != WINOGRAD:
         return True
     return dtype is not torch.float64 and sample.K == (3, 3) and not sample.kwargs.keys() - {"padding"}
+
+
+def skip_unless_it_serves(plan: Choice, sample: Sample, dtype: torch.dtype = torch.float32) -> None:
+    if not serves(plan, sample, dtype):
+        pytest.skip(f"{name(plan)} does not take this sample in {dtype}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,20 @@ import dataclasses
 
 import pytest
 import torch
-from conv2d_plans import COMPOSED, KERNELS, PLANS, REFERENCE, WINOGRAD, call, eager, forced, name, tensors_of
+from conv2d_plans import (
+    COMPOSED,
+    KERNELS,
+    ONEDNN,
+    PLANS,
+    REFERENCE,
+    WINOGRAD,
+    call,
+    eager,
+    forced,
+    name,
+    skip_unless_it_serves,
+    tensors_of,
+)
 from torch.testing import assert_close
 
 from fastdl.ops import conv2d
@@ -36,8 +49,6 @@ def test_not_finite_values_go_where_eager_takes_them(plan, sample, part, value):
     spoiled = ~call(eager, dataclasses.replace(sample, relu=False), tensors).isfinite()
     assert spoiled.any()
     assert not spoiled.all()
-    if plan == COMPOSED and part in (1, 3):  # a weight times its scale: Inf - Inf comes earlier than in eager
-        output, expected = output[~spoiled], expected[~spoiled]
     assert_close(output, expected, equal_nan=True, **CLOSE)
 
 
@@ -75,6 +86,7 @@ def residuals(shape):
 @pytest.mark.parametrize("C_out", [1, 19])
 def test_a_residual_of_any_strides(plan, layout, channels_last, C_out):
     sample = Sample(2, 16, 13, 11, C_out, kwargs=SAME, channels_last=channels_last, **ALL)
+    skip_unless_it_serves(plan, sample)
     x, weight, bias, scale, _ = tensors_of(sample)
     residual = residuals((2, C_out, 13, 11))[layout]
     before = residual.clone()
@@ -143,6 +155,8 @@ def test_padding_by_name(plan, K, padding):
 @pytest.mark.parametrize("plan", KERNELS, ids=name)
 def test_strides_of_the_other_inputs(plan):
     """Views with NaN between their elements, and a weight in channels_last."""
+    if plan == ONEDNN:
+        pytest.skip("a weight with gaps is not kept")
     tensors = tensors_of(RELU)
 
     def spread(t):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conv2d_plans import PLANS, WINOGRAD, eager, forced, name
+from conv2d_plans import IMPLICIT_GEMM, ONEDNN, PLANS, WINOGRAD, eager, forced, name
 from hypothesis import given
 from hypothesis import strategies as st
 from test_conv_relu_maxpool_properties import TOLERANCE, geometries, strided
@@ -19,13 +19,17 @@ CONV = ("stride", "padding", "dilation", "groups")
 def calls(draw, plan):
     """(x, weight, bias), what follows, and the convolution's keyword arguments."""
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-    if plan == WINOGRAD and dtype is torch.float64:
+    if (plan == WINOGRAD and dtype is torch.float64) or plan in (IMPLICIT_GEMM, ONEDNN):
         dtype = torch.float32
     shape, weight_shape, kwargs = draw(geometries(winograd=plan == WINOGRAD))
     kwargs = {name: kwargs[name] for name in CONV}
     seed = draw(st.integers(0, 1000))
     x, weight = draw(strided(shape, dtype, seed)), draw(strided(weight_shape, dtype, seed + 1))
     weight = weight * weight[0].numel() ** -0.5
+    if plan == IMPLICIT_GEMM and kwargs["groups"] > 1:
+        weight, kwargs["groups"] = weight.repeat(1, kwargs["groups"], 1, 1), 1
+    if plan == ONEDNN:
+        weight = weight.contiguous()
     channels = [
         draw(strided(weight_shape[:1], dtype, seed + i)) if draw(st.booleans()) else None for i in (2, 3)
     ]

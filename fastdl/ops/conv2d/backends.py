@@ -42,8 +42,10 @@ def forward(
     """The output; `training`: the weight is about to change, nothing made of it is worth keeping."""
     scale, residual, relu = epilogue
     if plan.algorithm == "onednn":
-        return packed_weights.forward(plan.g, x, weight, bias, epilogue)
-    if not plan.torch_alone:
+        y = packed_weights.forward(plan.g, x, weight, bias, epilogue)
+        if y is not None:
+            return y
+    elif not plan.torch_alone:
         code = ALGORITHMS[plan.algorithm]
         return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)
     y = convolve(x, weight, bias if scale is None else None, plan.g)

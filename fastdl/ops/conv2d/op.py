@@ -110,14 +110,14 @@ def compute(
         return reference(x, weight, bias, *epilogue, g)
     if not (needs_gradient(x, weight, bias) or (torch.is_grad_enabled() and epilogue.requires_grad)):
         return backends.forward(plan, x, weight, bias, epilogue, False)
+    own = plan.algorithm == "winograd"
     if scale is not None:
-        if plan.torch_alone:  # oneDNN's gradient of a bias, and that of a scaled weight, are less exact
+        if not own:  # oneDNN's gradient of a bias, and that of a scaled weight, are less exact
             return reference(x, weight, bias, *epilogue, g)
         weight = backends.scaled(weight, scale)
     if relu and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)
-    own = plan.algorithm == "winograd"
     y = Conv2d.apply(x, weight, bias, plan) if own else backends.convolve(x, weight, bias, g)
     return backends.finish(y, residual, relu)
 

@@ -1,4 +1,4 @@
-"""oneDNN's convolution in inference: its own layout of a weight is kept, and what follows is fused by it.
+"""oneDNN's convolution in inference: its own layout of a weight is kept, scale and residual are fused by it.
 
 Torch's convolution brings a plain weight into that layout in each call, half of the time for one image. What is kept
 is used only while the weight, and the scale it was multiplied by, have the fingerprint they were made from.
@@ -50,8 +50,8 @@ class PackedWeights:
         self._bytes = self._lookups = 0
         self._lock = threading.Lock()
 
-    def of(self, weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor:
-        """scale weight, packed for images like x."""
+    def of(self, weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor | None:
+        """scale weight, packed for images like x; None where an infinite scale must meet whole sums."""
         # the layout depends on the sizes and the number of threads
         key = (
             weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, x.shape, g, torch.get_num_threads()
@@ -63,6 +63,8 @@ class PackedWeights:
             if kept is not None and kept.fingerprint == fingerprint and _same(kept.scale, scale):
                 self._kept[key] = kept._replace(lookup=self._lookups)
                 return kept.packed
+        if scale is not None and not scale.isfinite().all():
+            return None
         packed = _packed(weight, scale, x, g)
         own = None if scale is None else scale.clone()
         with self._lock:
@@ -106,18 +108,29 @@ def _packed(weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Ten
     return _reorder(weight, g.padding, g.stride, g.dilation, g.groups, list(x.shape))
 
 
-def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor:
-    """conv2d by oneDNN, in the memory format of x; nothing of the call is recorded."""
+def window_in_padding(weight: Tensor, g: Geometry) -> bool:
+    """Whether a window may lie in the padding alone: there oneDNN has read outside of the image (SIGSEGV)."""
+    return any(g.padding[i] > (weight.shape[2 + i] - 1) * g.dilation[i] for i in (0, 1))
+
+
+def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor | None:
+    """conv2d by oneDNN, in the memory format of x, None where it cannot; nothing of the call is recorded."""
     scale, residual, relu = epilogue
+    if x.shape[0] == 0 or window_in_padding(weight, g):
+        return None
     packed = packed_weights.of(weight, scale, x, g)
+    if packed is None:
+        return None
     channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()  # its strides are not read
     # oneDNN's results are channels_last
     x = x.contiguous(memory_format=torch.channels_last)
     conv = (g.padding, g.stride, g.dilation, g.groups)
     if residual is None:
-        y = _pointwise(x, packed, bias, *conv, "relu" if relu else "none", [], "")
+        y = _pointwise(x, packed, bias, *conv, "none", [], "")
     else:
         residual = residual.contiguous(memory_format=torch.channels_last)
-        after = ("add", None, "relu" if relu else None, [], None)
-        y = _pointwise.binary(x, residual, packed, bias, *conv, *after)
+        y = _pointwise.binary(x, residual, packed, bias, *conv, "add", None, None, [], None)
+    if relu:
+        y.relu_()  # oneDNN's own takes NaN for a number below zero
     return y if channels_last else y.contiguous()

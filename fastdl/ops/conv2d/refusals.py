@@ -61,6 +61,8 @@ def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
         return f"oneDNN does not convolve {x.dtype} here"
     if not _is_dense(weight):
         return "the weight has gaps"
+    if packed_weights.window_in_padding(weight, g):
+        return "a window may lie in the padding alone"
     CH, CW = g.conv_size(x, weight)
     positions = x.shape[0] * CH * CW
     if positions * weight.numel() < 2**20:
