@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy
@@ -164,6 +165,19 @@ def test_what_is_in_use_stays_where_there_is_no_room(case, monkeypatch):
         kept.of(weights[4], scale, x, g)
     assert weights[4].data_ptr() in {key[0] for key in kept._kept}
     assert kept._bytes == sum(each.nbytes for each in kept._kept.values()) <= packed_weights.MOST_BYTES
+
+
+def test_what_is_kept_goes_with_the_parameter(case):
+    x, weight, scale, residual, options = case
+    other = nn.Parameter(weight.detach() + 1)
+    called(case)
+    called((x, other, scale, residual, options))
+    kept = packed_weights.packed_weights
+    assert kept._bytes == weight.nbytes + other.nbytes
+    del other
+    gc.collect()
+    assert kept._bytes == weight.nbytes
+    assert [key[0] for key in kept._kept] == [weight.data_ptr()]
 
 
 @pytest.mark.isa

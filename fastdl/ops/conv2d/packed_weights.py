@@ -7,6 +7,7 @@ is used only while the weight, and the scale it was multiplied by, have the fing
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ class Kept(NamedTuple):
     scale: Tensor | None
     nbytes: int
     lookup: int  # the last one
+    owner: weakref.ref  # what is kept goes with the Parameter
 
 
 class PackedWeights:
@@ -48,7 +50,7 @@ class PackedWeights:
     def __init__(self) -> None:
         self._kept: dict[tuple, Kept] = {}
         self._bytes = self._lookups = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an owner may die while it is held
 
     def of(self, weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor | None:
         """scale weight, packed for images like x; None where an infinite scale must meet whole sums."""
@@ -70,7 +72,8 @@ class PackedWeights:
         with self._lock:
             self._drop(key)
             if self._make_room(weight.nbytes):
-                self._kept[key] = Kept(packed, fingerprint, own, weight.nbytes, self._lookups)
+                owner = weakref.ref(weight, lambda owner: self._forget(key, owner))
+                self._kept[key] = Kept(packed, fingerprint, own, weight.nbytes, self._lookups, owner)
                 self._bytes += weight.nbytes
         return packed
 
@@ -79,6 +82,12 @@ class PackedWeights:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
+
+    def _forget(self, key: tuple, owner: weakref.ref) -> None:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and kept.owner is owner:
+                self._drop(key)
 
     def _drop(self, key: tuple) -> None:
         kept = self._kept.pop(key, None)
@@ -89,7 +98,7 @@ class PackedWeights:
         """What is in use stays, so that a network larger than this keeps a part of it."""
         if self._bytes + more > MOST_BYTES:
             oldest = self._lookups - STALE_LOOKUPS
-            for key in [key for key, kept in self._kept.items() if kept.lookup < oldest]:
+            for key in [key for key, kept in list(self._kept.items()) if kept.lookup < oldest]:
                 self._drop(key)
         return self._bytes + more <= MOST_BYTES
 
