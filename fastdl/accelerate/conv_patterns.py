@@ -173,11 +173,12 @@ def whole(module: nn.Module) -> Whole | None:
 
 def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]) -> ConvPattern | None:
     nodes, kinds, refusal = [conv], (), None
+    grouped = modules[conv.target].groups > 1
     while kinds in _FOLLOWS:
         users = list(nodes[-1].users)
         named = [(user, _kind(user, nodes[-1], modules)) for user in users if user not in taken]
         following = [(user, kind) for user, kind in named if kind in _FOLLOWS[kinds]]
-        if not following or (len(users) > 1 and _is_complete(kinds)):
+        if not following or (len(users) > 1 and _is_complete(kinds, grouped)):
             break
         if len(users) > 1:
             refusal = f"the output of {nodes[-1].target} is used {len(users)} times"
@@ -185,7 +186,7 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
         kinds = (*kinds, following[0][1])
     if kinds == ("norm", "pool"):
         nodes, kinds = nodes[:2], kinds[:1]
-    if not _is_complete(kinds):
+    if not _is_complete(kinds, grouped):
         return None
     pattern = ConvPattern(str(conv.target), nodes, kinds, modules, refusal)
     if refusal is None:
@@ -193,9 +194,9 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
     return pattern
 
 
-def _is_complete(kinds: tuple[str, ...]) -> bool:
-    """Whether a fused call may end here."""
-    return "relu" in kinds or "add" in kinds or kinds == ("norm",)
+def _is_complete(kinds: tuple[str, ...], grouped: bool) -> bool:
+    """Whether a fused call may end here: with groups a normalisation alone saves no more than the call costs."""
+    return "relu" in kinds or "add" in kinds or (kinds == ("norm",) and not grouped)
 
 
 def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
