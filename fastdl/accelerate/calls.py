@@ -17,6 +17,8 @@ _FEW = 4  # input channels, from which the direct convolution is faster than Win
 
 def conv_relu(conv: nn.Conv2d, x: Tensor, **pool: object) -> Tensor:
     """relu(conv(x)), pooled if `pool` says how."""
+    if not pool and not _is_direct(conv) and _is_single(x) and not needs_gradient(x, conv.weight, conv.bias):
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), relu=True)
     return conv_relu_maxpool(x, conv.weight, conv.bias, **_geometry(conv), **pool)
 
 
@@ -27,8 +29,7 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
     call, where that is faster; the parameters are only read. With batch statistics it needs the whole convolution
     first.
     """
-    direct = conv.in_channels <= _FEW and conv.stride == (1, 1)
-    if not pool and not direct and _norm_fits(conv, norm, x):
+    if not pool and not _is_direct(conv) and _norm_fits(conv, norm, x):
         return _normalised(conv, norm, x, relu=True)
     if _has_batch_statistics(norm) or not _folding_is_faster(conv, x, **pool):
         y = norm(_convolution(conv, x))
@@ -74,6 +75,10 @@ def add(y: Tensor, residual: Tensor, in_place: bool = False, swapped: bool = Fal
 def is_winograd(conv: nn.Conv2d) -> bool:
     """Whether the op has a kernel of its own for the convolution alone, on CPUs."""
     return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+
+
+def _is_direct(conv: nn.Conv2d) -> bool:
+    return conv.in_channels <= _FEW and conv.stride == (1, 1)
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, object]:
