@@ -49,9 +49,8 @@ class ConvPattern(Chain):
     """A convolution call and the calls after it that one fused call can replace, unless `refusal` says no."""
 
     pool: dict[str, object] = field(default_factory=dict)
-    waits_for: list[str] = field(
-        default_factory=list
-    )  # modules that must write nothing while the input waits
+    # modules that must write nothing while the input waits
+    waits_for: list[str] = field(default_factory=list)
     _stand_ins: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -231,6 +230,9 @@ def _refuse_or_configure(pattern: ConvPattern) -> None:
         pattern.refusal = _conv_refusal(pattern.head, pattern.norm, len(pattern.nodes[0].args))
     if pattern.refusal is None and "add" in pattern.kinds:
         pattern.refusal = _sum_refusal(pattern)
+        if pattern.refusal is not None and pattern.norm is not None and pattern.head.groups == 1:
+            # up to the sum it need not wait
+            pattern.nodes, pattern.kinds, pattern.refusal = pattern.nodes[:2], pattern.kinds[:1], None
     if pattern.refusal is None and "pool" in pattern.kinds:
         node = pattern.nodes[1 + pattern.kinds.index("pool")]
         pattern.pool, pattern.refusal = _pool(node, pattern.modules)
@@ -263,9 +265,11 @@ def _sum_refusal(pattern: ConvPattern) -> str | None:
     called = [node.target for node in others if node.op == "call_module"]
     if any(each is pattern.norm for path in called for each in modules[path].modules()):
         return "the BatchNorm2d is called again before the sum"
+    if any(in_place.may_write_state(node, modules) for node in others):
+        return "what it reads may be changed in place before the sum"
     if not in_place.is_private(head.args[0], head, modules):
         if any(in_place.may_write(node, modules) for node in others):
-            return "the input may be changed in place before the sum"
+            return "what it reads may be changed in place before the sum"
         pattern.waits_for = called
     return None
 

@@ -7,8 +7,8 @@
 
 namespace fastdl::cpu {
 
-// A change of one element is always seen: every step is a bijection of its lane's state. Several changes at
-// once go unseen with a probability of 2^-64. For equal bytes the same on every instruction set but for the
+// A change of one element is always seen: every step is a bijection of its lane's state. Several changes by
+// chance go unseen with a probability of 2^-64. For equal bytes the same on every instruction set but for the
 // width of a vector: compare what one process has computed.
 uint64_t fingerprint(const void* data, size_t bytes, const ThreadPool& pool);
 

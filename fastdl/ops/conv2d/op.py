@@ -37,7 +37,8 @@ def conv2d(
     """scale * conv2d(x, weight) + bias + residual, through a ReLU if `relu`. Differentiable.
 
     With `scale` and `bias` made of a BatchNorm's running statistics this is the end of a block of a residual
-    network in one kernel. Where gradients are wanted the convolution is one kernel, what follows it torch's.
+    network, in one kernel or in torch's convolution and one pass. Where gradients are wanted the convolution is one
+    kernel, what follows it torch's.
 
     Args:
         x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16. channels_last is kept.
@@ -65,7 +66,7 @@ def conv2d(
               [1., 1.]]]])
     """
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
-    epilogue = Epilogue(scale, residual, relu)
+    epilogue = Epilogue(scale, residual, bool(relu))
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
     plan = None if key is None else _planned.get(key)
     if plan is None or not epilogue.is_plain(x, weight, plan.g):

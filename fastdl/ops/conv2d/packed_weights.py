@@ -20,6 +20,7 @@ from .epilogue import Epilogue
 MOST_BYTES = 512 * 2**20
 # A kept weight that was not asked for in so many lookups makes room: no network has as many convolutions.
 STALE_LOOKUPS = 1024
+MOST_SEEN = 4096
 
 _fingerprint = torch.ops.fastdl.weight_fingerprint.default
 
@@ -49,22 +50,31 @@ class PackedWeights:
 
     def __init__(self) -> None:
         self._kept: dict[tuple, Kept] = {}
+        self._seen: set[tuple] = set()
         self._bytes = self._lookups = 0
         self._lock = threading.RLock()  # an owner may die while it is held
 
     def of(self, weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor | None:
-        """scale weight, packed for images like x; None where an infinite scale must meet whole sums."""
+        """scale weight, packed for images like x.
+
+        None where that is not worth it: there is no room, or it is the first time; or wrong: an infinite scale must
+        meet whole sums.
+        """
         # the layout depends on the sizes and the number of threads
         key = (
             weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, x.shape, g, torch.get_num_threads()
         )  # fmt: skip
-        fingerprint = _fingerprint(weight)
         with self._lock:
             self._lookups += 1
             kept = self._kept.get(key)
-            if kept is not None and kept.fingerprint == fingerprint and _same(kept.scale, scale):
-                self._kept[key] = kept._replace(lookup=self._lookups)
-                return kept.packed
+            if kept is None and not (self._is_seen_again(key) and self._make_room(weight.nbytes)):
+                return None
+        fingerprint = _fingerprint(weight)
+        if kept is not None and kept.fingerprint == fingerprint and _same(kept.scale, scale):
+            with self._lock:
+                if self._kept.get(key) is kept:
+                    self._kept[key] = kept._replace(lookup=self._lookups)
+            return kept.packed
         if scale is not None and not scale.isfinite().all():
             return None
         packed = _packed(weight, scale, x, g)
@@ -77,10 +87,20 @@ class PackedWeights:
                 self._bytes += weight.nbytes
         return packed
 
+    def _is_seen_again(self, key: tuple) -> bool:
+        """A weight met once with images of a size is not worth packing for them: the next may have another."""
+        if key in self._seen:
+            return True
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(key)
+        return False
+
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self._kept.clear()
+            self._seen.clear()
             self._bytes = 0
 
     def _forget(self, key: tuple, owner: weakref.ref) -> None:
@@ -117,6 +137,12 @@ def _packed(weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Ten
     return _reorder(weight, g.padding, g.stride, g.dilation, g.groups, list(x.shape))
 
 
+def _traced() -> bool:
+    """Whether a fake tensor or a graph stands for values."""
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
+
+
 def window_in_padding(weight: Tensor, g: Geometry) -> bool:
     """Whether a window may lie in the padding alone: there oneDNN has read outside of the image (SIGSEGV)."""
     return any(g.padding[i] > (weight.shape[2 + i] - 1) * g.dilation[i] for i in (0, 1))
@@ -125,7 +151,7 @@ def window_in_padding(weight: Tensor, g: Geometry) -> bool:
 def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor | None:
     """conv2d by oneDNN, in the memory format of x, None where it cannot; nothing of the call is recorded."""
     scale, residual, relu = epilogue
-    if x.shape[0] == 0 or window_in_padding(weight, g):
+    if x.shape[0] == 0 or window_in_padding(weight, g) or _traced() or not torch._C._get_mkldnn_enabled():
         return None
     packed = packed_weights.of(weight, scale, x, g)
     if packed is None:

@@ -19,8 +19,8 @@ def signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) 
     settings = dispatch.settings
     try:
         return (
-            type(x), x.shape, x.dtype, x.device, x.is_contiguous(),
-            type(weight), weight.shape, weight.dtype, weight.device,
+            type(x), x.shape, x.stride(), x.dtype, x.device,
+            type(weight), weight.shape, weight.stride(), weight.dtype, weight.device,
             None if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
             arguments, settings.backend, settings.strict, settings.precision,
             x.is_cuda and torch.backends.cudnn.allow_tf32, needs_gradient(x, weight, bias),
