@@ -186,8 +186,8 @@ def test_a_convolution_waits_for_no_layer_of_somebody_else():
     plain = copy.deepcopy(model)
     row = fastdl.report(fastdl.accelerate(model))["conv"]
     assert row.reason == "Conv2d → BatchNorm2d in Residual.forward"
-    with torch.no_grad(), fastdl.backend("reference"):
-        assert torch.equal(model(x.clone()), plain(x.clone()))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.clone()), plain(x.clone()), rtol=1e-4, atol=1e-5)
 
 
 class TwoConvolutions(nn.Module):
