@@ -1,6 +1,7 @@
 // The packed weights kept between calls: what is admitted, what makes room, what is noticed, from many
 // threads. The argument is the number of rounds. Run it built with -fsanitize=address,undefined and with
-// -fsanitize=thread. links ops/conv_relu_maxpool/winograd_weight.cpp
+// -fsanitize=thread.
+// links ops/conv_relu_maxpool/winograd_weight.cpp
 #include "ops/conv_relu_maxpool/winograd_weight.h"
 
 #include <atomic>
