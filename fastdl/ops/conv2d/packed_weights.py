@@ -139,6 +139,8 @@ def _packed(weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Ten
 
 def _traced() -> bool:
     """Whether a fake tensor or a graph stands for values."""
+    if torch.compiler.is_compiling():
+        return True
     keys = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
 
@@ -151,7 +153,7 @@ def window_in_padding(weight: Tensor, g: Geometry) -> bool:
 def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor | None:
     """conv2d by oneDNN, in the memory format of x, None where it cannot; nothing of the call is recorded."""
     scale, residual, relu = epilogue
-    if x.shape[0] == 0 or window_in_padding(weight, g) or _traced() or not torch._C._get_mkldnn_enabled():
+    if _traced() or x.shape[0] == 0 or window_in_padding(weight, g) or not torch._C._get_mkldnn_enabled():
         return None
     packed = packed_weights.of(weight, scale, x, g)
     if packed is None:
