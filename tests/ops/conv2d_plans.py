@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from forced_choice import only
 from torch import Tensor
 
 import fastdl
-from fastdl import _extension, dispatch
+from fastdl import _extension
 from fastdl.dispatch import Choice
 from fastdl.ops import products
 from fastdl.ops.conv2d import packed_weights
@@ -58,19 +59,13 @@ def forced(plan: Choice) -> Iterator[None]:
         return
     if not _extension.cpu.loaded:
         pytest.skip(f"CPU kernels are not loaded: {_extension.cpu.error}")
-    registered = dispatch._ops["conv2d"]
-    candidates = (dispatch.Candidate(*plan, lambda *_: None),)
-    dispatch._ops["conv2d"] = dispatch._Op(candidates, registered.signature, registered.arguments)
-    op._planned.clear()
     seen = PackedWeights._is_seen_again
     PackedWeights._is_seen_again = lambda *_: True  # also what is called once
     try:
-        with fastdl.strict():
+        with only("conv2d", plan, op._planned):
             yield
     finally:
         PackedWeights._is_seen_again = seen
-        dispatch._ops["conv2d"] = registered
-        op._planned.clear()
 
 
 def cases(plans: tuple[Choice, ...], dtypes: tuple[torch.dtype, ...], samples: tuple[Sample, ...] = SAMPLES):

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from forced_choice import only
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdl
-from fastdl import _extension, dispatch
+from fastdl import _extension
 from fastdl.ops.conv_relu_maxpool import refusals
 from fastdl.ops.conv_relu_maxpool.geometry import Geometry
 from fastdl.testing.conv_relu_maxpool import SAMPLES, Sample
@@ -95,16 +96,8 @@ def forced(plan: Plan) -> Iterator[None]:
         with fastdl.backend("reference"):
             yield
         return
-    registered = dispatch._ops[OP]
-    candidates = (dispatch.Candidate(*plan, lambda *_: None),)
-    dispatch._ops[OP] = dispatch._Op(candidates, registered.signature, registered.arguments)
-    op._planned.clear()
-    try:
-        with fastdl.strict():
-            yield
-    finally:
-        dispatch._ops[OP] = registered
-        op._planned.clear()
+    with only(OP, plan, op._planned):
+        yield
 
 
 def cases(plans: tuple[Plan, ...], dtypes: tuple[torch.dtype, ...], samples=SAMPLES) -> list:

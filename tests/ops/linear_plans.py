@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from forced_choice import only
 from torch import Tensor
 
 import fastdl
-from fastdl import _extension, dispatch
+from fastdl import _extension
 from fastdl.dispatch import Choice
 from fastdl.ops.linear.activations import activate
 from fastdl.testing.linear import SAMPLES, Sample
@@ -41,16 +42,8 @@ def forced(plan: Choice) -> Iterator[None]:
         return
     if not _extension.cpu.loaded:
         pytest.skip(f"CPU kernels are not loaded: {_extension.cpu.error}")
-    registered = dispatch._ops["linear"]
-    candidates = (dispatch.Candidate(*plan, lambda *_: None),)
-    dispatch._ops["linear"] = dispatch._Op(candidates, registered.signature, registered.arguments)
-    op._planned.clear()
-    try:
-        with fastdl.strict():
-            yield
-    finally:
-        dispatch._ops["linear"] = registered
-        op._planned.clear()
+    with only("linear", plan, op._planned):
+        yield
 
 
 def cases(plans: tuple[Choice, ...], dtypes: tuple[torch.dtype, ...], samples: tuple[Sample, ...] = SAMPLES):

@@ -61,11 +61,6 @@ def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     return y.relu_() if relu else y
 
 
-def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    """The weight of the convolution that gives scale conv2d(x)."""
-    return weight * scale[:, None, None, None]
-
-
 def backward(
     plan: Plan,
     grad_output: Tensor,

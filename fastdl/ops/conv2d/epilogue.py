@@ -59,3 +59,8 @@ def _output_shape(x: Tensor, weight: Tensor, g: Geometry) -> tuple[int, ...]:
 
 def _like(t: Tensor, x: Tensor) -> bool:
     return t.dtype == x.dtype and t.device == x.device
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight of the convolution that gives scale conv2d(x)."""
+    return weight * scale[:, None, None, None]

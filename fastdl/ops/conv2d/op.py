@@ -14,7 +14,7 @@ from ..conv_relu_maxpool.geometry import Geometry, IntPair, check_kinds, normali
 from ..conv_relu_maxpool.signature import signature
 from ..plans import Plans
 from . import backends
-from .epilogue import Epilogue
+from .epilogue import Epilogue, scaled
 from .reference import reference
 from .refusals import CANDIDATES
 
@@ -115,7 +115,7 @@ def compute(
     if scale is not None:
         if not own:  # oneDNN's gradient of a bias, and that of a scaled weight, are less exact
             return reference(x, weight, bias, *epilogue, g)
-        weight = backends.scaled(weight, scale)
+        weight = scaled(weight, scale)
     if relu and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)

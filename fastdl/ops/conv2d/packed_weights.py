@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..conv_relu_maxpool.geometry import Geometry
 from . import registration  # noqa: F401, the operator below must be defined
-from .epilogue import Epilogue
+from .epilogue import Epilogue, scaled
 
 MOST_BYTES = 512 * 2**20
 # A kept weight that was not asked for in so many lookups makes room: no network has as many convolutions.
@@ -133,7 +133,7 @@ def _same(kept: Tensor | None, scale: Tensor | None) -> bool:
 
 
 def _packed(weight: Tensor, scale: Tensor | None, x: Tensor, g: Geometry) -> Tensor:
-    weight = weight.detach() if scale is None else weight * scale[:, None, None, None]
+    weight = weight.detach() if scale is None else scaled(weight, scale)
     return _reorder(weight, g.padding, g.stride, g.dilation, g.groups, list(x.shape))
 
 

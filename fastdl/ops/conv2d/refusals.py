@@ -11,6 +11,7 @@ from ...transforms import needs_gradient
 from .. import products
 from ..conv_relu_maxpool import refusals, triton_ops
 from ..conv_relu_maxpool.geometry import Geometry
+from ..memory_format import is_channels_last
 from . import packed_weights
 
 
@@ -67,7 +68,7 @@ def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     positions = x.shape[0] * CH * CW
     if positions * weight.numel() < 2**20:
         return "asking for what is kept takes as long as is saved"
-    if _is_channels_last(x):
+    if is_channels_last(x):
         return None
     # NCHW is brought into NHWC and back: small images pay for it with a large weight.
     C_out, C, KH, KW = weight.shape
@@ -81,11 +82,7 @@ def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
 
 
 def _is_dense(weight: Tensor) -> bool:
-    return weight.is_contiguous() or _is_channels_last(weight)
-
-
-def _is_channels_last(t: Tensor) -> bool:
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    return weight.is_contiguous() or is_channels_last(weight)
 
 
 def refuse_triton_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..memory_format import is_channels_last
 from ..raw_operators import define
 from . import schema
 from .geometry import Geometry
@@ -71,8 +72,7 @@ def _without_record(output: Tensor, record: Tensor, save_record: bool) -> tuple[
 
 def _image(like: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     # channels_last is kept; what is ambiguous or neither becomes contiguous
-    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
 
 
