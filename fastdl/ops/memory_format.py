@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def is_channels_last(t: Tensor) -> bool:
-    """Whether a 4-dimensional tensor is channels_last and nothing else: what is both counts as contiguous."""
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    """Channels last and nothing else: what is contiguous as well counts as contiguous."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)

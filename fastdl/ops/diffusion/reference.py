@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory_format import is_channels_last
 from ..normal import normals
 from . import schema
 from .table import HISTORY, MODEL, NOISE, SAMPLE, VALUE, X0, X0_MODEL, X0_NOISE, X0_SAMPLE
@@ -129,11 +130,6 @@ def _in_order(sample: Tensor, flat: Tensor) -> Tensor:
         N, C, H, W = sample.shape
         return flat.reshape(N, H, W, C).permute(0, 3, 1, 2)
     return flat.reshape(sample.shape)
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Channels last and nothing else: what is contiguous as well counts as contiguous."""
-    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
 def dense_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:

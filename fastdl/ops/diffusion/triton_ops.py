@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..memory_format import is_channels_last
 from ..raw_operators import define_triton
 from . import registration, schema
-from .reference import dense_like, is_channels_last
+from .reference import dense_like
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and _extension.triton_interpreted()
