@@ -92,7 +92,7 @@ void backward_unit(const ConvReluMaxpoolBackward& a, const BackwardPlan& plan, i
   if (conv.begin >= conv.end) return;
   float *staged = scratch, *gradient = staged + plan.staged;
   stage_rows(static_cast<const T*>(a.x) + n * a.x_strides[0], a.x_strides, g, plan.input, input_rows(g, conv),
-             staged);
+             1, staged);
   const bool contiguous = is_contiguous(g.C_out, p.OH, p.OW, a.grad_output_strides);
   for (int64_t block = 0; block < plan.blocks; ++block, sums += (plan.taps + 1) * kBlock) {
     const int64_t k = block * kBlock, first = n * g.C_out * plane + k * (contiguous ? plane : 1);

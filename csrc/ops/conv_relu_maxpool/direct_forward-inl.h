@@ -110,7 +110,7 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
   float *staged = scratch, *ring = staged + plan.staged, *values = ring + plan.ring;
   uint8_t* bytes = reinterpret_cast<uint8_t*>(values + plan.values);
   const Range in = input_rows(g, conv_rows(g, p, rows));
-  stage_rows(static_cast<const T*>(a.x) + n * a.x_strides[0], a.x_strides, g, plan.input, in, staged);
+  stage_rows(static_cast<const T*>(a.x) + n * a.x_strides[0], a.x_strides, g, plan.input, in, 1, staged);
 
   const int64_t positions = (rows.end - rows.begin) * p.OW, plane = p.OH * p.OW;
   const bool in_planes = plan.contiguous && !p.present;

@@ -59,16 +59,22 @@ FASTDL_INLINE void stage_channel(const T* row, int64_t step, const StagedInput& 
       if (j < end)
         store_first(to + j, load_first(from + j, static_cast<int>(end - j)), static_cast<int>(end - j));
     } else {
+      if (stride * step == 2)  // the last pair of vectors reads one element beyond what it takes
+        for (; j + kLanes < end; j += kLanes) {
+          Vec even, odd;
+          deinterleave(load(from + 2 * j), load(from + 2 * j + kLanes), even, odd);
+          store(to + j, even);
+        }
       for (; j < end; ++j) to[j] = to_float(from[j * stride * step]);
     }
   }
 }
 
-// Rows [begin, end) of an image; rows outside it are zero.
+// Rows begin, begin + step, ... before end of an image; rows outside it are zero.
 template <class T>
 void stage_rows(const T* image, const int64_t* strides, const ConvGeometry& g, const StagedInput& s,
-                Range rows, float* staged) {
-  for (int64_t h = rows.begin; h < rows.end; ++h, staged += s.row) {
+                Range rows, int64_t step, float* staged) {
+  for (int64_t h = rows.begin; h < rows.end; h += step, staged += s.row) {
     if (h < 0 || h >= g.H) {
       std::memset(staged, 0, static_cast<size_t>(s.row) * sizeof(float));
       continue;

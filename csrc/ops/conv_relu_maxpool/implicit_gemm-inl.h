@@ -12,7 +12,6 @@
 #include "ops/conv_relu_maxpool/implicit_gemm_forward-inl.h"
 // clang-format on
 
-// A convolution without a pool whose rows are finished otherwise.
 inline void implicit_gemm_conv2d(const Conv2dForward& args, const ThreadPool& threads) {
   ConvReluMaxpoolForward conv = {};
   conv.conv = args.conv;
@@ -25,7 +24,9 @@ inline void implicit_gemm_conv2d(const Conv2dForward& args, const ThreadPool& th
 }
 
 inline void implicit_gemm_forward(const ConvReluMaxpoolForward& args, const ThreadPool& threads) {
-  implicit_gemm(args, nullptr, threads);
+  Conv2dForward relu = {};
+  relu.bias = args.bias, relu.relu = true;
+  implicit_gemm(args, args.pool.present ? nullptr : &relu, threads);
 }
 
 inline constexpr ImplicitGemmKernels kImplicitGemm = {implicit_gemm_forward, implicit_gemm_conv2d};

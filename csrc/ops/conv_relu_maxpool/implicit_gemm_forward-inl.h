@@ -7,8 +7,8 @@ struct ImplicitGemmPlan {
   int64_t rows, groups, shares;  // output rows of a task; tasks along the rows, along the channels
   int64_t panels, share_panels;  // of kPanelRows channels; of a share
   int64_t pitch;                 // floats of a channel of a tile
-  bool contiguous;               // of the output
-  int64_t staged, right, conv, ring, values, worker;  // floats of a worker's parts and of all of them
+  bool contiguous, in_place;     // of the output; whether tiles are finished there
+  int64_t staged, right, left, conv, ring, values, worker;  // floats of a worker's parts and of all of them
 };
 
 // Readable floats before and after the staged rows.
@@ -49,21 +49,6 @@ inline void pool_tile(const ConvReluMaxpoolForward& a, const PlanePool& pool, co
   }
 }
 
-// The same rows without a pool, after an epilogue; output and residual begin at `first`.
-inline void finish_tile(const Conv2dForward& a, const float* conv, int64_t pitch, Range channels,
-                        int64_t first, int64_t positions) {
-  const float *scale = static_cast<const float*>(a.scale), *bias = static_cast<const float*>(a.bias);
-  const float* residual = static_cast<const float*>(a.residual);
-  float* output = static_cast<float*>(a.output);
-  const auto finish = residual == nullptr
-                          ? a.relu ? finish_channel<false, true, float> : finish_channel<false, false, float>
-                      : a.relu ? finish_channel<true, true, float>
-                               : finish_channel<true, false, float>;
-  for (int64_t k = channels.begin; k < channels.end; ++k, conv += pitch, first += a.conv.CH * a.conv.CW)
-    finish(conv, scale == nullptr ? 1 : scale[k], bias == nullptr ? 0 : bias[k],
-           residual == nullptr ? nullptr : residual + first, positions, output + first);
-}
-
 // channels_last: from[channel][step] to to[position][C_out]. T: float, or ByteBits.
 template <class T>
 void put_positions(const T* from, int64_t step, int64_t channels, int64_t positions, T* to, int64_t C_out) {
@@ -81,7 +66,8 @@ void put_positions(const T* from, int64_t step, int64_t channels, int64_t positi
     }
 }
 
-// How the work is cut. Sums do not depend on it.
+// How the work is cut. Sums do not depend on it, nor does the place of a pixel in its panel, which decides
+// which of two NaNs is kept, on the number of threads.
 FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, ImplicitGemmPlan* plan) {
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
@@ -89,33 +75,44 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
                 span = p.present ? (p.size[0] - 1) * p.dilation[0] + 1 : 1;
   const auto conv_rows = [&](int64_t rows) { return smaller((rows - 1) * step + span, g.CH); };
   // A tile of 32 K floats and the staged rows of 32 K stay in L2.
-  const int64_t most = smaller(32768 / g.C_out < 64 ? 64 : 32768 / g.C_out, 1024);
+  const int64_t tile = smaller(32768 / g.C_out < 64 ? 64 : 32768 / g.C_out, 1024);
+  const int64_t most = plan->in_place ? plan->planes.pixels : smaller(tile, plan->planes.pixels);
   const auto staged = [&](int64_t rows) {
-    return ((conv_rows(rows) - 1) * g.stride[0] + (g.KH - 1) * g.dilation[0] + 1) * plan->planes.input.row;
+    const int64_t stage_rows =
+        g.KH == 1 ? conv_rows(rows) : (conv_rows(rows) - 1) * g.stride[0] + (g.KH - 1) * g.dilation[0] + 1;
+    return stage_rows * plan->planes.input.row;
   };
-  int64_t rows = p.OH;
-  while (rows > 1 && (conv_rows(rows) * g.CW > most || (!plan->planes.pointwise && staged(rows) > 32768)))
-    --rows;
-  // For any number of threads alike: where a pixel lies in its panel decides which of two NaNs is kept.
-  while (rows > 1 && g.N * parts_of(p.OH, rows) < 4) --rows;
-  plan->groups = parts_of(p.OH, rows);
-  plan->rows = rows = parts_of(p.OH, plan->groups);
-  plan->groups = parts_of(p.OH, rows);
+  // Rows whose vectors are full, in groups that a few threads share evenly.
+  constexpr int64_t kEven = 4, kGroupCost = 2;
+  int64_t least = INT64_MAX;
+  for (int64_t rows = 1; rows <= p.OH; ++rows) {
+    if (rows > 1 && (conv_rows(rows) * g.CW > most || (!plan->planes.pointwise && staged(rows) > 32768)))
+      break;
+    const int64_t groups = parts_of(p.OH, rows), tasks = g.N * groups;
+    const int64_t cost = (tasks < kEven ? tasks : rounded_up(tasks, kEven)) *
+                         (parts_of(conv_rows(rows) * g.CW, kLanes) + kGroupCost);
+    if (cost <= least) least = cost, plan->rows = rows, plan->groups = groups;
+  }
+  const int64_t rows = plan->rows;
   plan->panels = parts_of(g.C_out, kPanelRows);
   const int64_t tasks = g.N * plan->groups;
-  plan->shares = tasks >= threads ? 1 : smaller(plan->panels, parts_of(threads, tasks));
+  // Few tasks that do not come out even are cut along the channels too: every share packs the pixels for
+  // itself.
+  plan->shares = tasks >= 4 * threads || tasks % threads == 0 ? 1 : smaller(plan->panels, threads);
   plan->share_panels = parts_of(plan->panels, plan->shares);
   plan->shares = parts_of(plan->panels, plan->share_panels);
   plan->pitch = rounded_up(conv_rows(rows) * g.CW, kGemmWidth);
   plan->staged = plan->planes.pointwise ? 0 : rounded_up(staged(rows) + 2 * kStagedSlack, 16);
-  plan->right = plan->planes.block_depth * kGemmWidth;
-  plan->conv = plan->share_panels * kPanelRows * plan->pitch;
+  plan->right = smaller(plan->planes.pixels, plan->pitch) / kGemmWidth * plan->planes.panel;
+  plan->left = plan->planes.block_depth * kPanelRows;
+  plan->conv = plan->in_place ? 0 : plan->share_panels * kPanelRows * plan->pitch;
   plan->values = plan->contiguous ? 0 : plan->share_panels * kPanelRows * rows * p.OW;
 }
 
+// `epilogue`: what follows a convolution without a pool in its place, or null.
 inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForward* epilogue,
                                const ImplicitGemmPlan& plan, const PlanePool& pool, const int32_t* offset,
-                               const float* packed, int64_t task, float* scratch) {
+                               int64_t task, float* scratch) {
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
   const int64_t share = task % plan.shares, group = task / plan.shares % plan.groups;
@@ -124,31 +121,40 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForw
   const Range in = conv_rows(g, p, rows);
   const Range panels = {share * plan.share_panels, smaller(plan.panels, (share + 1) * plan.share_panels)};
   const Range channels = {panels.begin * kPanelRows, smaller(g.C_out, panels.end * kPanelRows)};
-  float *right = scratch, *conv = right + plan.right, *ring = conv + plan.conv;
+  float *right = scratch, *left = right + plan.right, *conv = left + plan.left, *ring = conv + plan.conv;
   float* staged = ring + plan.ring + kStagedSlack;
-  if (in.begin < in.end)
-    multiply_plane_tile(a, plan.planes, offset, packed, static_cast<const float*>(a.x) + n * a.x_strides[0],
-                        in, panels, staged, right, conv, plan.pitch);
-  const int64_t positions = (rows.end - rows.begin) * p.OW, count = channels.end - channels.begin;
-  const int64_t image = n * g.C_out * p.OH * p.OW;
-  if (plan.contiguous) {
-    const int64_t first = image + channels.begin * p.OH * p.OW + rows.begin * p.OW;
-    if (epilogue != nullptr) return finish_tile(*epilogue, conv, plan.pitch, channels, first, positions);
-    return pool_tile(a, pool, conv, plan.pitch, in, rows, channels, ring,
-                     {static_cast<float*>(a.output) + first, a.record == nullptr ? nullptr : a.record + first,
-                      p.OH * p.OW});
+  const int64_t plane = p.OH * p.OW, image = n * g.C_out * plane;
+  const int64_t first = image + channels.begin * plane + rows.begin * p.OW;
+  float* output = static_cast<float*>(a.output);
+  TileFinish finish = {};
+  PlaneTarget target = {conv, plan.pitch, true, nullptr};
+  if (plan.in_place) {
+    const auto from = [](const void* values, int64_t at) {
+      return values == nullptr ? nullptr : static_cast<const float*>(values) + at;
+    };
+    finish = {from(epilogue->scale, channels.begin), from(epilogue->bias, channels.begin),
+              from(epilogue->residual, first), epilogue->relu};
+    target = {output + first, plane, false, &finish};
   }
+  if (in.begin < in.end)
+    multiply_plane_tile(a, plan.planes, offset, static_cast<const float*>(a.x) + n * a.x_strides[0], in,
+                        panels, {staged, right, left}, target);
+  if (plan.in_place) return;
+  const int64_t positions = (rows.end - rows.begin) * p.OW, count = channels.end - channels.begin;
+  if (plan.contiguous)
+    return pool_tile(a, pool, conv, plan.pitch, in, rows, channels, ring,
+                     {output + first, a.record == nullptr ? nullptr : a.record + first, plane});
   float* values = staged + plan.staged - kStagedSlack;
   uint8_t* bytes = a.record == nullptr ? nullptr : reinterpret_cast<uint8_t*>(values + plan.values);
   pool_tile(a, pool, conv, plan.pitch, in, rows, channels, ring, {values, bytes, positions});
-  const int64_t first = image + rows.begin * p.OW * g.C_out + channels.begin;
-  put_positions(values, positions, count, positions, static_cast<float*>(a.output) + first, g.C_out);
+  const int64_t pixel = image + rows.begin * p.OW * g.C_out + channels.begin;
+  put_positions(values, positions, count, positions, output + pixel, g.C_out);
   if (bytes != nullptr)
     put_positions(reinterpret_cast<const ByteBits*>(bytes), positions, count, positions,
-                  reinterpret_cast<ByteBits*>(a.record + first), g.C_out);
+                  reinterpret_cast<ByteBits*>(a.record + pixel), g.C_out);
 }
 
-// `epilogue`: of a convolution without a pool, or null: a ReLU.
+// `epilogue`: of a convolution without a pool, or null.
 inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* epilogue,
                           const ThreadPool& threads) {
   const ConvGeometry& g = a.conv;
@@ -159,6 +165,7 @@ inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* 
   const ThreadPool& workers =
       g.N * g.C_out * g.CH * g.CW * g.C * plan.planes.taps < kSerialWork ? kSerial : threads;
   plan.contiguous = is_contiguous(g.C_out, p.OH, p.OW, a.output_strides);
+  plan.in_place = epilogue != nullptr && plan.contiguous;
   cut(a, workers.size(), &plan);
   PlanePool pool = {};
   pool.paired = p.present && is_2x2_stride_2(p) && 2 * p.OH <= g.CH && 2 * p.OW <= g.CW;
@@ -170,17 +177,16 @@ inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* 
     columns = rounded_up(p.OW, kLanes);
   }
   // the record takes a quarter of the values
-  plan.worker = rounded_up(plan.right + plan.conv + plan.ring + plan.staged + 2 * plan.values, 16);
+  plan.worker =
+      rounded_up(plan.right + plan.left + plan.conv + plan.ring + plan.staged + 2 * plan.values, 16);
 
   const int64_t depth = plan.planes.staged_geometry.C * plan.planes.taps;
   const int64_t offsets = rounded_up(depth, 16), firsts = rounded_up(columns / 4 + 16, 16);
-  const int64_t packed = plan.planes.blocks * plan.panels * plan.planes.block_depth * kPanelRows;
-  float* scratch = static_cast<float*>(thread_scratch(
-      static_cast<size_t>(offsets + firsts + rounded_up(packed, 16) + workers.size() * plan.worker) *
-      sizeof(float)));
+  float* scratch = static_cast<float*>(
+      thread_scratch(static_cast<size_t>(offsets + firsts + workers.size() * plan.worker) * sizeof(float)));
   int32_t* offset = reinterpret_cast<int32_t*>(scratch);
   uint8_t* first_kw = reinterpret_cast<uint8_t*>(scratch + offsets);
-  float *weight = scratch + offsets + firsts, *own = weight + rounded_up(packed, 16);
+  float* own = scratch + offsets + firsts;
   stage_offsets(plan.planes.staged_geometry, plan.planes.input, offset);
   for (int64_t ow = 0; ow < columns; ++ow)
     first_kw[ow] = static_cast<uint8_t>(
@@ -188,13 +194,10 @@ inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* 
   pool.first_kw = first_kw;
   for (int64_t worker = 0; worker < (ring ? workers.size() : 0); ++worker) {
     // Padding columns are never staged over.
-    float* to = own + worker * plan.worker + plan.right + plan.conv;
+    float* to = own + worker * plan.worker + plan.right + plan.left + plan.conv;
     for (int64_t i = 0; i < plan.ring; ++i) to[i] = -__builtin_inff();
   }
-  parallel_tasks(workers, plan.panels, [&](int64_t panel, int64_t) {
-    pack_plane_weight(static_cast<const float*>(a.weight), g, plan.planes, panel, plan.panels, weight);
-  });
   parallel_tasks(workers, g.N * plan.groups * plan.shares, [&](int64_t task, int64_t worker) {
-    implicit_gemm_task(a, epilogue, plan, pool, offset, weight, task, own + worker * plan.worker);
+    implicit_gemm_task(a, epilogue, plan, pool, offset, task, own + worker * plan.worker);
   });
 }
