@@ -15,12 +15,13 @@ namespace {
 constexpr int64_t kChunk = 1 << 20;
 // Rows of a chunk at least: packing a weight takes as long as multiplying it with 4.
 constexpr int64_t kFewestRows = 256;
-// Rows up to which the plain weight is multiplied as fast as a packed one, and where it is long and narrow.
-constexpr int64_t kPlainRows = 48, kPlainRowsOfLong = 128;
+// Rows up to which the plain weight is multiplied as fast as a packed one: if it is long, short, or short and
+// narrow.
+constexpr int64_t kPlainRows = 48, kPlainRowsOfShort = 31, kPlainRowsOfNarrow = 128;
 
 bool multiply_plain(int64_t rows, const Projection& p) {
-  if (p.K < 64) return rows < 32;
-  return rows <= kPlainRows || (rows <= kPlainRowsOfLong && p.K >= 2 * p.N);
+  if (p.K > 256) return rows <= kPlainRows;
+  return rows <= (p.K >= 64 && p.K >= 2 * p.N ? kPlainRowsOfNarrow : kPlainRowsOfShort);
 }
 
 // output[rows, N] = activation(x[rows, K] weight^T + bias)
