@@ -17,7 +17,6 @@ FUNCTIONS = {
     torch.sigmoid: "sigmoid",
 }
 MODULES = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def plain(module: object, *kinds: type[nn.Module]) -> bool:
@@ -27,7 +26,13 @@ def plain(module: object, *kinds: type[nn.Module]) -> bool:
     if kind not in kinds or getattr(kind.forward, "__module__", None) != kind.__module__:
         return False
     own = module.__dict__  # attributes of a module are found in 1 us, these in 0.1
-    return "forward" not in own and not any(map(own.__getitem__, HOOKS))
+    watched = (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    )
+    return not watched and "forward" not in own
 
 
 def parameters_of(
@@ -61,4 +66,10 @@ def activation_name(activation: object) -> str | None:
 
 def watches_every_module() -> bool:
     """Whether somebody registered a hook for all modules."""
-    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
+    shared = nn.modules.module
+    return bool(
+        shared._global_forward_hooks
+        or shared._global_forward_pre_hooks
+        or shared._global_backward_hooks
+        or shared._global_backward_pre_hooks
+    )

@@ -57,10 +57,10 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
   }
 }
 
-// What a panel of B adds to its columns of C: the first time it sets them, with the bias.
+// What a panel of B adds to its columns of C: the first time it sets them, with the bias. Fetches `ahead`.
 inline void multiply_columns(const LinearProduct& p, int64_t row, int64_t rows, int64_t column,
                              int64_t columns, bool first, int64_t depths, const float* left,
-                             const float* right) {
+                             const float* right, ColumnsAhead ahead) {
   const bool whole = columns == kGemmWidth;
   alignas(64) float beside[kBlockRows * kGemmWidth], beside_bias[kGemmWidth] = {};
   float* const c = p.output + row * p.N + column;
@@ -71,8 +71,10 @@ inline void multiply_columns(const LinearProduct& p, int64_t row, int64_t rows, 
     std::memcpy(beside_bias, bias, static_cast<size_t>(columns) * sizeof(float));
     bias = beside_bias;
   }
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows, some = (ahead.columns + panels - 1) / panels;
   for (int64_t i = 0; i < rows; i += kPanelRows, left += kLeftPanel) {
     const auto multiply = first || !whole ? multiply_panels<false> : multiply_panels<true>;
+    ahead.fetch_some(some);
     multiply(left, right, depths, lesser(rows - i, kPanelRows), out + i * out_row, out_row, bias);
   }
   if (whole) return;
@@ -100,8 +102,11 @@ inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float
           const int64_t column = r.column + from + j;
           if (row == 0 && j % together == 0)
             pack_right(p, column, lesser(columns - j, together), k, depths, right + j * depths);
+          const int64_t next = together == kGemmWidth && row == 0 ? columns - j - together : 0;
+          const ColumnsAhead ahead = {p.right + (column + together) * p.right_column + k * p.right_depth,
+                                      p.right_column, lesser(next, together), depths};
           multiply_columns(p, r.row + row, rows, column, lesser(columns - j, kGemmWidth), k == 0, depths,
-                           left, right + j * depths);
+                           left, right + j * depths, ahead);
         }
       }
     }

@@ -87,3 +87,15 @@ inline void pack_right(const LinearProduct& p, int64_t column, int64_t columns, 
     }
   }
 }
+
+// Columns of B in runs along the sum, which pack_right reads next: there, each line would be waited for.
+struct ColumnsAhead {
+  const float* at;
+  int64_t step, columns, depths;
+
+  void fetch_some(int64_t some) {
+    constexpr int64_t kLine = 16;
+    for (; some > 0 && columns > 0; --some, --columns, at += step)
+      for (int64_t k = 0; k < depths; k += kLine) __builtin_prefetch(at + k, 0, 2);
+  }
+};

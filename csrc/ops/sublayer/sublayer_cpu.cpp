@@ -15,12 +15,26 @@ namespace {
 constexpr int64_t kChunk = 1 << 20;
 // Rows of a chunk at least: packing a weight takes as long as multiplying it with 4.
 constexpr int64_t kFewestRows = 256;
-// Rows up to which the plain weight is multiplied as fast as a packed one, and where it is long and narrow.
-constexpr int64_t kPlainRows = 48, kPlainRowsOfLong = 128;
+// Rows up to which the plain weight is multiplied as fast as a packed one: if it is long, short, or short and
+// narrow.
+constexpr int64_t kPlainRows = 48, kPlainRowsOfShort = 31, kPlainRowsOfNarrow = 128;
 
 bool multiply_plain(int64_t rows, const Projection& p) {
-  if (p.K < 64) return rows < 32;
-  return rows <= kPlainRows || (rows <= kPlainRowsOfLong && p.K >= 2 * p.N);
+  if (p.K > 256) return rows <= kPlainRows;
+  return rows <= (p.K >= 64 && p.K >= 2 * p.N ? kPlainRowsOfNarrow : kPlainRowsOfShort);
+}
+
+// Products of two numbers each up to which one thread is faster: to share each loop costs an operator 5 us.
+constexpr int64_t kAlone = 1 << 18;
+
+void run_alone(int64_t workers, void (*body)(void* context, int64_t worker), void* context) {
+  for (int64_t worker = 0; worker < workers; ++worker) body(context, worker);
+}
+constexpr ThreadPool kNoPool{run_alone, [] { return int64_t{1}; }};
+
+const ThreadPool& pool_for(int64_t rows, const Projection& first, const Projection& second,
+                           const ThreadPool& pool) {
+  return rows * (first.N * first.K + second.N * second.K) <= kAlone ? kNoPool : pool;
 }
 
 // output[rows, N] = activation(x[rows, K] weight^T + bias)
@@ -129,20 +143,23 @@ int64_t chunk_of(int64_t count, int64_t each, int64_t fewest) {
 
 }  // namespace
 
-void attention_sublayer(const AttentionSublayer& a, const ThreadPool& pool) {
+void attention_sublayer(const AttentionSublayer& a, const ThreadPool& threads) {
   if (a.B == 0 || a.L == 0) return;
   const int64_t each = (a.memory == nullptr ? 4 * a.L : 2 * a.L + 2 * a.S) * a.E;
   const bool packed = a.call.cu_seqlens_q != nullptr;
   const bool chunked = a.batch_first && a.cache.keys == nullptr && !packed;
   const int64_t count = chunked ? chunk_of(a.B, each, (kFewestRows + a.L - 1) / a.L) : a.B;
   const int64_t together = packed ? 1 : count;
+  const int64_t tokens = packed ? a.L : a.B * std::max(a.L, a.S);
+  const ThreadPool& pool = pool_for(tokens, a.in, a.out, threads);
   const OperatorScratch scratch(static_cast<size_t>(together * each) * sizeof(float));
   for (int64_t first = 0; first < a.B; first += count)
     attend(a, first, std::min(count, a.B - first), scratch.floats(), pool);
 }
 
-void feed_forward_sublayer(const FeedForwardSublayer& a, const ThreadPool& pool) {
+void feed_forward_sublayer(const FeedForwardSublayer& a, const ThreadPool& threads) {
   if (a.rows == 0) return;
+  const ThreadPool& pool = pool_for(a.rows, a.in, a.out, threads);
   const int64_t E = a.in.K, hidden = a.in.N, count = chunk_of(a.rows, hidden + E, kFewestRows);
   const OperatorScratch scratch(static_cast<size_t>(count * (hidden + E)) * sizeof(float));
   float* memory = scratch.floats();
