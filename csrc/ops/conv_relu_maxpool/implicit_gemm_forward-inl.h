@@ -78,6 +78,8 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   const int64_t tile = smaller(32768 / g.C_out < 64 ? 64 : 32768 / g.C_out, 1024);
   const int64_t most = plan->in_place ? plan->planes.pixels : smaller(tile, plan->planes.pixels);
   const auto staged = [&](int64_t rows) {
+    if (plan->planes.pointwise) return int64_t{0};
+    if (plan->planes.strided) return conv_rows(rows) * g.CW + plan->planes.input.length;
     const int64_t stage_rows =
         g.KH == 1 ? conv_rows(rows) : (conv_rows(rows) - 1) * g.stride[0] + (g.KH - 1) * g.dilation[0] + 1;
     return stage_rows * plan->planes.input.row;
@@ -86,8 +88,7 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   constexpr int64_t kEven = 4, kGroupCost = 2;
   int64_t least = INT64_MAX;
   for (int64_t rows = 1; rows <= p.OH; ++rows) {
-    if (rows > 1 && (conv_rows(rows) * g.CW > most || (!plan->planes.pointwise && staged(rows) > 32768)))
-      break;
+    if (rows > 1 && (conv_rows(rows) * g.CW > most || staged(rows) > 32768)) break;
     const int64_t groups = parts_of(p.OH, rows), tasks = g.N * groups;
     const int64_t cost = (tasks < kEven ? tasks : rounded_up(tasks, kEven)) *
                          (parts_of(conv_rows(rows) * g.CW, kLanes) + kGroupCost);
@@ -102,7 +103,7 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   plan->share_panels = parts_of(plan->panels, plan->shares);
   plan->shares = parts_of(plan->panels, plan->share_panels);
   plan->pitch = rounded_up(conv_rows(rows) * g.CW, kGemmWidth);
-  plan->staged = plan->planes.pointwise ? 0 : rounded_up(staged(rows) + 2 * kStagedSlack, 16);
+  plan->staged = rounded_up(staged(rows) + 2 * kStagedSlack, 16);
   plan->right = smaller(plan->planes.pixels, plan->pitch) / kGemmWidth * plan->planes.panel;
   plan->left = plan->planes.block_depth * kPanelRows;
   plan->conv = plan->in_place ? 0 : plan->share_panels * kPanelRows * plan->pitch;

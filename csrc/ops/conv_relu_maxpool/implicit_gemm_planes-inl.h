@@ -13,6 +13,7 @@ struct PlanePlan {
   int64_t pixels;                     // packed at a time: whole panels
   int64_t panel;                      // floats from one packed panel of pixels to the next
   bool pointwise;                     // the windows are the image's own rows
+  bool strided;                       // or every so many pixels of them
 };
 
 FASTDL_INLINE PlanePlan plane_plan(const ConvGeometry& g, const int64_t* x_strides) {
@@ -28,7 +29,9 @@ FASTDL_INLINE PlanePlan plane_plan(const ConvGeometry& g, const int64_t* x_strid
   const int64_t panels = kPackedPixels / (plan.block_depth * kGemmWidth);
   plan.pixels = (panels < 1 ? 1 : smaller(panels, 64)) * kGemmWidth;
   plan.panel = plan.block_depth * kGemmWidth + 16;  // panels a power of two apart would share a set of L1
-  plan.pointwise = plan.taps == 1 && g.CH == g.H && g.CW == g.W && x_strides[3] == 1 && x_strides[2] == g.W;
+  const bool one_tap = plan.taps == 1 && g.padding[0] == 0 && g.padding[1] == 0 && x_strides[3] == 1;
+  plan.pointwise = one_tap && g.CH == g.H && g.CW == g.W && x_strides[2] == g.W;
+  plan.strided = one_tap && !plan.pointwise;
   return plan;
 }
 
@@ -118,6 +121,23 @@ inline void pack_pointwise(const float* from, int64_t plane, int64_t depths, int
   }
 }
 
+// The same where they are every so many pixels of it, first brought together in `row`.
+inline void pack_strided(const float* image, const int64_t* x_strides, const ConvGeometry& g,
+                         const StagedInput& input, Range rows, Range pixels, int64_t panel, float* row,
+                         float* right) {
+  constexpr int64_t kAhead = 4, kLine = 16;
+  const int64_t down = g.stride[0] * x_strides[2];
+  image += rows.begin * down;
+  for (int64_t c = 0; c < g.C; ++c, image += x_strides[1], right += kGemmWidth) {
+    for (int64_t r = 0; r < rows.end - rows.begin; ++r) {
+      const float* from = image + r * down;
+      for (int64_t i = 0; i < g.W; i += kLine) __builtin_prefetch(from + kAhead * x_strides[1] + i);
+      stage_channel(from, 1, input, g, row + r * g.CW);
+    }
+    pack_pointwise(row + pixels.begin, 0, 1, pixels.end - pixels.begin, panel, right);
+  }
+}
+
 // Where a tile goes: conv[channel][row], channels from the first panel's.
 struct PlaneTarget {
   float* conv;
@@ -144,7 +164,7 @@ inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan
     staged.C = smaller(g.C - c, staged.C);
     const int64_t depths = staged.C * plan.taps;
     const float* image = x + c * a.x_strides[1];
-    if (!plan.pointwise) {
+    if (!plan.pointwise && !plan.strided) {
       const int64_t first = rows.begin * g.stride[0] - g.padding[0];
       const Range in = {first, first + (count - 1) * g.stride[0] + (g.KH - 1) * g.dilation[0] + 1};
       stage_rows(image, a.x_strides, staged, plan.input, in, stage_step, scratch.staged);
@@ -162,6 +182,9 @@ inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan
       if (plan.pointwise)
         pack_pointwise(image + rows.begin * g.CW + from, a.x_strides[1], depths, some, plan.panel,
                        scratch.right);
+      else if (plan.strided)
+        pack_strided(image, a.x_strides, staged, plan.input, rows, {from, from + some}, plan.panel,
+                     scratch.staged, scratch.right);
       else
         for (int64_t i = 0; i < across; ++i)
           pack_pixels(scratch.staged, row_step, offset, depths, count, g.CW, from + i * kGemmWidth,
