@@ -59,14 +59,17 @@ FASTDL_INLINE void stage_channel(const T* row, int64_t step, const StagedInput& 
       if (j < end)
         store_first(to + j, load_first(from + j, static_cast<int>(end - j)), static_cast<int>(end - j));
     } else {
-      for (; stride * step == 2 && j < end; j += kLanes) {
-        // One element is not taken, and may not be there.
-        const int n = static_cast<int>(smaller(end - j, kLanes)),
-                  low = 2 * n - 1 < kLanes ? 2 * n - 1 : kLanes;
-        const T* pairs = from + 2 * j;
+      if (stride * step == 2 && end - begin > kLanes) {
         Vec even, odd;
-        deinterleave(load_first(pairs, low), load_first(pairs + low, 2 * n - 1 - low), even, odd);
-        n == kLanes ? store(to + j, even) : store_first(to + j, even, n);
+        for (; j + kLanes < end; j += kLanes) {
+          deinterleave(load(from + 2 * j), load(from + 2 * j + kLanes), even, odd);
+          store(to + j, even);
+        }
+        // The last ones once more as the second of pairs: nothing past them is read.
+        const T* last = from + 2 * (end - kLanes) - 1;
+        deinterleave(load(last), load(last + kLanes), even, odd);
+        store(to + end - kLanes, odd);
+        j = end;
       }
       for (; j < end; ++j) to[j] = to_float(from[j * stride * step]);
     }
