@@ -25,7 +25,7 @@ if not _extension.cpu.loaded or not packed_weights.AVAILABLE:
     pytest.skip("no weights in oneDNN's layout here", allow_module_level=True)
 
 CASES = {
-    "small images": (dict(padding=1, stride=2), (1, 64, 9, 9), 128, 3, torch.contiguous_format),
+    "small images": ({}, (3, 512, 4, 4), 1024, 1, torch.contiguous_format),
     "channels_last": (dict(padding=1, groups=8), (2, 32, 40, 40), 64, 3, torch.channels_last),
     "pointwise": ({}, (3, 64, 14, 14), 96, 1, torch.channels_last),
 }

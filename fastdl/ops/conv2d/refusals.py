@@ -31,19 +31,18 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         return "it has no backward"
     if (reason := refusals.refuse_cpu_planes(x, weight, g)) is not None:
         return reason
-    C_out, C, *kernel = weight.shape
-    if kernel == [1, 1]:
-        CH, CW = g.conv_size(x, weight)
-        if x.shape[0] * CH * CW < 64 and C_out > 2 * C:
-            return "of a small image the panels are half empty, and many channels wait for it"
-        if x.shape[0] <= 2:
-            return None
-        if C >= 128:
-            return "oneDNN's main loop is as fast for many images of 128 channels or more"
-        return "more than 4 C output channels are bound by memory" if C_out > 4 * C else None
-    if max(g.stride) > 1 and C_out >= 128 and kernel[0] * kernel[1] <= 9:
+    N, (C_out, C, *kernel) = x.shape[0], weight.shape
+    CH, CW = g.conv_size(x, weight)
+    taps, positions = kernel[0] * kernel[1], N * CH * CW
+    if taps == 1:
+        if C >= 512 and C * C_out >= 2**17 and (N > 2 or positions >= 512):
+            return "oneDNN's main loop is as fast for many positions of 512 channels or more"
         return None
-    return "only 1x1, and strides to 128 channels or more, are faster"
+    if N <= 2 and positions <= 256 or N == 1 and max(g.stride) > 1:
+        return None
+    if max(g.stride) > 1 and C_out >= 128 and taps <= 9:
+        return None
+    return "only 1x1, strides, and small images are faster"
 
 
 def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
@@ -92,8 +91,8 @@ def refuse_triton_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Ge
 
 CANDIDATES = [
     Candidate("cpu", "winograd", refusals.refuse_cpu_winograd),
-    Candidate("cpu", "onednn", refuse_cpu_onednn),
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
+    Candidate("cpu", "onednn", refuse_cpu_onednn),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),
     Candidate("triton", "composed", refuse_triton_composed),

@@ -91,7 +91,7 @@ def refuse_cpu_planes(x: Tensor, weight: Tensor, g: Geometry) -> str | None:
     if taps > 256:
         return "a running sum is over at most 256 taps"
     CH, CW = g.conv_size(x, weight)
-    if CH * CW < 32:
+    if CH * CW < 16:
         return f"an image of {CH}x{CW} positions leaves most of the panels empty"
     if taps > 9 and x.shape[0] * weight.numel() * CH * CW >= 2**26:
         return "oneDNN's main loop is as fast for large kernels"
