@@ -8,13 +8,13 @@ constexpr int64_t kTileRows = 24;
 // Unit blocks whose vectors fill whole panels.
 FASTDL_INLINE constexpr int64_t group_blocks(int64_t gates) {
   int64_t blocks = 1;
-  while (gates * blocks % kGemmVecs != 0) ++blocks;
+  while (gates * blocks % kPanelVecs != 0) ++blocks;
   return blocks;
 }
 
 FASTDL_INLINE int64_t panel_pairs(const Weight& w) { return (w.num_panels() + 1) / 2; }
 
-// Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kGemmWidth].
+// Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kPanelWidth].
 template <class S>
 FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float* out) {
   const int64_t unit = v / w.gates * kLanes;
@@ -24,7 +24,7 @@ FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float*
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) rows[i] = i < units ? load_units(plain + i * w.depth, depths) : zero();
   transpose(rows);
-  for (int i = 0; i < depths; ++i) store(out + i * kGemmWidth, rows[i]);
+  for (int i = 0; i < depths; ++i) store(out + i * kPanelWidth, rows[i]);
 }
 
 // Floats for the panels.
@@ -40,23 +40,23 @@ template <class S>
 void pack_panel(const Weight& w, int64_t panel) {
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) {
-    constexpr int64_t kColumns = kGemmVecs / kTileVecs;
+    constexpr int64_t kColumns = kPanelVecs / kTileVecs;
     for (int64_t column = panel * kColumns; column < (panel + 1) * kColumns; ++column)
       if (column < column_tiles(w)) pack_column_tiles(w, column);
     return;
   }
 #endif
-  float* out = w.panels + panel * kGemmWidth * w.depth;
-  for (int64_t i = 0; i < kGemmVecs; ++i, out += kLanes) {
-    const int64_t v = panel * kGemmVecs + i;
+  float* out = w.panels + panel * kPanelWidth * w.depth;
+  for (int64_t i = 0; i < kPanelVecs; ++i, out += kLanes) {
+    const int64_t v = panel * kPanelVecs + i;
     if (v >= w.vectors()) return;
     if (w.transposed) {
-      for (int64_t k = 0; k < w.depth; k += kLanes) pack_transposed<S>(w, v, k, out + k * kGemmWidth);
+      for (int64_t k = 0; k < w.depth; k += kLanes) pack_transposed<S>(w, v, k, out + k * kPanelWidth);
       continue;
     }
     const S* plain = static_cast<const S*>(w.plain) + v * kLanes;
     const int n = units_at(v * kLanes, w.units);
-    for (int64_t k = 0; k < w.depth; ++k) store(out + k * kGemmWidth, load_units(plain + k * w.units, n));
+    for (int64_t k = 0; k < w.depth; ++k) store(out + k * kPanelWidth, load_units(plain + k * w.units, n));
   }
 }
 
@@ -151,9 +151,9 @@ FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) return multiply_column_tiles(w, rows, a, a_row, first, count, out, out_row);
 #endif
-  for (int64_t v = 0; v < count; v += kGemmVecs)
-    multiply_panel(rows, count - v < kGemmVecs ? count - v : kGemmVecs, a, a_row,
-                   w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth, w.depth, out + v * kLanes,
+  for (int64_t v = 0; v < count; v += kPanelVecs)
+    multiply_panel(rows, count - v < kPanelVecs ? count - v : kPanelVecs, a, a_row,
+                   w.panels + (first + v) / kPanelVecs * kPanelWidth * w.depth, w.depth, out + v * kLanes,
                    out_row);
 }
 
