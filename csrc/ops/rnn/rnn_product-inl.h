@@ -60,10 +60,20 @@ void pack_panel(const Weight& w, int64_t panel) {
   }
 }
 
-// kRows rows of a with kLanes rows of W, kCols of them at once; sums along the depth in `partial`.
+// The rows of a transposed W that give vector v.
+template <class S>
+FASTDL_INLINE const S* plain_rows(const Weight& w, int64_t v) {
+  return static_cast<const S*>(w.plain) + (v % w.gates * w.units + v / w.gates * kLanes) * w.depth;
+}
+
+// kRows rows of a with kLanes rows of W, kCols of them at once; sums along the depth in `partial`. A row of W
+// is too short for a prefetcher to follow: AVX2 asks for the rows at `next`, line by line. With whole lines
+// in a vector that would be as many prefetches as loads.
 template <class S, int kRows, int kCols>
-FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_t depth, int64_t columns,
-                               Vec (*partial)[kLanes]) {
+FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, const S* next, int64_t depth,
+                               int64_t columns, Vec (*partial)[kLanes]) {
+  constexpr bool kAhead = FASTDL_ISA == FASTDL_ISA_AVX2;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));  // elements
   Vec sum[kRows][kCols];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
@@ -76,6 +86,8 @@ FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_
   const int64_t whole = depth / kLanes * kLanes;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < whole; k += kLanes) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; kAhead && i < kCols * kLanes; i += kLine) __builtin_prefetch(next + k * kCols + i);
     Vec left[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) left[i] = load(a + i * a_row + k);
@@ -106,13 +118,14 @@ FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int6
                             int64_t out_row) {
   constexpr int kCols = FASTDL_ISA >= FASTDL_ISA_AVX512 || kRows == 1 ? (kLanes < 8 ? kLanes : 8) : 4;
   const int64_t unit = v / w.gates * kLanes;
-  const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth;
+  const S* plain = plain_rows<S>(w, v);
+  const S* next = plain_rows<S>(w, v + 1 < w.vectors() ? v + 1 : v);
   const int64_t units = units_at(unit, w.units);
   Vec partial[kRows][kLanes];
 #pragma GCC unroll 1
   for (int64_t j = 0; j < kLanes; j += kCols) {
     if (j < units) {
-      dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, w.depth, units - j,
+      dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, next + j * w.depth, w.depth, units - j,
                                    reinterpret_cast<Vec(*)[kLanes]>(&partial[0][j]));
       continue;
     }
