@@ -1,6 +1,5 @@
 // A recurrent product by emulated tiles, for rnn_tiles_test.cpp.
 #include "common/cpu/dot-inl.h"
-#include "common/cpu/gemm-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
 //
@@ -20,7 +19,7 @@ static ProductSizes product(const ProductCase& c, const BFloat16* plain, float* 
   if (y == nullptr) return {panel_floats<BFloat16>(w), w.vectors(), kLanes};
   for (int64_t panel = 0; panel < w.num_panels(); ++panel) pack_panel<BFloat16>(w, panel);
   // In two calls, cut between panels.
-  const int64_t cut = w.num_panels() / 2 * kGemmVecs, stride = w.vectors() * kLanes;
+  const int64_t cut = w.num_panels() / 2 * kPanelVecs, stride = w.vectors() * kLanes;
   if (cut > 0) multiply<BFloat16>(w, c.rows, a, c.depth, 0, cut, y, stride);
   multiply<BFloat16>(w, c.rows, a, c.depth, cut, w.vectors() - cut, y + cut * kLanes, stride);
   return {};

@@ -31,10 +31,10 @@ struct Backward : BackwardState<kCell, S> {
   FASTDL_INLINE_MEMBER void products(const Weight& weight, int64_t block, int64_t rows, int64_t all,
                                      const float* left, int64_t left_row, const G& g) {
     const int64_t groups = panel_pairs(weight);
-    alignas(64) float tile[kTileRows * 2 * kGemmWidth];
+    alignas(64) float tile[kTileRows * 2 * kPanelWidth];
     for (int64_t group = block * groups / blocks; group < (block + 1) * groups / blocks; ++group) {
-      const int64_t first = group * 2 * kGemmVecs, after = weight.vectors() - first;
-      const int64_t some = after < 2 * kGemmVecs ? after : 2 * kGemmVecs;
+      const int64_t first = group * 2 * kPanelVecs, after = weight.vectors() - first;
+      const int64_t some = after < 2 * kPanelVecs ? after : 2 * kPanelVecs;
       for_tiles(all, [&](int64_t row, int64_t tile_rows) {
         const int64_t with = rows - row < tile_rows ? rows - row : tile_rows;
         if (with > 0)

@@ -6,7 +6,6 @@ using avx512::kRnnBackward;
 #else
 
 #include "common/cpu/dot-inl.h"
-#include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"

@@ -8,8 +8,8 @@ struct Forward : ForwardState<kCell, S> {
   using Row = typename State::Row;
   using State::count, State::step, State::groups, State::row_of, State::u_row, State::gx_row,
       State::staged_row;
-  using State::f, State::share, State::d, State::blocks, State::chunk, State::w, State::a, State::c_row,
-      State::a_row;
+  using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::w, State::a,
+      State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
   using State::u, State::hidden, State::staged, State::gx, State::offsets;
 
@@ -39,7 +39,7 @@ struct Forward : ForwardState<kCell, S> {
   }
   // Vectors of the gates' products, cut by groups of unit blocks.
   int64_t first_vector(int64_t block) const {
-    const int64_t first = block * groups() / blocks * kGroup * kGates, all = w->recurrent.vectors();
+    const int64_t first = block * groups() / blocks * group * kGates, all = w->recurrent.vectors();
     return first < all ? first : all;
   }
 
@@ -201,10 +201,10 @@ struct Forward : ForwardState<kCell, S> {
 
   void project_hidden(int64_t i, int64_t block) {
     const int64_t n = count(i), panels = w->projection.num_panels();
-    alignas(64) float tile[kTileRows * kGemmWidth];
+    alignas(64) float tile[kTileRows * kPanelWidth];
     for (int64_t panel = block * panels / blocks; panel < (block + 1) * panels / blocks; ++panel) {
-      const int64_t first = panel * kGemmVecs, left = w->projection.vectors() - first;
-      const int64_t some = left < kGemmVecs ? left : kGemmVecs;
+      const int64_t first = panel * kPanelVecs, left = w->projection.vectors() - first;
+      const int64_t some = left < kPanelVecs ? left : kPanelVecs;
       for_tiles(n, [&](int64_t row, int64_t rows) {
         multiply<S>(w->projection, rows, hidden + row * c_row, c_row, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < rows; ++k) {

@@ -6,7 +6,6 @@ using avx512::kRnnForward;
 #else
 
 #include "common/cpu/dot-inl.h"
-#include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
@@ -51,8 +50,9 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
     parameters[d].recurrent = {w.weight_hh, G, q.H, q.R, true, nullptr};
     parameters[d].projection = {w.weight_hr, 1, q.R, q.H, true, nullptr};
   }
-  const RnnSplit split = rnn_split(q, parameters[0].recurrent.floats(),
-                                   (vectors_of(q.H) + Task::kGroup - 1) / Task::kGroup, pool);
+  const int64_t group = packs(q) ? Task::kGroup : 1;
+  const RnnSplit split =
+      rnn_split(q, parameters[0].recurrent.floats(), (vectors_of(q.H) + group - 1) / group, pool);
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
@@ -66,6 +66,7 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of(q, split);
+      task.group = group;
       task.w = &parameters[task.d];
       task.take(arena);
     }

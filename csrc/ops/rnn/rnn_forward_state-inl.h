@@ -13,6 +13,7 @@ struct ForwardState {
   const RnnForward* f;
   RnnShare share;
   int64_t d, blocks, chunk;  // chunk: steps projected at once
+  int64_t group;             // unit blocks that blocks are made of
   const Parameters* w;
 
   float *a[2], *h;  // [share, a_row]: what the product reads in even and odd steps; h: before the mask
@@ -55,7 +56,7 @@ struct ForwardState {
   int64_t staged_row() const { return padded(f->q.I) + 16; }
   int64_t step(int64_t i) const { return d == 0 ? i : f->q.rows.T - 1 - i; }
   int64_t count(int64_t i) const { return i < f->q.rows.T ? share.count(step(i)) : 0; }
-  int64_t groups() const { return (vectors_of(f->q.H) + kGroup - 1) / kGroup; }
+  int64_t groups() const { return (vectors_of(f->q.H) + group - 1) / group; }
 
   bool resets(int64_t t, int64_t sequence) const {
     return f->q.reset != nullptr && f->q.reset[share.plan->row(t, sequence)] != 0;

@@ -1,6 +1,12 @@
-// C[rows, vectors] (+)= A[rows, depth] times a packed panel [depth, kGemmWidth], in sums of a few products
+// C[rows, vectors] (+)= A[rows, depth] times a packed panel [depth, kPanelWidth], in sums of a few products
 // each: the error of one long chain is larger than torch's. Sums of a piece stay in registers and are added
 // to C, which lies in L1, while the next piece runs. One thread. Saves nothing.
+
+// C held at once: 12 of 16 registers, or 24 of 32. 4 x 3 loads 7 times for 12 products, 6 x 2 would 8 times,
+// and 8 rows are two whole blocks. Without FMA a product needs a register more.
+constexpr int kPanelVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : FASTDL_ISA == FASTDL_ISA_AVX2 ? 3 : 2;
+constexpr int kPanelRows = FASTDL_ISA == FASTDL_ISA_AVX2 ? 4 : 6;
+constexpr int kPanelWidth = kPanelVecs * kLanes;
 
 // Products summed before C is touched.
 constexpr int64_t kMostDepth = 80;
@@ -11,9 +17,6 @@ constexpr int64_t kPanelBytes = 16 * 1024;
 // Steps along the depth at once. GCC finds no registers for the addresses of 6 rows from one pointer and a
 // stride.
 constexpr int64_t kDepthUnroll = 4;
-
-// Rows of C held at once: with kGemmVecs vectors 12 of 16 registers, or 24 of 32.
-constexpr int kPanelRows = 6;
 
 struct PanelProduct {
   int64_t a_row, c_row;
@@ -50,12 +53,12 @@ FASTDL_INLINE void panel_block(const float* a, const float* b, float* c, const P
 #pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) sum[i][j] = zero();
 #pragma GCC unroll 1
-    for (; k + kDepthUnroll <= end; k += kDepthUnroll, b += kDepthUnroll * kGemmWidth)
+    for (; k + kDepthUnroll <= end; k += kDepthUnroll, b += kDepthUnroll * kPanelWidth)
 #pragma GCC unroll 4
       for (int64_t u = 0; u < kDepthUnroll; ++u)
-        panel_step<kRows, kVecs>(sum, rows, k + u, b + u * kGemmWidth);
+        panel_step<kRows, kVecs>(sum, rows, k + u, b + u * kPanelWidth);
 #pragma GCC unroll 1
-    for (; k < end; ++k, b += kGemmWidth) panel_step<kRows, kVecs>(sum, rows, k, b);
+    for (; k < end; ++k, b += kPanelWidth) panel_step<kRows, kVecs>(sum, rows, k, b);
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
@@ -89,21 +92,23 @@ __attribute__((noinline)) void panel_rows(int64_t rows, const float* a, const fl
   }
 }
 
-// The first `vecs` vectors of the panel, 1 <= vecs <= kGemmVecs.
+// The first `vecs` vectors of the panel, 1 <= vecs <= kPanelVecs.
 void multiply_panel(int64_t rows, int64_t vecs, const float* a, int64_t a_row, const float* panel,
                     int64_t depth, float* c, int64_t c_row) {
   const int64_t pieces = (depth + kMostDepth - 1) / kMostDepth;
   const int64_t even = pieces > 0 ? (depth + pieces - 1) / pieces : 1;
   const int64_t piece = (even + kDepthUnroll - 1) / kDepthUnroll * kDepthUnroll;
-  const int64_t together = kPanelBytes / (piece * kGemmWidth * static_cast<int64_t>(sizeof(float)));
+  const int64_t together = kPanelBytes / (piece * kPanelWidth * static_cast<int64_t>(sizeof(float)));
   const int64_t span = (together > 0 ? together : 1) * piece;
   for (int64_t k = 0; k < depth; k += span) {
     const PanelProduct p = {a_row, c_row, depth - k < span ? depth - k : span, piece, k > 0};
-    const float* const b = panel + k * kGemmWidth;
+    const float* const b = panel + k * kPanelWidth;
     if (vecs == 1) panel_rows<1>(rows, a + k, b, c, p);
     if (vecs == 2) panel_rows<2>(rows, a + k, b, c, p);
-    if constexpr (kGemmVecs == 4) {
+    if constexpr (kPanelVecs >= 3) {
       if (vecs == 3) panel_rows<3>(rows, a + k, b, c, p);
+    }
+    if constexpr (kPanelVecs == 4) {
       if (vecs == 4) panel_rows<4>(rows, a + k, b, c, p);
     }
   }

@@ -8,13 +8,13 @@ constexpr int64_t kTileRows = 24;
 // Unit blocks whose vectors fill whole panels.
 FASTDL_INLINE constexpr int64_t group_blocks(int64_t gates) {
   int64_t blocks = 1;
-  while (gates * blocks % kGemmVecs != 0) ++blocks;
+  while (gates * blocks % kPanelVecs != 0) ++blocks;
   return blocks;
 }
 
 FASTDL_INLINE int64_t panel_pairs(const Weight& w) { return (w.num_panels() + 1) / 2; }
 
-// Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kGemmWidth].
+// Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kPanelWidth].
 template <class S>
 FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float* out) {
   const int64_t unit = v / w.gates * kLanes;
@@ -24,7 +24,7 @@ FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float*
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) rows[i] = i < units ? load_units(plain + i * w.depth, depths) : zero();
   transpose(rows);
-  for (int i = 0; i < depths; ++i) store(out + i * kGemmWidth, rows[i]);
+  for (int i = 0; i < depths; ++i) store(out + i * kPanelWidth, rows[i]);
 }
 
 // Floats for the panels.
@@ -40,30 +40,40 @@ template <class S>
 void pack_panel(const Weight& w, int64_t panel) {
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) {
-    constexpr int64_t kColumns = kGemmVecs / kTileVecs;
+    constexpr int64_t kColumns = kPanelVecs / kTileVecs;
     for (int64_t column = panel * kColumns; column < (panel + 1) * kColumns; ++column)
       if (column < column_tiles(w)) pack_column_tiles(w, column);
     return;
   }
 #endif
-  float* out = w.panels + panel * kGemmWidth * w.depth;
-  for (int64_t i = 0; i < kGemmVecs; ++i, out += kLanes) {
-    const int64_t v = panel * kGemmVecs + i;
+  float* out = w.panels + panel * kPanelWidth * w.depth;
+  for (int64_t i = 0; i < kPanelVecs; ++i, out += kLanes) {
+    const int64_t v = panel * kPanelVecs + i;
     if (v >= w.vectors()) return;
     if (w.transposed) {
-      for (int64_t k = 0; k < w.depth; k += kLanes) pack_transposed<S>(w, v, k, out + k * kGemmWidth);
+      for (int64_t k = 0; k < w.depth; k += kLanes) pack_transposed<S>(w, v, k, out + k * kPanelWidth);
       continue;
     }
     const S* plain = static_cast<const S*>(w.plain) + v * kLanes;
     const int n = units_at(v * kLanes, w.units);
-    for (int64_t k = 0; k < w.depth; ++k) store(out + k * kGemmWidth, load_units(plain + k * w.units, n));
+    for (int64_t k = 0; k < w.depth; ++k) store(out + k * kPanelWidth, load_units(plain + k * w.units, n));
   }
 }
 
-// kRows rows of a with kLanes rows of W, kCols of them at once; sums along the depth in `partial`.
+// The rows of a transposed W that give vector v.
+template <class S>
+FASTDL_INLINE const S* plain_rows(const Weight& w, int64_t v) {
+  return static_cast<const S*>(w.plain) + (v % w.gates * w.units + v / w.gates * kLanes) * w.depth;
+}
+
+// kRows rows of a with kLanes rows of W, kCols of them at once; sums along the depth in `partial`. A row of W
+// is too short for a prefetcher to follow: AVX2 asks for the rows at `next`, line by line. With whole lines
+// in a vector that would be as many prefetches as loads.
 template <class S, int kRows, int kCols>
-FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_t depth, int64_t columns,
-                               Vec (*partial)[kLanes]) {
+FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, const S* next, int64_t depth,
+                               int64_t columns, Vec (*partial)[kLanes]) {
+  constexpr bool kAhead = FASTDL_ISA == FASTDL_ISA_AVX2;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));  // elements
   Vec sum[kRows][kCols];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
@@ -76,6 +86,8 @@ FASTDL_INLINE void dot_columns(const float* a, int64_t a_row, const S* w, int64_
   const int64_t whole = depth / kLanes * kLanes;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < whole; k += kLanes) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; kAhead && i < kCols * kLanes; i += kLine) __builtin_prefetch(next + k * kCols + i);
     Vec left[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) left[i] = load(a + i * a_row + k);
@@ -106,13 +118,14 @@ FASTDL_INLINE void dot_rows(const Weight& w, const float* a, int64_t a_row, int6
                             int64_t out_row) {
   constexpr int kCols = FASTDL_ISA >= FASTDL_ISA_AVX512 || kRows == 1 ? (kLanes < 8 ? kLanes : 8) : 4;
   const int64_t unit = v / w.gates * kLanes;
-  const S* plain = static_cast<const S*>(w.plain) + (v % w.gates * w.units + unit) * w.depth;
+  const S* plain = plain_rows<S>(w, v);
+  const S* next = plain_rows<S>(w, v + 1 < w.vectors() ? v + 1 : v);
   const int64_t units = units_at(unit, w.units);
   Vec partial[kRows][kLanes];
 #pragma GCC unroll 1
   for (int64_t j = 0; j < kLanes; j += kCols) {
     if (j < units) {
-      dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, w.depth, units - j,
+      dot_columns<S, kRows, kCols>(a, a_row, plain + j * w.depth, next + j * w.depth, w.depth, units - j,
                                    reinterpret_cast<Vec(*)[kLanes]>(&partial[0][j]));
       continue;
     }
@@ -151,9 +164,9 @@ FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) return multiply_column_tiles(w, rows, a, a_row, first, count, out, out_row);
 #endif
-  for (int64_t v = 0; v < count; v += kGemmVecs)
-    multiply_panel(rows, count - v < kGemmVecs ? count - v : kGemmVecs, a, a_row,
-                   w.panels + (first + v) / kGemmVecs * kGemmWidth * w.depth, w.depth, out + v * kLanes,
+  for (int64_t v = 0; v < count; v += kPanelVecs)
+    multiply_panel(rows, count - v < kPanelVecs ? count - v : kPanelVecs, a, a_row,
+                   w.panels + (first + v) / kPanelVecs * kPanelWidth * w.depth, w.depth, out + v * kLanes,
                    out_row);
 }
 

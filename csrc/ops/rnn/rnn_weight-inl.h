@@ -5,11 +5,11 @@ struct Weight {
   const void* plain;
   int64_t gates, units, depth;
   bool transposed;
-  float* panels;  // [vectors / kGemmVecs, depth, kGemmVecs, kLanes], or tiles; null: `plain` is read
+  float* panels;  // [vectors / kPanelVecs, depth, kPanelVecs, kLanes], or tiles; null: `plain` is read
 
   int64_t vectors() const { return vectors_of(units) * gates; }
-  int64_t num_panels() const { return (vectors() + kGemmVecs - 1) / kGemmVecs; }
-  int64_t floats() const { return num_panels() * kGemmWidth * depth; }
+  int64_t num_panels() const { return (vectors() + kPanelVecs - 1) / kPanelVecs; }
+  int64_t floats() const { return num_panels() * kPanelWidth * depth; }
 };
 
 // Whether a packed weight is multiplied by AMX tiles.
