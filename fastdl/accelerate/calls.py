@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import conv2d, conv_relu_maxpool
+from ..ops.conv2d import Normalisation, conv2d_batch_norm
 from ..transforms import needs_gradient, obstacle
 
 _FEW = 4  # input channels, from which the direct convolution is faster than Winograd
@@ -98,8 +99,11 @@ def _relu(y: Tensor) -> Tensor:
 
 def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **more: object) -> Tensor:
     """norm(conv(x)) with running statistics, and what follows, by the op: nothing as large as the weight is made."""
-    scale, shift = _scale_and_shift(conv, norm)
-    return conv2d(x, conv.weight, shift, **_geometry(conv), scale=scale, **more)
+    return conv2d_batch_norm(x, conv.weight, conv.bias, _normalisation(norm), **_geometry(conv), **more)
+
+
+def _normalisation(norm: nn.BatchNorm2d) -> Normalisation:
+    return Normalisation(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
 def _norm_fits(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
@@ -187,18 +191,8 @@ def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that equals norm(conv(x)) with running statistics."""
-    scale, shift = _scale_and_shift(conv, norm)
+    scale, shift = _normalisation(norm).scale_and_shift(conv.bias)
     return (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype), shift.to(conv.weight.dtype)
-
-
-def _scale_and_shift(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    if norm.bias is None:
-        return scale, -(centre * scale)
-    return scale, torch.addcmul(norm.bias, centre, scale, value=-1)
 
 
 def relu_max_pool(

@@ -1,4 +1,4 @@
-// The CPU kernel of conv2d that follows somebody else's convolution; those that convolve are declared in
+// The CPU kernels of conv2d beside those that convolve, which are declared in
 // ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h.
 #pragma once
 #include "common/cpu/parallel.h"
@@ -6,7 +6,9 @@
 
 namespace fastdl::cpu {
 
-// Every dtype, both memory formats.
+// Follows somebody else's convolution. Every dtype, both memory formats.
 void conv2d_epilogue(const Conv2dEpilogue& args, const ThreadPool& pool);
+
+void batch_norm_scale(const BatchNormScale& args);
 
 }  // namespace fastdl::cpu

@@ -1,4 +1,6 @@
 // The CPU operators of conv2d: tensors in, checked; outputs allocated; kernels called; nothing computed.
+#include <vector>
+
 #include "common/cpu/fingerprint.h"
 #include "ops/conv2d/conv2d_args.h"
 #include "ops/conv2d/conv2d_cpu.h"
@@ -24,8 +26,15 @@ void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& 
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
 }
 
-Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
-              std::optional<Tensor> residual, bool relu, IntList geometry, int64_t algorithm, bool training) {
+// What follows the convolution, per channel: pointers that outlive the call, or null.
+struct ChannelValues {
+  const void *scale, *bias;
+};
+
+Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                const ChannelValues* values, const std::optional<Tensor>& scale,
+                const std::optional<Tensor>& residual, bool relu, const IntList& geometry, int64_t algorithm,
+                bool training) {
   Conv2dForward args;
   PoolGeometry pool;
   unpack(geometry, x, weight, args.conv, pool);
@@ -41,8 +50,8 @@ Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
   copy_strides(inputs.x, args.x_strides);
   args.weight = inputs.weight.data_ptr();
   args.weight_channels_last = !inputs.weight.is_contiguous();
-  args.bias = inputs.bias ? inputs.bias->data_ptr() : nullptr;
-  args.scale = scales ? scales->data_ptr() : nullptr;
+  args.bias = values != nullptr ? values->bias : inputs.bias ? inputs.bias->data_ptr() : nullptr;
+  args.scale = values != nullptr ? values->scale : scales ? scales->data_ptr() : nullptr;
   args.residual = added ? added->data_ptr() : nullptr;
   args.relu = relu;
   args.output = output.data_ptr();
@@ -51,6 +60,33 @@ Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional
   if (args.conv.N > 0)
     (winograd ? cpu::winograd_conv2d : cpu::implicit_gemm_conv2d)(args, torch_thread_pool());
   return output;
+}
+
+Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
+              std::optional<Tensor> residual, bool relu, IntList geometry, int64_t algorithm, bool training) {
+  return convolve(x, weight, bias, nullptr, scale, residual, relu, geometry, algorithm, training);
+}
+
+Tensor conv2d_batch_norm(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor running_mean,
+                         Tensor running_var, std::optional<Tensor> norm_weight,
+                         std::optional<Tensor> norm_bias, double eps, std::optional<Tensor> residual,
+                         bool relu, IntList geometry, int64_t algorithm) {
+  check(dtype_of(x) == DType::kFloat32, "conv2d_batch_norm is for float32");
+  check(weight.dim() == 4, "weight must have shape [C_out, C, KH, KW], got ", shape_text(weight));
+  const int64_t C_out = weight.size(0);
+  const std::optional<Tensor> tensors[] = {channel_values("running_mean", running_mean, x, C_out),
+                                           channel_values("running_var", running_var, x, C_out),
+                                           channel_values("norm_weight", norm_weight, x, C_out),
+                                           channel_values("norm_bias", norm_bias, x, C_out),
+                                           channel_values("bias", bias, x, C_out)};
+  const auto data = [&](int i) {
+    return tensors[i] ? static_cast<const float*>(tensors[i]->data_ptr()) : nullptr;
+  };
+  std::vector<float> scale(C_out), shift(C_out);
+  cpu::batch_norm_scale(
+      {C_out, eps, data(0), data(1), data(2), data(3), data(4), scale.data(), shift.data()});
+  const ChannelValues values = {scale.data(), shift.data()};
+  return convolve(x, weight, std::nullopt, &values, std::nullopt, residual, relu, geometry, algorithm, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
@@ -90,6 +126,7 @@ int64_t weight_fingerprint(Tensor weight) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&fastdl::conv2d));
+  m.impl("conv2d_batch_norm", TORCH_BOX(&fastdl::conv2d_batch_norm));
   m.impl("conv2d_backward", TORCH_BOX(&fastdl::conv2d_backward));
   m.impl("conv2d_epilogue", TORCH_BOX(&fastdl::conv2d_epilogue));
   m.impl("weight_fingerprint", TORCH_BOX(&fastdl::weight_fingerprint));

@@ -1,4 +1,5 @@
 from . import registration as registration
-from .op import conv2d
+from .normalisation import Normalisation
+from .op import conv2d, conv2d_batch_norm
 
-__all__ = ["conv2d"]
+__all__ = ["Normalisation", "conv2d", "conv2d_batch_norm"]

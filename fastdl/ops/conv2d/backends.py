@@ -12,9 +12,11 @@ from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
 from . import packed_weights, registration, triton_ops  # noqa: F401, the operators below must be defined
 from .epilogue import Epilogue
+from .normalisation import Normalisation
 
 # Overloads, called directly: it saves 1 us of overload resolution.
 _forward = torch.ops.fastdl.conv2d.default
+_batch_norm = torch.ops.fastdl.conv2d_batch_norm.default
 _backward = torch.ops.fastdl.conv2d_backward.default
 _epilogue = torch.ops.fastdl.conv2d_epilogue.default
 # cpu and cuda are two keys of the same operator; Triton's is an operator of its own.
@@ -53,6 +55,19 @@ def forward(
         return y.relu_() if relu else y
     _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, relu)
     return y
+
+
+def forward_normalised(
+    plan: Plan,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Normalisation,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """relu(norm(conv2d(x)) + residual) by a plan with a kernel of its own, in one call."""
+    return _batch_norm(x, weight, bias, *norm, residual, relu, plan.packed, ALGORITHMS[plan.algorithm])
 
 
 def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

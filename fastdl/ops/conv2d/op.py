@@ -15,6 +15,7 @@ from ..conv_relu_maxpool.signature import signature
 from ..plans import Plans
 from . import backends
 from .epilogue import Epilogue, scaled
+from .normalisation import Normalisation
 from .reference import reference
 from .refusals import CANDIDATES
 
@@ -72,6 +73,42 @@ def conv2d(
     if plan is None or not epilogue.is_plain(x, weight, plan.g):
         return _checked(x, weight, bias, epilogue, arguments, key)
     return compute(plan, x, weight, bias, epilogue)
+
+
+def conv2d_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Normalisation,
+    *,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """conv2d with the scale and bias of a normalisation; a remembered plan of a kernel takes one operator for all."""
+    arguments = (stride, padding, dilation, groups, *_NO_POOL)
+    # the bias that will follow is like the mean
+    plan = (
+        None
+        if torch.compiler.is_compiling()
+        else _planned.get(signature(x, weight, norm.running_mean, arguments))
+    )
+    if (
+        plan is not None
+        and plan.algorithm in ("winograd", "implicit_gemm")
+        and plan.backend == "cpu"
+        and x.dtype is torch.float32
+        and not torch.is_grad_enabled()
+        and norm.is_plain(bias)
+        and Epilogue(None, residual).is_plain(x, weight, plan.g)
+    ):
+        return backends.forward_normalised(plan, x, weight, bias, norm, residual, relu)
+    scale, shift = norm.scale_and_shift(bias)
+    more = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return conv2d(x, weight, shift, **more, scale=scale, residual=residual, relu=relu)
 
 
 def _checked(

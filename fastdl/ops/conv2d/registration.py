@@ -11,6 +11,7 @@ from ..conv_relu_maxpool.geometry import Geometry
 from ..conv_relu_maxpool.registration import fake_conv_relu_maxpool, fake_conv_relu_maxpool_backward
 from ..raw_operators import define
 from . import schema
+from .normalisation import Normalisation
 from .reference import reference
 
 
@@ -26,6 +27,24 @@ def conv2d(
     training: bool,
 ) -> Tensor:
     return reference(x, weight, bias, scale, residual, relu, Geometry.unpack(geometry))
+
+
+def conv2d_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    relu: bool,
+    geometry: list[int],
+    algorithm: int,
+) -> Tensor:
+    scale, shift = Normalisation(running_mean, running_var, norm_weight, norm_bias, eps).scale_and_shift(bias)
+    return reference(x, weight, shift, scale, residual, relu, Geometry.unpack(geometry))
 
 
 def conv2d_backward(
@@ -69,6 +88,23 @@ def fake_conv2d(
     training: bool,
 ) -> Tensor:
     return fake_conv_relu_maxpool(x, weight, bias, geometry, algorithm, False)[0]
+
+
+def fake_conv2d_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    relu: bool,
+    geometry: list[int],
+    algorithm: int,
+) -> Tensor:
+    return fake_conv_relu_maxpool(x, weight, None, geometry, algorithm, False)[0]
 
 
 def fake_conv2d_backward(
