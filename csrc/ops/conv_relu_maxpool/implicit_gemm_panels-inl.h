@@ -74,7 +74,7 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
 // kWhole: every row and lane is there.
 template <bool kWhole, bool kFinish, bool kResidual>
 FASTDL_INLINE void put_tile(const TileSums& sums, int64_t vecs, const Tile& t) {
-  const TileFinish& f = *t.finish;
+  const TileFinish f = kFinish ? *t.finish : TileFinish{};
   const bool relu = kFinish && f.relu;
   for (int64_t i = 0; i < (kWhole ? kPanelRows : t.rows); ++i) {
     const Vec scale = set1(kFinish && f.scale != nullptr ? f.scale[i] : 1);

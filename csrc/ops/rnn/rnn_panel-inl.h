@@ -4,8 +4,12 @@
 
 // C held at once: 12 of 16 registers, or 24 of 32. 4 x 3 loads 7 times for 12 products, 6 x 2 would 8 times,
 // and 8 rows are two whole blocks. Without FMA a product needs a register more.
-constexpr int kPanelVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : FASTDL_ISA == FASTDL_ISA_AVX2 ? 3 : 2;
-constexpr int kPanelRows = FASTDL_ISA == FASTDL_ISA_AVX2 ? 4 : 6;
+// A column tile is 16 lanes, which three vectors do not hold.
+#if FASTDL_ISA == FASTDL_ISA_AVX2 && !FASTDL_TILES
+constexpr int kPanelVecs = 3, kPanelRows = 4;
+#else
+constexpr int kPanelVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : 2, kPanelRows = 6;
+#endif
 constexpr int kPanelWidth = kPanelVecs * kLanes;
 
 // Products summed before C is touched.
