@@ -204,8 +204,8 @@ def test_batch_norm_is_folded_where_that_is_faster(size, kernel_size, pool, fold
     layers = [nn.Conv2d(64, 64, kernel_size), nn.BatchNorm2d(64), nn.ReLU()]
     model = nn.Sequential(*layers, *([] if pool is None else [nn.MaxPool2d(pool)])).eval()
     x = torch.randn(1, 64, size + kernel_size - 1, size + kernel_size - 1)
-    expected, scaled, seen = model(x), calls._scale_and_shift, []
-    monkeypatch.setattr(calls, "_scale_and_shift", lambda *layers: seen.append(layers) or scaled(*layers))
+    expected, scaled, seen = model(x), calls._normalisation, []
+    monkeypatch.setattr(calls, "_normalisation", lambda norm: seen.append(norm) or scaled(norm))
     found = fastdl.accelerate(model)(x)
     assert bool(seen) == folds
     assert relative_l2(found, expected) < 1e-5
