@@ -39,13 +39,4 @@ struct Conv2dEpilogue {
   bool relu;
 };
 
-// A normalisation with running statistics as the scale and bias that follow a convolution, fp32.
-struct BatchNormScale {
-  int64_t C;
-  double eps;
-  const float *running_mean, *running_var;  // [C]
-  const float *weight, *bias, *conv_bias;   // [C] or null; conv_bias: the convolution's own
-  float *scale, *shift;                     // [C]
-};
-
 }  // namespace fastdl

@@ -9,6 +9,14 @@ namespace fastdl::cpu {
 // Follows somebody else's convolution. Every dtype, both memory formats.
 void conv2d_epilogue(const Conv2dEpilogue& args, const ThreadPool& pool);
 
+// A normalisation with running statistics as the scale and bias that follow a convolution, fp32.
+struct BatchNormScale {
+  int64_t C;
+  double eps;
+  const float *running_mean, *running_var;  // [C]
+  const float *weight, *bias, *conv_bias;   // [C] or null; conv_bias: the convolution's own
+  float *scale, *shift;                     // [C]
+};
 void batch_norm_scale(const BatchNormScale& args);
 
 }  // namespace fastdl::cpu
