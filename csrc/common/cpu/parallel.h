@@ -12,6 +12,12 @@ struct ThreadPool {
   int64_t (*size)();
 };
 
+// No threads but the caller's: below some work a parallel region costs more than it saves.
+inline constexpr ThreadPool kSerial = {[](int64_t workers, void (*body)(void*, int64_t), void* context) {
+                                         for (int64_t i = 0; i < workers; ++i) body(context, i);
+                                       },
+                                       []() -> int64_t { return 1; }};
+
 // f(task, worker) for every task in [0, tasks). Tasks are handed out one by one, so a slow core takes fewer.
 // No two calls with one `worker` run at the same time: scratch memory may be indexed by it.
 template <class F>

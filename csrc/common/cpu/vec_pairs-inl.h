@@ -42,6 +42,24 @@ FASTDL_INLINE void load_pairs(const Float16* p, int n, Vec& first, Vec& second) 
   second = widen(__builtin_convertvector(pairs >> 16, VecHalfBits), Float16{});
 }
 
+// from[0], from[2], ...; nothing past the last of them is read.
+template <class T>
+FASTDL_INLINE void copy_even(const T* from, int64_t count, float* to) {
+  if (count <= kLanes) {
+    for (int64_t j = 0; j < count; ++j) to[j] = to_float(from[2 * j]);
+    return;
+  }
+  Vec even, odd;
+  for (int64_t j = 0; j + kLanes < count; j += kLanes) {
+    load_pairs(from + 2 * j, kLanes, even, odd);
+    store(to + j, even);
+  }
+  // The last ones, some once more, as the second of pairs.
+  const int64_t last = count - kLanes;
+  load_pairs(from + 2 * last - 1, kLanes, even, odd);
+  store(to + last, odd);
+}
+
 // The first n elements as they lie in memory, one a 32-bit lane.
 FASTDL_INLINE VecBits load_bits(const float* p, int n) {
   return reinterpret_cast<VecBits>(n == kLanes ? load(p) : load_first(p, n));

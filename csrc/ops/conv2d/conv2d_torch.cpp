@@ -26,45 +26,55 @@ void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& 
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
 }
 
-// What follows the convolution, per channel: pointers that outlive the call, or null.
-struct ChannelValues {
-  const void *scale, *bias;
-};
-
-Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                const ChannelValues* values, const std::optional<Tensor>& scale,
-                const std::optional<Tensor>& residual, bool relu, const IntList& geometry, int64_t algorithm,
-                bool training) {
+// A call whose geometry and dtype are checked; bias and scale are the operator's to fill in.
+struct Convolution {
   Conv2dForward args;
   PoolGeometry pool;
-  unpack(geometry, x, weight, args.conv, pool);
-  check_conv2d(algorithm, args.conv, pool, x);
-  const bool winograd = algorithm == kConv2dWinograd;
-  const Tensor image = winograd ? x : in_memory_format(x, false);
-  const ConvInputs inputs = conv_inputs(image, weight, bias, args.conv, winograd);
-  const Tensor output = pooled_output(inputs.x, args.conv.N, args.conv.C_out, pool, false).output;
-  const std::optional<Tensor> scales = channel_values("scale", scale, x, args.conv.C_out);
+  bool winograd;
+};
+
+Convolution convolution(const Tensor& x, const Tensor& weight, const IntList& geometry, int64_t algorithm) {
+  Convolution c;
+  unpack(geometry, x, weight, c.args.conv, c.pool);
+  check_conv2d(algorithm, c.args.conv, c.pool, x);
+  c.winograd = algorithm == kConv2dWinograd;
+  return c;
+}
+
+Tensor output_of(Convolution c, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
+                 bool relu, bool training) {
+  Conv2dForward& args = c.args;
+  const Tensor image = c.winograd ? x : in_memory_format(x, false);
+  const ConvInputs inputs = conv_inputs(image, weight, std::nullopt, args.conv, c.winograd);
+  const Tensor output = pooled_output(inputs.x, args.conv.N, args.conv.C_out, c.pool, false).output;
   const std::optional<Tensor> added = image_like(residual, output);
   args.dtype = dtype_of(x);
   args.x = inputs.x.data_ptr();
   copy_strides(inputs.x, args.x_strides);
   args.weight = inputs.weight.data_ptr();
   args.weight_channels_last = !inputs.weight.is_contiguous();
-  args.bias = values != nullptr ? values->bias : inputs.bias ? inputs.bias->data_ptr() : nullptr;
-  args.scale = values != nullptr ? values->scale : scales ? scales->data_ptr() : nullptr;
   args.residual = added ? added->data_ptr() : nullptr;
   args.relu = relu;
   args.output = output.data_ptr();
   copy_strides(output, args.output_strides);
   args.training = training;
   if (args.conv.N > 0)
-    (winograd ? cpu::winograd_conv2d : cpu::implicit_gemm_conv2d)(args, torch_thread_pool());
+    (c.winograd ? cpu::winograd_conv2d : cpu::implicit_gemm_conv2d)(args, torch_thread_pool());
   return output;
+}
+
+template <class T = void>
+const T* data_of(const std::optional<Tensor>& t) {
+  return t ? static_cast<const T*>(t->data_ptr()) : nullptr;
 }
 
 Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
               std::optional<Tensor> residual, bool relu, IntList geometry, int64_t algorithm, bool training) {
-  return convolve(x, weight, bias, nullptr, scale, residual, relu, geometry, algorithm, training);
+  Convolution c = convolution(x, weight, geometry, algorithm);
+  const std::optional<Tensor> biases = channel_values("bias", bias, x, c.args.conv.C_out),
+                              scales = channel_values("scale", scale, x, c.args.conv.C_out);
+  c.args.bias = data_of(biases), c.args.scale = data_of(scales);
+  return output_of(c, x, weight, residual, relu, training);
 }
 
 Tensor conv2d_batch_norm(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor running_mean,
@@ -72,21 +82,18 @@ Tensor conv2d_batch_norm(Tensor x, Tensor weight, std::optional<Tensor> bias, Te
                          std::optional<Tensor> norm_bias, double eps, std::optional<Tensor> residual,
                          bool relu, IntList geometry, int64_t algorithm) {
   check(dtype_of(x) == DType::kFloat32, "conv2d_batch_norm is for float32");
-  check(weight.dim() == 4, "weight must have shape [C_out, C, KH, KW], got ", shape_text(weight));
-  const int64_t C_out = weight.size(0);
-  const std::optional<Tensor> tensors[] = {channel_values("running_mean", running_mean, x, C_out),
-                                           channel_values("running_var", running_var, x, C_out),
-                                           channel_values("norm_weight", norm_weight, x, C_out),
-                                           channel_values("norm_bias", norm_bias, x, C_out),
-                                           channel_values("bias", bias, x, C_out)};
-  const auto data = [&](int i) {
-    return tensors[i] ? static_cast<const float*>(tensors[i]->data_ptr()) : nullptr;
-  };
+  Convolution c = convolution(x, weight, geometry, algorithm);
+  const int64_t C_out = c.args.conv.C_out;
+  const std::optional<Tensor> mean = channel_values("running_mean", running_mean, x, C_out),
+                              variance = channel_values("running_var", running_var, x, C_out),
+                              weights = channel_values("norm_weight", norm_weight, x, C_out),
+                              biases = channel_values("norm_bias", norm_bias, x, C_out),
+                              conv_biases = channel_values("bias", bias, x, C_out);
   std::vector<float> scale(C_out), shift(C_out);
-  cpu::batch_norm_scale(
-      {C_out, eps, data(0), data(1), data(2), data(3), data(4), scale.data(), shift.data()});
-  const ChannelValues values = {scale.data(), shift.data()};
-  return convolve(x, weight, std::nullopt, &values, std::nullopt, residual, relu, geometry, algorithm, false);
+  cpu::batch_norm_scale({C_out, eps, data_of<float>(mean), data_of<float>(variance), data_of<float>(weights),
+                         data_of<float>(biases), data_of<float>(conv_biases), scale.data(), shift.data()});
+  c.args.bias = shift.data(), c.args.scale = scale.data();
+  return output_of(c, x, weight, residual, relu, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,

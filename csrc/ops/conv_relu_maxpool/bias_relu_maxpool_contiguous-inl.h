@@ -40,16 +40,6 @@ FASTDL_INLINE void copy_row(const T* from, int64_t count, Scalar* to) {
     store_first(to + j, load_first(from + j, static_cast<int>(count - j)), static_cast<int>(count - j));
 }
 
-// from[0], from[2], ...; nothing past the last of them is read.
-template <class T>
-FASTDL_INLINE void copy_even(const T* from, int64_t count, float* to) {
-  int64_t j = 0;
-  for (Vec even, odd; j + kLanes < count; j += kLanes) {
-    load_pairs(from + 2 * j, kLanes, even, odd);
-    store(to + j, even);
-  }
-  for (; j < count; ++j) to[j] = to_float(from[2 * j]);
-}
 FASTDL_INLINE void copy_even(const double* from, int64_t count, double* to) {
   for (int64_t j = 0; j < count; ++j) to[j] = from[2 * j];
 }

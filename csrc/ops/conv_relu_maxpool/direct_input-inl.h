@@ -53,24 +53,16 @@ FASTDL_INLINE void stage_channel(const T* row, int64_t step, const StagedInput& 
     for (int64_t j = 0; j < begin; ++j) to[j] = 0;
     for (int64_t j = end; j < s.length; ++j) to[j] = 0;
     const T* from = row + first * step;
+    if (stride * step == 2) {
+      copy_even(from + 2 * begin, end - begin, to + begin);
+      continue;
+    }
     int64_t j = begin;
     if (stride * step == 1) {
       for (; j + kLanes <= end; j += kLanes) store(to + j, load(from + j));
       if (j < end)
         store_first(to + j, load_first(from + j, static_cast<int>(end - j)), static_cast<int>(end - j));
     } else {
-      if (stride * step == 2 && end - begin > kLanes) {
-        Vec even, odd;
-        for (; j + kLanes < end; j += kLanes) {
-          deinterleave(load(from + 2 * j), load(from + 2 * j + kLanes), even, odd);
-          store(to + j, even);
-        }
-        // The last ones once more as the second of pairs: nothing past them is read.
-        const T* last = from + 2 * (end - kLanes) - 1;
-        deinterleave(load(last), load(last + kLanes), even, odd);
-        store(to + end - kLanes, odd);
-        j = end;
-      }
       for (; j < end; ++j) to[j] = to_float(from[j * stride * step]);
     }
   }

@@ -1,5 +1,6 @@
 // relu(max_pool2d(conv2d(x, weight)) + bias) as matrix products of planes, fp32. A task is a group of
-// output rows of one image and a share of the channels; its convolution stays in cache and is pooled there.
+// output rows of one image and a share of the channels. What is pooled or transposed stays in cache until
+// then, the rest is finished where it belongs.
 // Saves one byte a pooled element.
 
 struct ImplicitGemmPlan {
@@ -74,7 +75,7 @@ FASTDL_INLINE void cut(const ConvReluMaxpoolForward& a, int64_t threads, Implici
   const int64_t step = p.present ? p.stride[0] : 1,
                 span = p.present ? (p.size[0] - 1) * p.dilation[0] + 1 : 1;
   const auto conv_rows = [&](int64_t rows) { return smaller((rows - 1) * step + span, g.CH); };
-  // A tile of 32 K floats and the staged rows of 32 K stay in L2.
+  // A tile of 32 K floats, where there is one, and the staged rows of 32 K stay in L2 beside packed pixels.
   const int64_t tile = smaller(32768 / g.C_out < 64 ? 64 : 32768 / g.C_out, 1024);
   const int64_t most = plan->in_place ? plan->planes.pixels : smaller(tile, plan->planes.pixels);
   const auto staged = [&](int64_t rows) {
@@ -155,7 +156,7 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForw
                   reinterpret_cast<ByteBits*>(a.record + pixel), g.C_out);
 }
 
-// `epilogue`: of a convolution without a pool, or null.
+// `epilogue`: of a convolution without a pool, or null; a channels_last output has a bias and a ReLU alone.
 inline void implicit_gemm(const ConvReluMaxpoolForward& a, const Conv2dForward* epilogue,
                           const ThreadPool& threads) {
   const ConvGeometry& g = a.conv;

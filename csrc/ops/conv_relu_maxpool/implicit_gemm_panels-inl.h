@@ -81,14 +81,13 @@ FASTDL_INLINE void put_tile(const TileSums& sums, int64_t vecs, const Tile& t) {
     const Vec bias = set1(kFinish && f.bias != nullptr ? f.bias[i] : 0);
     for (int64_t j = 0; j < (kWhole ? kGemmVecs : vecs); ++j) {
       const int64_t at = i * t.row + j * kLanes;
-      const bool whole = kWhole || j < vecs - 1 || t.last == kLanes;
-      const auto get = [&](const float* p) { return whole ? load(p) : load_first(p, t.last); };
+      const int64_t there = kWhole || j < vecs - 1 ? kLanes : t.last;
       Vec v = load(sums.of[i] + j * kLanes);
-      if (t.add) v = get(t.c + at) + v;
+      if (t.add) v = load_values(t.c + at, there) + v;
       if constexpr (kFinish) v = v * scale + bias;
-      if constexpr (kResidual) v = v + get(f.residual + at);
+      if constexpr (kResidual) v = v + load_values(f.residual + at, there);
       if (relu) v = closed_where_negative<true, float>(v);
-      whole ? store(t.c + at, v) : store_first(t.c + at, v, t.last);
+      store_values(t.c + at, v, there);
     }
   }
 }

@@ -14,7 +14,3 @@ FASTDL_INLINE Range input_rows(const ConvGeometry& g, Range conv) {
 
 // Below this many multiply-adds a parallel region costs more than it saves.
 constexpr int64_t kSerialWork = 1 << 18;
-inline constexpr ThreadPool kSerial = {[](int64_t workers, void (*body)(void*, int64_t), void* context) {
-                                         for (int64_t i = 0; i < workers; ++i) body(context, i);
-                                       },
-                                       []() -> int64_t { return 1; }};

@@ -83,7 +83,7 @@ FASTDL_INLINE void panel_block_of(int64_t rows, const float* a, const float* b, 
   panel_block<kRows, kVecs>(a, b, c, p);
 }
 
-// Any number of rows, in blocks as even as can be: 13 rows run as 5 + 4 + 4, not as 6 + 6 + 1.
+// Any number of rows, in blocks as even as can be: 7 rows run as 4 + 3, 13 of panels of 6 as 5 + 4 + 4.
 template <int kVecs>
 __attribute__((noinline)) void panel_rows(int64_t rows, const float* a, const float* b, float* c,
                                           const PanelProduct& p) {

@@ -27,14 +27,9 @@ bool multiply_plain(int64_t rows, const Projection& p) {
 // Products of two numbers each up to which one thread is faster: to share each loop costs an operator 5 us.
 constexpr int64_t kAlone = 1 << 18;
 
-void run_alone(int64_t workers, void (*body)(void* context, int64_t worker), void* context) {
-  for (int64_t worker = 0; worker < workers; ++worker) body(context, worker);
-}
-constexpr ThreadPool kNoPool{run_alone, [] { return int64_t{1}; }};
-
 const ThreadPool& pool_for(int64_t rows, const Projection& first, const Projection& second,
                            const ThreadPool& pool) {
-  return rows * (first.N * first.K + second.N * second.K) <= kAlone ? kNoPool : pool;
+  return rows * (first.N * first.K + second.N * second.K) <= kAlone ? kSerial : pool;
 }
 
 // output[rows, N] = activation(x[rows, K] weight^T + bias)

@@ -69,7 +69,7 @@ def conv2d(
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
     epilogue = Epilogue(scale, residual, bool(relu))
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
-    plan = None if key is None else _planned.get(key)
+    plan = _planned.get(key)
     if plan is None or not epilogue.is_plain(x, weight, plan.g):
         return _checked(x, weight, bias, epilogue, arguments, key)
     return compute(plan, x, weight, bias, epilogue)
@@ -91,11 +91,8 @@ def conv2d_batch_norm(
     """conv2d with the scale and bias of a normalisation; a remembered plan of a kernel takes one operator for all."""
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
     # the bias that will follow is like the mean
-    plan = (
-        None
-        if torch.compiler.is_compiling()
-        else _planned.get(signature(x, weight, norm.running_mean, arguments))
-    )
+    key = None if torch.compiler.is_compiling() else signature(x, weight, norm.running_mean, arguments)
+    plan = _planned.get(key)
     if (
         plan is not None
         and plan.algorithm in ("winograd", "implicit_gemm")

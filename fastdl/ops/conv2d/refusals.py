@@ -38,7 +38,7 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         if C >= 512 and C * C_out >= 2**17 and (N > 2 or positions >= 512):
             return "oneDNN's main loop is as fast for many positions of 512 channels or more"
         return None
-    if N <= 2 and positions <= 256 or N == 1 and max(g.stride) > 1:
+    if (N <= 2 and positions <= 256) or (N == 1 and max(g.stride) > 1):
         return None
     if max(g.stride) > 1 and C_out >= 128 and taps <= 9:
         return None

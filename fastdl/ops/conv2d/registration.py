@@ -90,20 +90,8 @@ def fake_conv2d(
     return fake_conv_relu_maxpool(x, weight, bias, geometry, algorithm, False)[0]
 
 
-def fake_conv2d_batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    residual: Tensor | None,
-    relu: bool,
-    geometry: list[int],
-    algorithm: int,
-) -> Tensor:
+def fake_conv2d_batch_norm(x: Tensor, weight: Tensor, *more: object) -> Tensor:
+    *_, geometry, algorithm = more
     return fake_conv_relu_maxpool(x, weight, None, geometry, algorithm, False)[0]
 
 
