@@ -1,4 +1,5 @@
-"""conv2d: the 3x3 layers of residual networks, as the end of a block in inference and alone in training."""
+"""conv2d: the 3x3 layers of residual networks, as the end of a block in inference and alone in training, and the
+depthwise ones of mobile networks."""
 
 from __future__ import annotations
 
@@ -13,20 +14,22 @@ import fastdl
 from benchmarks.providers import LAYOUTS, Case, Prepared, Provider, Workload, compiled, onnx_runtime, openvino
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
+DEPTHWISE = ((144, 56, 3), (384, 14, 3), (960, 7, 3), (672, 14, 5), (192, 28, 7))
 
 
 def cases(device: str) -> list[Case]:
     found = [ConvCase.of("block inference", N, C, S, block=True) for N in (1, 16) for C, S in SHAPES]
     found += [ConvCase.of("inference", 16, C, S) for C, S in SHAPES]
+    found += [ConvCase.of("depthwise inference", 1, C, S, K=K, groups=C) for C, S, K in DEPTHWISE]
     return found + [ConvCase.of("training", 16, C, S, training=True) for C, S in SHAPES]
 
 
 class Block(nn.Module):
     """A convolution, and as a `block` the end of a residual block: BN(running statistics), + x, ReLU."""
 
-    def __init__(self, C: int, block: bool) -> None:
+    def __init__(self, C: int, block: bool, K: int, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(C, C, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(C, C, K, padding=K // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(C) if block else None
         if block:
             for t in (self.bn.weight, self.bn.bias, self.bn.running_mean):
@@ -39,7 +42,9 @@ class Block(nn.Module):
 
     def ours(self) -> Callable[[Tensor], Tensor]:
         if self.bn is None:
-            return lambda x: fastdl.ops.conv2d(x, self.conv.weight, padding=1)
+            how = dict(padding=self.conv.padding, groups=self.conv.groups)
+            weight = self.conv.weight
+            return lambda x: fastdl.ops.conv2d(x, weight, **how)
         bn = self.bn
         scale = (bn.weight * (bn.running_var + bn.eps).rsqrt()).detach()
         bias = (bn.bias - bn.running_mean * scale).detach()
@@ -54,19 +59,26 @@ class ConvCase(Case):
     N: int = 1
     C: int = 1
     S: int = 1
+    K: int = 3
+    groups: int = 1
     block: bool = False
     training: bool = False
 
     @classmethod
-    def of(cls, group: str, N: int, C: int, S: int, block: bool = False, training: bool = False) -> ConvCase:
-        flops = 2.0 * N * C * C * 9 * S * S * (3 if training else 1)
+    def of(
+        cls, group: str, N: int, C: int, S: int, *, K: int = 3, groups: int = 1, block: bool = False,
+        training: bool = False,
+    ) -> ConvCase:  # fmt: skip
+        flops = 2.0 * N * C * C // groups * K * K * S * S * (3 if training else 1)
+        name = f"{N}x{C}x{S}x{S}" + (f"-depthwise{K}" if groups > 1 else "")
         return cls(
-            f"{N}x{C}x{S}x{S}", group, torch.float32, flops, N=N, C=C, S=S, block=block, training=training
-        )
+            name, group, torch.float32, flops, N=N, C=C, S=S, K=K, groups=groups, block=block,
+            training=training,
+        )  # fmt: skip
 
     def workload(self, device: str) -> Workload:
         torch.manual_seed(0)
-        module = Block(self.C, self.block).eval().to(device)
+        module = Block(self.C, self.block, self.K, self.groups).eval().to(device)
         x, grad_output = torch.randn(2, self.N, self.C, self.S, self.S, device=device)
         truth = _run(module, module.double(), x.double(), grad_output.double() if self.training else None)
         module.float()

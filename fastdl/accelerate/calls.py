@@ -78,6 +78,11 @@ def is_winograd(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
 
 
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether every channel is convolved by itself, for which the op has a kernel on CPUs, without a backward."""
+    return conv.groups == conv.in_channels > 1
+
+
 def _is_direct(conv: nn.Conv2d) -> bool:
     return conv.in_channels <= _FEW and conv.stride == (1, 1)
 
@@ -88,7 +93,11 @@ def _geometry(conv: nn.Conv2d) -> dict[str, object]:
 
 def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(x), by the op's kernel where there is one."""
-    if is_winograd(conv) and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
+    if (
+        (is_winograd(conv) or is_depthwise(conv))
+        and x.device.type == "cpu"
+        and obstacle(x, conv.weight) is None
+    ):
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv))
     return conv(x)
 
@@ -123,7 +132,7 @@ def _norm_fits(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 def _one_call_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Torch's two calls are as fast for less than 0.3 ms in NHWC, or with groups."""
-    if conv.groups == 1 and x.is_contiguous():
+    if (conv.groups == 1 or is_depthwise(conv)) and x.is_contiguous():
         return True
     positions = x.numel() // (conv.in_channels * math.prod(_pair(conv.stride)))
     macs_each = conv.out_channels * conv.in_channels // conv.groups * math.prod(conv.kernel_size)

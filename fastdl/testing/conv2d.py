@@ -69,6 +69,9 @@ SAMPLES = (
     Sample(5, 1, 5, 5, 1, kwargs=SAME, **ALL),  # one channel: both memory formats are the same
     Sample(2, 12, 11, 9, 20, K=(1, 1), **ALL),  # pointwise
     Sample(2, 6, 13, 12, 8, kwargs=dict(stride=2, padding=1), scale=True, residual=True),
+    Sample(2, 12, 15, 17, 12, kwargs=dict(groups=12, padding=1), **ALL),  # depthwise
+    Sample(1, 6, 23, 9, 12, K=(5, 5), kwargs=dict(groups=6, stride=2, padding=2), scale=True, relu=True),
+    Sample(1, 3, 80, 70, 3, K=(7, 7), kwargs=dict(groups=3, padding=3), residual=True),
     Sample(1, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1, dilation=2), channels_last=True, **ALL),
 )
 

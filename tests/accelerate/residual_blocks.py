@@ -89,6 +89,21 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x)
 
 
+class MobileBlock(nn.Module):
+    """Channels convolved by themselves between two pointwise convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(CHANNELS, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6()
+        )
+        self.project, self.norm = nn.Conv2d(24, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.project(self.depthwise(self.expand(x))))
+
+
 class InPlaceResidual(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -192,6 +207,10 @@ CASES = {
     "conv, norm, silu": Case(ConvNormSiLU, {"conv": f"{NORM} in"}),
     "two readers of a norm": Case(TwoReaders, {"conv": f"{NORM} in"}),
     "inverted residual": Case(InvertedResidual, {"conv": "Conv2d → add in"}),
+    "mobile": Case(
+        MobileBlock,
+        {"expand.0": f"{NORM} in", "depthwise.0": f"{NORM} in", "project": f"{NORM} → add in"},
+    ),
     "in place": Case(InPlaceResidual, {"conv": "Conv2d → add in"}),
     "methods": Case(MethodResidual, {"conv": "Conv2d → add → ReLU in"}),
     "swapped": Case(SwappedMethod, {"conv": "Conv2d → add → ReLU in"}),

@@ -23,9 +23,10 @@ from fastdl.testing.conv2d import SAMPLES, Sample
 op = importlib.import_module("fastdl.ops.conv2d.op")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REFERENCE = Choice("reference", "torch")
-COMPOSED, WINOGRAD, IMPLICIT_GEMM, ONEDNN = (
-    Choice("cpu", algorithm) for algorithm in ("composed", "winograd", "implicit_gemm", "onednn")
+COMPOSED, WINOGRAD, IMPLICIT_GEMM, DEPTHWISE, ONEDNN = (
+    Choice("cpu", algorithm) for algorithm in ("composed", "winograd", "implicit_gemm", "depthwise", "onednn")
 )
+# Those that need no groups; DEPTHWISE has tests of its own besides.
 KERNELS = (COMPOSED, WINOGRAD, IMPLICIT_GEMM, *((ONEDNN,) if packed_weights.AVAILABLE else ()))
 PLANS = (REFERENCE, *KERNELS)
 
@@ -38,6 +39,9 @@ def serves(plan: Choice, sample: Sample, dtype: torch.dtype) -> bool:
     """Whether the kernel's contract covers the sample, fast or not."""
     if plan == IMPLICIT_GEMM:
         return dtype is torch.float32 and "groups" not in sample.kwargs and not sample.channels_last
+    if plan == DEPTHWISE:
+        whole = dtype is not torch.float64 and not sample.channels_last
+        return whole and sample.kwargs.get("groups") == sample.C
     if plan == ONEDNN:
         return dtype is not torch.float64 and not products.slow_in_torch(torch.empty(0, dtype=dtype))
     if plan != WINOGRAD:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conv2d_plans import (
     COMPOSED,
+    DEPTHWISE,
     DTYPES,
     IMPLICIT_GEMM,
     KERNELS,
@@ -17,6 +18,7 @@ from conv2d_plans import (
     cases,
     forced,
     name,
+    serves,
     skip_unless_it_serves,
     tensors_of,
 )
@@ -39,7 +41,7 @@ def full_plan(plan, sample, dtype):
     return make_plan(plan, sample.geometry(*sample.inputs(dtype)))
 
 
-@pytest.mark.parametrize(("plan", "sample", "dtype"), cases(KERNELS, DTYPES[1:]))
+@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), DTYPES[1:]))
 def test_error_rule(plan, sample, dtype):
     for quantity, report in reports(sample, full_plan(plan, sample, dtype), dtype).items():
         assert is_ok(report, plan.algorithm, dtype), f"{quantity}: {report}"
@@ -51,7 +53,7 @@ def test_float64_is_of_reference_quality(plan, sample, dtype):
         assert report.relative_l2 < 1e-15, f"{quantity}: {report}"
 
 
-@pytest.mark.parametrize(("plan", "sample", "dtype"), cases(KERNELS, DTYPES))
+@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), DTYPES))
 def test_small_integers_are_exact(plan, sample, dtype):
     """Any wrong index shows; in 16 bits the output alone: sums over a batch round."""
     run = run_plan(sample, full_plan(plan, sample, dtype), dtype, 0, integers=True)
@@ -64,14 +66,14 @@ def test_small_integers_are_exact(plan, sample, dtype):
         assert_close(value.to(dtype), truth.to(dtype), rtol=0, atol=0, msg=quantity)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=name)
+@pytest.mark.parametrize("plan", [*PLANS, DEPTHWISE], ids=name)
 def test_this_backend_ran(plan):
     """explain() names it, and the operators that ran are its own."""
-    sample = SAMPLES[1]
+    sample = next(s for s in SAMPLES[1:] if serves(plan, s, torch.float32))
     tensors = tensors_of(sample)
     leaves = [t.clone().requires_grad_() for t in tensors]
     with forced(plan):
-        explanation = fastdl.explain("conv2d", *tensors[:3], groups=1, dilation=1, padding=1)
+        explanation = fastdl.explain("conv2d", *tensors[:3], **sample.kwargs)
         with Operators() as inference:
             call(conv2d, sample, tensors)
         with Operators() as training:
@@ -83,10 +85,11 @@ def test_this_backend_ran(plan):
         COMPOSED: ["fastdl::conv2d_epilogue"],
         WINOGRAD: ["fastdl::conv2d"],
         IMPLICIT_GEMM: ["fastdl::conv2d"],
+        DEPTHWISE: ["fastdl::conv2d"],
         ONEDNN: ["fastdl::weight_fingerprint"],
     }
     assert ours == expected[plan]
-    if plan in (WINOGRAD, IMPLICIT_GEMM):
+    if plan in (WINOGRAD, IMPLICIT_GEMM, DEPTHWISE):
         assert inference.names == ours  # one kernel and no pass besides
     if plan == ONEDNN:
         assert "mkldnn::_convolution_pointwise.binary" in inference.names

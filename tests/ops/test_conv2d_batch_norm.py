@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conv2d_plans import IMPLICIT_GEMM, WINOGRAD, forced, name
+from conv2d_plans import DEPTHWISE, IMPLICIT_GEMM, WINOGRAD, forced, name
 from conv_relu_maxpool_plans import Operators
 from torch import nn
 from torch.library import opcheck
@@ -62,6 +62,23 @@ def test_one_operator_is_what_torch_computes(plan, bias, affine, added, relu):
                 y = conv2d_batch_norm(x, weight, conv_bias, norm, padding=1, residual=residual, relu=relu)
             assert_near(y, expected(x, weight, conv_bias, norm, residual, relu))
         assert OPERATOR in called.names
+
+
+def test_channels_alone_take_one_operator():
+    x, _, conv_bias, norm, _ = tensors(C=13)
+    weight = torch.randn(13, 1, 3, 3, generator=torch.Generator().manual_seed(1)) / 3
+    how = dict(padding=1, groups=13, relu=True)
+    with forced(DEPTHWISE), torch.no_grad():
+        for _ in range(2):  # the second call finds the plan
+            with Operators() as called:
+                y = conv2d_batch_norm(x, weight, conv_bias, norm, **how)
+    assert OPERATOR in called.names
+    each = [
+        expected(x[:, c : c + 1], weight[c : c + 1], conv_bias[c : c + 1], one, None, True)
+        for c in range(13)
+        for one in [Normalisation(*(t[c : c + 1] for t in norm[:4]), norm.eps)]
+    ]
+    assert_near(y, torch.cat(each, 1))
 
 
 def test_gradients_take_the_differentiable_way():

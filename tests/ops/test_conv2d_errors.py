@@ -100,6 +100,7 @@ RAW = [
     (raw, dict(weight=WEIGHT[..., :1]), "3x3"),
     (raw, dict(x=X[:, :, :2]), "larger"),
     (raw, dict(algorithm=0), "algorithm 0"),
+    (raw, dict(algorithm=5), "a group for every input channel"),
     (raw, dict(x=X.double(), weight=WEIGHT.double()), "float64"),
     (raw_backward, dict(grad_output=RESIDUAL[:1]), "shape [2, 6, 6, 6]"),
     (raw_backward, dict(grad_output=RESIDUAL[0]), "4 dimensions"),

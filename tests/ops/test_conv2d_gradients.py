@@ -8,6 +8,7 @@ import pytest
 import torch
 from conv2d_plans import (
     COMPOSED,
+    DEPTHWISE,
     KERNELS,
     PLANS,
     REFERENCE,
@@ -64,7 +65,7 @@ def test_numerical_gradients(plan, sample, check):
 
 
 @pytest.mark.parametrize(
-    ("plan", "sample", "dtype"), cases(KERNELS, (torch.float32,), (*SAMPLES, *EPILOGUES))
+    ("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), (torch.float32,), (*SAMPLES, *EPILOGUES))
 )
 def test_second_derivative(plan, sample, dtype):
     results = []

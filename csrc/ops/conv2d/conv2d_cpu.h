@@ -1,10 +1,14 @@
-// The CPU kernels of conv2d beside those that convolve, which are declared in
+// The CPU kernels of conv2d beside those it shares with conv_relu_maxpool, which are declared in
 // ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h.
 #pragma once
 #include "common/cpu/parallel.h"
 #include "ops/conv2d/conv2d.h"
 
 namespace fastdl::cpu {
+
+// One input channel for every output channel: C = groups. x, residual and output contiguous. fp32, fp16,
+// bf16; fp32 inside.
+void depthwise_conv2d(const Conv2dForward& args, const ThreadPool& pool);
 
 // Follows somebody else's convolution. Every dtype, both memory formats.
 void conv2d_epilogue(const Conv2dEpilogue& args, const ThreadPool& pool);

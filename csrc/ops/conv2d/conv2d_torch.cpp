@@ -11,7 +11,7 @@ namespace fastdl {
 namespace {
 
 // Codes shared with fastdl/ops/conv_relu_maxpool/backends.py.
-constexpr int64_t kConv2dWinograd = 1, kConv2dImplicitGemm = 3;
+constexpr int64_t kConv2dWinograd = 1, kConv2dImplicitGemm = 3, kConv2dDepthwise = 5;
 
 // What the kernels take for granted.
 void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& pool, const Tensor& x) {
@@ -21,8 +21,13 @@ void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& 
     check(g.KH * g.KW <= 256, "the implicit GEMM takes at most 256 taps");
     return;
   }
-  check(algorithm == kConv2dWinograd, "no CPU kernel for algorithm ", algorithm);
+  check(algorithm == kConv2dWinograd || algorithm == kConv2dDepthwise, "no CPU kernel for algorithm ",
+        algorithm);
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
+  if (algorithm == kConv2dDepthwise) {
+    check(g.groups == g.C, "the depthwise kernel needs a group for every input channel");
+    return;
+  }
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1, dilation 1 and groups 1");
 }
 
@@ -30,22 +35,28 @@ void check_conv2d(int64_t algorithm, const ConvGeometry& g, const PoolGeometry& 
 struct Convolution {
   Conv2dForward args;
   PoolGeometry pool;
-  bool winograd;
+  int64_t algorithm;
 };
 
 Convolution convolution(const Tensor& x, const Tensor& weight, const IntList& geometry, int64_t algorithm) {
   Convolution c;
   unpack(geometry, x, weight, c.args.conv, c.pool);
   check_conv2d(algorithm, c.args.conv, c.pool, x);
-  c.winograd = algorithm == kConv2dWinograd;
+  c.algorithm = algorithm;
   return c;
+}
+
+auto kernel_of(int64_t algorithm) {
+  if (algorithm == kConv2dWinograd) return cpu::winograd_conv2d;
+  return algorithm == kConv2dDepthwise ? cpu::depthwise_conv2d : cpu::implicit_gemm_conv2d;
 }
 
 Tensor output_of(Convolution c, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
                  bool relu, bool training) {
   Conv2dForward& args = c.args;
-  const Tensor image = c.winograd ? x : in_memory_format(x, false);
-  const ConvInputs inputs = conv_inputs(image, weight, std::nullopt, args.conv, c.winograd);
+  const bool winograd = c.algorithm == kConv2dWinograd;
+  const Tensor image = winograd ? x : in_memory_format(x, false);
+  const ConvInputs inputs = conv_inputs(image, weight, std::nullopt, args.conv, winograd);
   const Tensor output = pooled_output(inputs.x, args.conv.N, args.conv.C_out, c.pool, false).output;
   const std::optional<Tensor> added = image_like(residual, output);
   args.dtype = dtype_of(x);
@@ -58,8 +69,7 @@ Tensor output_of(Convolution c, const Tensor& x, const Tensor& weight, const std
   args.output = output.data_ptr();
   copy_strides(output, args.output_strides);
   args.training = training;
-  if (args.conv.N > 0)
-    (c.winograd ? cpu::winograd_conv2d : cpu::implicit_gemm_conv2d)(args, torch_thread_pool());
+  if (args.conv.N > 0) kernel_of(c.algorithm)(args, torch_thread_pool());
   return output;
 }
 

@@ -14,6 +14,9 @@ from . import packed_weights, registration, triton_ops  # noqa: F401, the operat
 from .epilogue import Epilogue
 from .normalisation import Normalisation
 
+# What finishes a normalisation in its place.
+NORMALISED = ("winograd", "implicit_gemm", "depthwise")
+
 # Overloads, called directly: it saves 1 us of overload resolution.
 _forward = torch.ops.fastdl.conv2d.default
 _batch_norm = torch.ops.fastdl.conv2d_batch_norm.default

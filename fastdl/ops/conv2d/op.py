@@ -95,7 +95,7 @@ def conv2d_batch_norm(
     plan = _planned.get(key)
     if (
         plan is not None
-        and plan.algorithm in ("winograd", "implicit_gemm")
+        and plan.algorithm in backends.NORMALISED
         and plan.backend == "cpu"
         and x.dtype is torch.float32
         and not torch.is_grad_enabled()

@@ -45,6 +45,26 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
     return "only 1x1, strides, and small images are faster"
 
 
+def refuse_cpu_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the kernel for channels that are convolved by themselves, which has no backward."""
+    if (reason := refusals.refuse_cpu(x)) is not None:
+        return reason
+    if g.groups != x.shape[1] or g.groups == 1:
+        return "only as many groups as channels"
+    if needs_gradient(x, weight, bias):
+        return "it has no backward"
+    if x.dtype is torch.float64:
+        return f"no kernel for {x.dtype}"
+    if is_channels_last(x):
+        return "oneDNN's vectors of channels are as fast in channels_last"
+    if max(weight.shape[2:]) > 7 or max(g.stride) > 2 or max(g.dilation) > 1:
+        return "only kernels up to 7x7, strides up to 2 and dense ones are faster"
+    N, (CH, CW) = x.shape[0], g.conv_size(x, weight)
+    if (N > 1 and CH * CW < 32) or (N > 2 and (CH * CW < 196 or x.numel() < 2**22)):
+        return "oneDNN reorders the small images of a batch once for many channels"
+    return None
+
+
 def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not oneDNN's convolution with a weight that is kept in its layout."""
     if (reason := refusals.refuse_cpu(x)) is not None:
@@ -92,6 +112,7 @@ def refuse_triton_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Ge
 CANDIDATES = [
     Candidate("cpu", "winograd", refusals.refuse_cpu_winograd),
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
+    Candidate("cpu", "depthwise", refuse_cpu_depthwise),
     Candidate("cpu", "onednn", refuse_cpu_onednn),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),

@@ -13,7 +13,14 @@ from . import registration, triton_ops  # noqa: F401, the operators below must b
 from .geometry import Geometry
 
 # The codes that cross the border to the kernels.
-ALGORITHMS = {"composed": 0, "winograd": 1, "direct": 2, "implicit_gemm": 3, "implicit_gemm_tf32": 4}
+ALGORITHMS = {
+    "composed": 0,
+    "winograd": 1,
+    "direct": 2,
+    "implicit_gemm": 3,
+    "implicit_gemm_tf32": 4,
+    "depthwise": 5,
+}
 
 
 class RawOperators(NamedTuple):

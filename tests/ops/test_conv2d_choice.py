@@ -1,0 +1,79 @@
+"""Which algorithm conv2d gives a call on a CPU, and what it says of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fastdl
+from fastdl import _extension
+from fastdl.ops.conv2d import packed_weights
+
+pytestmark = pytest.mark.skipif(
+    not _extension.cpu.loaded, reason=f"CPU kernels are not loaded: {_extension.cpu.error}"
+)
+ONEDNN = "onednn" if packed_weights.AVAILABLE else "composed"
+GEMM = "implicit_gemm" if _extension.cpu_isa() == "avx2" else None
+
+
+def chosen(N: int, C: int, size: int, C_out: int, K: int = 3, **conv: int) -> fastdl.dispatch.Explanation:
+    x = torch.empty(N, C, size, size)
+    weight = Parameter(torch.empty(C_out, C // conv.get("groups", 1), K, K), requires_grad=False)
+    return fastdl.explain("conv2d", x, weight, None, **{"padding": K // 2} | conv)
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "size", "C_out", "K", "stride", "faster"),
+    [
+        (1, 64, 56, 64, 1, 1, GEMM),  # pointwise
+        (8, 64, 56, 64, 1, 1, GEMM),
+        (1, 512, 7, 512, 1, 1, GEMM),
+        (8, 512, 14, 512, 1, 1, None),  # oneDNN's main loop has the work
+        (1, 64, 56, 128, 3, 2, GEMM),  # strides of one image
+        (8, 64, 56, 128, 3, 2, GEMM),
+        (8, 64, 56, 64, 3, 2, None),
+        (1, 160, 4, 160, 5, 1, GEMM),  # an image of 16 positions
+        (8, 160, 40, 160, 5, 1, None),
+    ],
+)
+def test_the_implicit_gemm_serves_what_it_is_faster_for(N, C, size, C_out, K, stride, faster):
+    algorithm = chosen(N, C, size, C_out, K, stride=stride).algorithm
+    assert algorithm == faster if faster else algorithm in (ONEDNN, "composed")
+
+
+def test_winograd_comes_first():
+    assert chosen(4, 64, 24, 64).algorithm == "winograd"
+
+
+@pytest.mark.parametrize(
+    "conv", [{}, dict(stride=2), dict(K=5), dict(K=7), dict(C_out=48), dict(N=64, C=96, size=56)], ids=str
+)
+def test_channels_alone_go_to_the_depthwise_kernel(conv):
+    sizes = dict(N=2, C=24, size=14) | conv
+    sizes = dict(C_out=sizes["C"], groups=sizes["C"]) | sizes
+    assert chosen(**sizes).algorithm == "depthwise"
+    refused = {name: why for _, name, why in chosen(**sizes | dict(groups=sizes["C"] // 2)).refused}
+    assert refused["depthwise"] == "only as many groups as channels"
+
+
+@pytest.mark.parametrize("conv", [dict(N=8), dict(dilation=2), dict(stride=3), dict(K=9)], ids=str)
+def test_where_the_depthwise_kernel_is_no_faster(conv):
+    sizes = dict(N=1, C=24, size=14, C_out=24, groups=24) | conv
+    refused = {name: why for _, name, why in chosen(**sizes).refused}
+    assert "faster" in refused["depthwise"] or "oneDNN" in refused["depthwise"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, w: (x.to(memory_format=torch.channels_last), w), "channels_last"),
+        (lambda x, w: (x.double(), w.double()), "float64"),
+        (lambda x, w: (x, w.requires_grad_()), "no backward"),
+    ],
+)
+def test_what_the_depthwise_kernel_leaves_to_torch(change, reason):
+    x, weight = change(torch.empty(2, 24, 14, 14), torch.empty(24, 1, 3, 3))
+    found = fastdl.explain("conv2d", x, weight, None, padding=1, groups=24)
+    assert found.algorithm == "composed"
+    assert reason in {name: why for _, name, why in found.refused}["depthwise"]
