@@ -1,8 +1,9 @@
 // depthwise_conv2d, and in fp32 implicit_gemm_conv2d, against plain loops in fp64, with what follows the
 // sums: scale, bias, residual, ReLU. Small integers must come out exact, NaN and infinities included; other
 // values within the bound of the sum's rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the
-// instruction set. Exits 1 on failure. links ops/conv2d/depthwise_cpu.cpp links
-// ops/conv_relu_maxpool/implicit_gemm_cpu.cpp
+// instruction set. Exits 1 on failure.
+// links ops/conv2d/depthwise_cpu.cpp
+// links ops/conv_relu_maxpool/implicit_gemm_cpu.cpp
 #include "kernel_test.h"
 #include "ops/conv2d/conv2d_cpu.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
