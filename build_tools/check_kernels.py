@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 from tests.emulation import library, seeded_bugs  # noqa: E402
 from tests.emulation.driver import BUILDS, compile_driver, run_driver  # noqa: E402
 
+# A sanitizer takes many times as long: ten minutes are too few for whole sequences on one core.
+SECONDS = 3600
 SCHEDULES = {"plain": range(16), "asan": (0, 1, 3, 7), "tsan": (0, 7)}
 # Long enough a hunt for a bug: fixed orders and four random mixes.
 HUNT = {"plain": range(8), "asan": (0, 1), "tsan": (0, 7)}
@@ -57,7 +59,7 @@ def check_right_kernels() -> None:
             program = compile_driver(name, build)
             for schedule in SCHEDULES[build]:
                 large = ("--large", 1) if name in FAMILIES else ()
-                complaint = run_driver(program, schedule, *large)
+                complaint = run_driver(program, schedule, *large, seconds=SECONDS)
                 if complaint:
                     complaints.append(f"{name}, {build}, schedule {schedule}: {complaint}")
             print(f"{name}, {build}: {len(SCHEDULES[build])} schedules", flush=True)

@@ -24,6 +24,7 @@ constexpr unsigned kMany = emu::kMaxSharedBytes, kFew = 64 << 10, kFewest = 40 <
 const Case kSmall[] = {
     {1, 2, 1, 19, 70, 16, 24, kBottom, -1, -1, 0, 0.3f, false, false, true, true, kMany},
     {2, 1, 1, 20, 37, 9, 7, kNone, 5, 9, 1.5f, 0, true, true, false, false, kFewest},
+    {1, 1, 1, 36, 40, 100, 72, kNone, -1, -1, 0, 0.2f, false, false, false, false, kFew},
     {1, 4, 2, 3, 530, 16, 20, kBottom, -1, -1, 1.5f, 0.3f, false, true, true, true, kMany, true},
     {2, 6, 1, 3, 300, 9, 7, kNone, 200, 9, 0, 0, true, false, false, false, kFewest, true},
     {4, 4, 2, 70, 66, 16, 24, kBottom, -1, -1, 1.5f, 0.3f, true, true, true, true, kMany, false, true},

@@ -21,6 +21,13 @@ ATTENTION = (
         "attention",
     ),
     Mutation(
+        "the second part of a tile of queries takes the rows of the first",
+        f"{_ATTENTION}/attention_grad_kv.cuh",
+        "queries.first + tile % tiles * kN + part}",
+        "queries.first + tile % tiles * kN}",
+        "attention",
+    ),
+    Mutation(
         "dropout by key takes the words of the neighbour",
         f"{_ATTENTION}/attention_scores.cuh",
         "const int t = lane / 4 % 4;",

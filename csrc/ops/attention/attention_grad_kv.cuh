@@ -10,12 +10,17 @@ namespace fastdl::cuda {
 template <class T, int kD>
 constexpr bool kGradKvAtOnce = kD <= (sizeof(T) == 2 ? 128 : 64);
 
+// Queries whose scores are in registers at a time. The sums of a head of 128 take 128 of 255 registers.
+template <class T, int kD>
+constexpr int kGradKvPart = sizeof(T) == 2 && kD == 128 ? 16 : kBackwardN<T>;
+
 // blocks: of one head of k.
 template <class T, int kD, bool kOfK, bool kOfV>
 __global__ void __launch_bounds__(32 * kBackwardWarps<T, kD>, 2)
     attention_grad_kv_kernel(const __grid_constant__ AttentionBackward a, const RowValue* all_values,
                              int blocks, int stages) {
-  constexpr int kM = kBackwardM<T, kD>, kN = kBackwardN<T>, kThreads = 2 * kM, kRow = kRowBytes<T, kD>;
+  constexpr int kM = kBackwardM<T, kD>, kN = kBackwardN<T>, kPart = kGradKvPart<T, kD>;
+  constexpr int kThreads = 2 * kM, kRow = kRowBytes<T, kD>;
   check_architecture<T, kD>();
   FD_DYNAMIC_SHARED(char, shared);
   const AttentionCall& c = a.c;
@@ -23,7 +28,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps<T, kD>, 2)
   Head head(c, number / c.H_kv, h_kv * heads);
   const int first = static_cast<int>(blockIdx.x % blocks) * kM;
   if (first >= head.L_k) return;
-  const int warp_row = threadIdx.x / 32 * 16;
+  int warp_row = threadIdx.x / 32 * 16;
   char *k_tile = shared, *v_tile = shared + kM * kRow, *stage_of_0 = shared + 2 * kM * kRow;
   const auto stage = [&](int tile) { return stage_of_0 + (tile & (stages - 1)) * 2 * kN * kRow; };
   const TileRange queries = head.queries<kN>(first, kM);
@@ -51,15 +56,21 @@ __global__ void __launch_bounds__(32 * kBackwardWarps<T, kD>, 2)
     if (more && stages > 1) begin(tile + 1);
     fd::cp_async_commit();
     head.h = h_kv * heads + tile / tiles;
-    float s[kN / 8][4], grad[kN / 8][4];
-    const ScoreTile<true, kN / 8> place{first + warp_row, queries.first + tile % tiles * kN};
-    const char *q_tile = stage(tile), *grad_output_tile = q_tile + kN * kRow;
-    scores_and_gradients<T, kD, kOfK>(head, place, all_values + lse_index(c, head.span, head.h, 0), k_tile,
-                                      q_tile, v_tile, grad_output_tile, warp_row, s, grad);
-    if constexpr (kOfV) multiply_add<T, kD>(s, grad_output_tile, grad_v);
-    if constexpr (kOfK) {
-      product_gradients<T, kD>(head, k_tile, q_tile, warp_row, s, grad);
-      multiply_add<T, kD>(grad, q_tile, grad_k);
+    const char* tile_of_q = stage(tile);
+#pragma unroll 1
+    for (int part = 0; part < kN; part += kPart) {
+      // Else the addresses of all fragments are kept from one tile to the next, and sums spilled for them.
+      asm volatile("" : "+r"(warp_row));
+      float s[kPart / 8][4], grad[kPart / 8][4];
+      const ScoreTile<true, kPart / 8> place{first + warp_row, queries.first + tile % tiles * kN + part};
+      const char *q_rows = tile_of_q + part * kRow, *grad_output_rows = q_rows + kN * kRow;
+      scores_and_gradients<T, kD, kOfK>(head, place, all_values + lse_index(c, head.span, head.h, 0), k_tile,
+                                        q_rows, v_tile, grad_output_rows, warp_row, s, grad);
+      if constexpr (kOfV) multiply_add<T, kD>(s, grad_output_rows, grad_v);
+      if constexpr (kOfK) {
+        product_gradients<T, kD>(head, k_tile, q_rows, warp_row, s, grad);
+        multiply_add<T, kD>(grad, q_rows, grad_k);
+      }
     }
     if (more && stages == 1) {
       __syncthreads();
