@@ -189,10 +189,11 @@ void depthwise_conv2d(const Conv2dForward& a, const ThreadPool& threads) {
   ConvGeometry& g = plan.plane = a.conv;
   const int64_t planes = g.N * g.C, size = g.CH * g.CW;
   plan.taps = g.KH * g.KW, plan.multiplier = g.C_out / g.C;
+  // Staging takes about as long as the products: half of what is too little elsewhere is enough.
   const ThreadPool& pool = g.N * g.C_out * size * plan.taps < kSerialWork / 2 ? kSerial : threads;
   g.N = g.C = g.C_out = g.groups = 1;
   plan.input = stage_sizes(g);
-  // Every vector with an element of a row is stored whole, and one of zeros after it.
+  // Every vector with an element of a row is stored whole, and one of zeros after the row.
   const int64_t row = rounded_up(g.padding[1] + (g.W + g.stride[1] - 1) / g.stride[1], 4);
   plan.input.length = (plan.input.length < row ? row : plan.input.length) + 2 * kLanes;
   plan.input.row = plan.input.slots * plan.input.length;
