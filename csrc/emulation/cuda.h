@@ -30,6 +30,7 @@
 #include "emulation/warp.h"
 // These need what is above.
 #include "emulation/async_copy.h"
+#include "emulation/registers.h"
 #include "emulation/tensor_core.h"
 #include "emulation/tensor_map.h"
 #include "emulation/warpgroup.h"

@@ -19,6 +19,7 @@
 #include "common/cuda/async_copy.cuh"
 #include "common/cuda/launch.cuh"
 #include "common/cuda/mma.cuh"
+#include "common/cuda/registers.cuh"
 #include "common/cuda/synchronization.cuh"
 #include "common/cuda/tensor_map.cuh"
 #include "common/cuda/wgmma.cuh"

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps<T, kD>, 2)
 #pragma unroll 1
     for (int part = 0; part < kN; part += kPart) {
       // Else the addresses of all fragments are kept from one tile to the next, and sums spilled for them.
-      asm volatile("" : "+r"(warp_row));
+      warp_row = fd::computed_anew(warp_row);
       float s[kPart / 8][4], grad[kPart / 8][4];
       const ScoreTile<true, kPart / 8> place{first + warp_row, queries.first + tile % tiles * kN + part};
       const char *q_rows = tile_of_q + part * kRow, *grad_output_rows = q_rows + kN * kRow;
