@@ -62,6 +62,8 @@ def refuse_cpu_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geom
     N, (CH, CW) = x.shape[0], g.conv_size(x, weight)
     if (N > 1 and CH * CW < 32) or (N > 2 and (CH * CW < 196 or x.numel() < 2**22)):
         return "oneDNN's vectors of channels are faster for batches of small images"
+    if N > 2 and weight.shape[2] not in (3, 5, 7):
+        return "no kernel made for its height: oneDNN's is as fast for a batch"
     return None
 
 
