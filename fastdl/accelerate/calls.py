@@ -74,13 +74,23 @@ def add(y: Tensor, residual: Tensor, in_place: bool = False, swapped: bool = Fal
 
 
 def is_winograd(conv: nn.Conv2d) -> bool:
-    """Whether the op has a kernel of its own for the convolution alone, on CPUs."""
+    """Whether the op has a kernel with a backward for the convolution alone, on CPUs."""
     return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
     """Whether every channel is convolved by itself, for which the op has a kernel on CPUs, without a backward."""
     return conv.groups == conv.in_channels > 1
+
+
+def has_kernel(conv: nn.Conv2d) -> bool:
+    """Whether the op has a kernel of its own for the convolution alone, on CPUs."""
+    return is_winograd(conv) or is_depthwise(conv)
+
+
+def is_grouped(conv: nn.Conv2d) -> bool:
+    """Whether it has groups that no kernel is made for."""
+    return conv.groups > 1 and not is_depthwise(conv)
 
 
 def _is_direct(conv: nn.Conv2d) -> bool:
@@ -93,11 +103,7 @@ def _geometry(conv: nn.Conv2d) -> dict[str, object]:
 
 def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(x), by the op's kernel where there is one."""
-    if (
-        (is_winograd(conv) or is_depthwise(conv))
-        and x.device.type == "cpu"
-        and obstacle(x, conv.weight) is None
-    ):
+    if has_kernel(conv) and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv))
     return conv(x)
 
@@ -132,7 +138,7 @@ def _norm_fits(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 def _one_call_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Torch's two calls are as fast for less than 0.3 ms in NHWC, or with groups."""
-    if (conv.groups == 1 or is_depthwise(conv)) and x.is_contiguous():
+    if not is_grouped(conv) and x.is_contiguous():
         return True
     positions = x.numel() // (conv.in_channels * math.prod(_pair(conv.stride)))
     macs_each = conv.out_channels * conv.in_channels // conv.groups * math.prod(conv.kernel_size)

@@ -162,7 +162,7 @@ def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[ConvPattern]
 
 def whole(module: nn.Module) -> Whole | None:
     """A Conv2d as it is, where the op has more for it than torch's convolution."""
-    if not is_head(module) or not (calls.is_winograd(module) or calls.is_depthwise(module)):
+    if not is_head(module) or not calls.has_kernel(module):
         return None
     refusal = _parameters_refusal(module)
     if refusal is None and type(module) is not nn.Conv2d:
@@ -172,7 +172,7 @@ def whole(module: nn.Module) -> Whole | None:
 
 def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]) -> ConvPattern | None:
     nodes, kinds, refusal = [conv], (), None
-    grouped = _is_grouped(modules[conv.target])
+    grouped = calls.is_grouped(modules[conv.target])
     while kinds in _FOLLOWS:
         users = list(nodes[-1].users)
         named = [(user, _kind(user, nodes[-1], modules)) for user in users if user not in taken]
@@ -191,10 +191,6 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
     if refusal is None:
         _refuse_or_configure(pattern)
     return pattern
-
-
-def _is_grouped(conv: nn.Conv2d) -> bool:
-    return conv.groups > 1 and not calls.is_depthwise(conv)
 
 
 def _is_complete(kinds: tuple[str, ...], grouped: bool) -> bool:
@@ -234,7 +230,7 @@ def _refuse_or_configure(pattern: ConvPattern) -> None:
         pattern.refusal = _conv_refusal(pattern.head, pattern.norm, len(pattern.nodes[0].args))
     if pattern.refusal is None and "add" in pattern.kinds:
         pattern.refusal = _sum_refusal(pattern)
-        if pattern.refusal is not None and pattern.norm is not None and not _is_grouped(pattern.head):
+        if pattern.refusal is not None and pattern.norm is not None and not calls.is_grouped(pattern.head):
             # up to the sum it need not wait
             pattern.nodes, pattern.kinds, pattern.refusal = pattern.nodes[:2], pattern.kinds[:1], None
     if pattern.refusal is None and "pool" in pattern.kinds:
