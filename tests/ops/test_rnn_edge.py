@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rnn_plans import FUSED, OPS, REFERENCE, Plan, arguments, flat, forced, leaves
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastdl
 
 PLANS = (REFERENCE, FUSED)
+KINDS = ("LSTM", "GRU", "RNN")
 pytestmark = pytest.mark.isa
 
 
@@ -70,6 +71,36 @@ def test_lengths_are_what_packing_gives(plan, kind, batch_first):
     ours = torch.autograd.grad(results, leaves(dirty, hx, params), weights)
     theirs = torch.autograd.grad(expected, leaves(x, hx, list(module.parameters())), weights)
     both(ours, theirs)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "variants",
+    [{}, dict(zoneout=0.3), dict(layer_norm=True, zoneout=0.3), dict(peephole=True), dict(proj_size=3, zoneout=0.3)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_packed_rows_start_from_zero(plan, kind, variants, checkpoint):
+    """Without states the outputs and gradients are those of states of zero; the masks are from one seed."""
+    if kind != "LSTM" and not variants.keys() <= {"zoneout", "layer_norm"}:
+        pytest.skip("a variant of LSTM alone")
+    torch.manual_seed(0)
+    module = getattr(fastdl.nn, kind)(
+        4, 6, num_layers=2, bidirectional=True, checkpoint=checkpoint, **variants
+    )
+    packed = pack_sequence([torch.randn(5, 4), torch.randn(3, 4), torch.randn(1, 4)])
+    h_0 = torch.zeros(4, 3, variants.get("proj_size", 6))
+    zeros = (h_0, torch.zeros(4, 3, 6)) if kind == "LSTM" else h_0
+    results = []
+    for states in (None, zeros):
+        torch.manual_seed(1)
+        with forced(plan):
+            output, ends = module(packed, states)
+        results.append([output.data, *flat(ends)])
+        weights = [torch.randn_like(t) for t in results[-1]]
+        results[-1] += torch.autograd.grad(results[-1], list(module.parameters()), weights)
+    both(*results)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

@@ -228,7 +228,7 @@ def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[T
             for t in (inputs.h_0, inputs.c_0)
         )
         if h_0 is None and call.packed:
-            h_0 = x.new_zeros(D, call.sizes.B, call.sizes.R)
+            h_0, c_0 = _zero_states(x, call)
         own = params[layer * per_layer : (layer + 1) * per_layer]
         x, h_n, c_n = run_layer(plan, x, h_0, c_0, own, _context(inputs, call, options), inputs.gradient)
         ends_h.append(h_n)
@@ -236,6 +236,13 @@ def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[T
     if call.num_layers == 1:
         return x, h_n, c_n
     return x, torch.cat(ends_h), torch.cat(ends_c) if options.cell == "lstm" else c_n
+
+
+def _zero_states(x: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+    """A layer's initial states for packed rows, which do not say how many sequences they are."""
+    D, (_, B, _, H, R) = call.s.directions, call.sizes
+    c_0 = x.new_zeros(D, B, H, dtype=accumulate_dtype(x.dtype)) if call.s.cell == "lstm" else None
+    return x.new_zeros(D, B, R), c_0
 
 
 def _context(inputs: Inputs, call: Call, options: Options) -> Context:
