@@ -61,6 +61,8 @@ class Case:
     # fastdl against the fastest other provider, and against eager in the default layout
     goal: float | None = None
     goal_eager: float | None = None
+    # a case in 16 bits against fastdl's own time for it in float32
+    goal_float32: float | None = None
     # what the process must have been started with
     environment: Mapping[str, str] = field(default_factory=dict)
     # what a case that memory limits has to read and write

@@ -13,14 +13,15 @@ from benchmarks.row import Row
 
 
 def describe(facts: Mapping[str, str], limits: Mapping[str, float]) -> str:
-    """One line about the machine."""
+    """One line about the machine, and the limits as far as they are known."""
     peaks = ", ".join(
         f"{name} {limits[name]:.0f} GF/s" for name in ("float32", "bfloat16", "float16") if name in limits
     )
-    return (
+    line = (
         f"{facts['device']}, {facts['threads']} threads, {facts['isa']}, torch {facts['torch']}, "
-        f"commit {facts['commit']}, load {facts['load']}; peak {peaks}; copy {limits['copy']:.0f} GB/s"
+        f"commit {facts['commit']}, load {facts['load']}"
     )
+    return f"{line}; peak {peaks}; copy {limits['copy']:.0f} GB/s" if limits else line
 
 
 def case_lines(rows: list[Row]) -> str:
@@ -62,6 +63,7 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
         goals = [
             f"{row.goal:g}x best" if row.goal else "",
             f"{row.goal_eager:g}x eager" if row.goal_eager else "",
+            f"{row.goal_float32:g}x own float32 ({row.over_float32 or 0:.2f})" if row.goal_float32 else "",
         ]
         found.append(
             (
@@ -120,6 +122,22 @@ def read(path: Path) -> tuple[list[Row], dict[str, float]]:
     """What `write` wrote as JSON."""
     content = json.loads(path.read_text())
     return [Row(**row) for row in content["rows"]], content["limits"]
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of what `write` wrote as CSV."""
+    numbers = {field.name: float for field in fields(Row) if "float" in field.type}
+    numbers |= {field.name: int for field in fields(Row) if "int" in field.type}
+
+    def value(name: str, text: str) -> object:
+        if name not in numbers:
+            return text
+        return numbers[name](text) if text else None
+
+    with open(path, newline="") as file:
+        return [
+            Row(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(file)
+        ]
 
 
 def merged(stem: Path, rows: list[Row], order: Sequence[str]) -> list[Row]:

@@ -31,6 +31,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import machine, memory, report  # noqa: E402
+from benchmarks.goals import judge  # noqa: E402
 from benchmarks.providers import Case, Prepared, Provider  # noqa: E402
 from benchmarks.row import Row  # noqa: E402
 from fastdl.testing.error_rule import MAX_FACTOR, WINOGRAD_RELATIVE_L2  # noqa: E402
@@ -162,6 +163,7 @@ def measure(
             saved_bytes=_per(c.prepared.saved_bytes if c.prepared else None, case.saved_per),
             goal=case.goal if c.provider.ours else None,
             goal_eager=case.goal_eager if c.provider.ours else None,
+            goal_float32=case.goal_float32 if c.provider.ours else None,
             limit_gflops=limit,
             **facts,
         )
@@ -235,10 +237,6 @@ def add_ratios(rows: list[Row]) -> None:
         row.over_eager = eager.ms / row.ms if eager else None
         if best:
             row.best_rival, row.over_best = f"{best.provider} {best.layout}", best.ms / row.ms
-        goals = [(row.goal, row.over_best), (row.goal_eager, row.over_eager)]
-        goals = [(goal, ratio) for goal, ratio in goals if goal is not None and ratio is not None]
-        if row.ours and goals:
-            row.goal_met = "yes" if all(ratio >= goal for goal, ratio in goals) else "no"
 
 
 def in_environment(family: str, cases: list[Case], arguments: argparse.Namespace) -> list[Row]:
@@ -277,6 +275,7 @@ def run_family(family: str, arguments: argparse.Namespace) -> list[Row]:
 
     def write(rows: list[Row], plot: bool) -> None:
         together = report.merged(stem, rows, order) if arguments.merge else rows
+        judge(together)
         report.write(together, limits, stem, plot=plot)
 
     rows: list[Row] = []

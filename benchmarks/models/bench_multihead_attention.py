@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.goals import goal
 from benchmarks.memory import saved_bytes
 from benchmarks.providers import Case, Prepared, Provider, Workload, compiled
 from fastdl.nn import MultiheadAttention
@@ -25,7 +26,7 @@ def cases(device: str) -> list[Case]:
         )
 
     return [
-        case("step", True, goal_eager=2.0),
+        case("step", True, goal_eager=goal(2.0, tiles=1.4)),
         case("step-dropout0.1", True, dropout=0.1),
         case("step-weights", True, need_weights=True),
         case("forward", False),

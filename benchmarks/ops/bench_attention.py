@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastdl
+from benchmarks.goals import goal
 from benchmarks.ops.packed_attention import PackedCase
 from benchmarks.providers import Case, Prepared, Provider, Workload, compiled
 from fastdl.ops.attention.reference import Context, reference
@@ -29,12 +30,14 @@ def cases(device: str) -> list[Case]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         word = "" if dtype is torch.float32 else "bf16 "
-        forward = (LONG, CAUSAL, SHORT, *((LONGEST, DECODE) if dtype is torch.float32 else ()))
-        goals = dict.fromkeys(forward, 2.5 if word else 2.0) | {DECODE: 1.5}
-        found += [AttentionCase.of(f"{word}inference", s, dtype, goal_eager=goals[s]) for s in forward]
-        found += [
-            AttentionCase.of(f"{word}training", s, dtype, True, goal_eager=1.8) for s in (LONG, CAUSAL, SHORT)
-        ]
+        forward = dict.fromkeys(
+            (LONG, CAUSAL, LONGEST), goal(2.5, tiles=1.6) if word else goal(2.0, tiles=1.35)
+        )
+        forward |= {SHORT: goal(2.5, tiles=1.6) if word else 2.0} | ({} if word else {DECODE: 1.5})
+        both = dict.fromkeys((LONG, CAUSAL), 1.8 if word else goal(1.8, tiles=1.3)) | {SHORT: 1.8}
+        for training, goals in ((False, forward), (True, both)):
+            group = f"{word}{'training' if training else 'inference'}"
+            found += [AttentionCase.of(group, s, dtype, training, goal_eager=g) for s, g in goals.items()]
     found += [AttentionCase.of("training", s, torch.float32, True, goal_eager=3.0) for s in (BIASED, WIDE)]
     found.append(AttentionCase.of("training", LONG, torch.float32, True, dropout_p=0.1, goal_eager=3.0))
     return [*found, PackedCase.of(LENGTHS, goal_eager=3.0)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastdl
-from benchmarks import machine
+from benchmarks.goals import goal
 from benchmarks.memory import saved_bytes
 from benchmarks.providers import Case, Prepared, Provider, Workload, compiled, onnx_runtime, openvino
 from fastdl.ops.linear.activations import activate
@@ -32,8 +32,7 @@ def cases(device: str) -> list[Case]:
             for sample in (Sample((64,), 18432, 512, "relu"), Sample((8192,), 1024, 4096, "gelu"))
         ]
     long, wide = Sample((64,), 18432, 512, "relu"), Sample((2048,), 512, 2048, "gelu")
-    amx = machine.facts("cpu")["isa"] == "amx"
-    goals = {long: 1.25 if amx else 3.0, wide: 1.15 if amx else 2.0}
+    goals = {long: goal(3.0, tiles=1.25), wide: goal(2.0, tiles=1.15)}
     found = [LinearCase.of("inference", s, goal_eager=g) for s, g in goals.items()]
     found += [LinearCase.of("training", s, training=True) for s in goals]
     found += [LinearCase.of("bf16 inference", s, torch.bfloat16) for s in goals]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import grid, machine, report, run
+from benchmarks.goals import judge
 from benchmarks.ops import bench_conv_relu_maxpool as conv
 from benchmarks.ops import grid_conv_relu_maxpool as conv_grid
 from benchmarks.performance import main as write_performance
@@ -123,10 +124,29 @@ def test_ratios_and_goals():
         row("fastdl", 2.5, goal=1.5),
     ]
     run.add_ratios(rows)
+    judge(rows)
     assert [r.over_eager for r in rows] == [1.0, 3.0, 6.0, 4.8]
     assert [r.over_best for r in rows] == [4.0 / 12.0, 1.0, 2.0, 1.6]
     assert [r.goal_met for r in rows] == ["", "", "yes", "no"]
     assert rows[2].best_rival == "engine NCHW"
+
+
+@pytest.mark.parametrize(("ms", "met"), [(1.0, "yes"), (1.5, "no")])
+def test_16_bits_are_judged_by_our_own_float32(ms, met):
+    def row(group: str, provider: str, ms: float, goal: float | None = None) -> Row:
+        return Row("f", "c", group, "", provider, "TBI", "", "timed", ms=ms, goal_float32=goal)
+
+    ours = row("bf16 inference", "fastdl", ms, 1.4)
+    judge(
+        [
+            row("inference", "eager", 9.0),
+            row("inference", "fastdl", 2.0),
+            row("training", "fastdl", 8.0),
+            ours,
+        ]
+    )
+    assert ours.over_float32 == 2.0 / ms
+    assert ours.goal_met == met
 
 
 def test_csv_and_json(tmp_path):
@@ -139,6 +159,7 @@ def test_csv_and_json(tmp_path):
     for name in ("machine", "device", "cores", "threads", "isa", "torch", "torch_isa", "commit", "date"):
         assert all(row[name] for row in written), name
     assert report.read(tmp_path / "made.json") == (rows, {"float32": 100.0})
+    assert report.read_csv(tmp_path / "made.csv") == rows
 
 
 def test_a_table_measured_in_pieces(tmp_path):
@@ -158,12 +179,16 @@ def test_performance_page_shows_losses(tmp_path):
     fast = Row("f", "c", "g", "float32", "eager", "NCHW", "", "timed", ms=1.0, error=1e-7)
     absent = Row("f", "c", "g", "float32", "engine", "NCHW", "", "not installed: engine")
     run.add_ratios([slow, fast])
+    judge([slow, fast])
     report.write([slow, fast, absent], {"float32": 100.0, "copy": 1.0}, tmp_path / "f-here", plot=False)
+    report.write([slow, fast], {}, tmp_path / "grid-f-here", plot=False)
+    (tmp_path / "grid-f-here.json").unlink()
     assert write_performance(["--results", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 0
     page = (tmp_path / "page.md").read_text()
     assert "- slower than eager NCHW: g c NCHW, 0.50x" in page
     assert "- goal missed: g c NCHW" in page
     assert "- engine NCHW, g: c: not installed: engine" in page
+    assert "1 cases, 1 slower than eager by more than 5% or 3 us" in page
 
 
 def test_grid_rule():
