@@ -36,6 +36,17 @@ def eager() -> bool:
     return forward_ad._current_level < 0 and _get_tracing_state() is None
 
 
+def distinct(*arguments: object) -> tuple:
+    """The arguments of an autograd.Function, a tensor given again as a view: Dynamo takes none twice."""
+    if not is_dynamo_compiling():
+        return arguments
+    found: list[object] = []
+    for a in arguments:
+        again = isinstance(a, Tensor) and any(a is b for b in found)
+        found.append(a.view_as(a) if again else a)
+    return tuple(found)
+
+
 def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a call is recorded for backward."""
     return torch.is_grad_enabled() and (

@@ -150,6 +150,31 @@ def test_compiled_whole_with_dynamic_shapes(dynamo):
         torch.testing.assert_close(a.grad, b.grad)
 
 
+def each_op() -> dict:
+    """Functions of (x, n, t) whose results have a gradient: one output wanted, the other, or both."""
+    return {
+        "add_noise": lambda x, n, t: fastdl.ops.add_noise(x, t, SCHEDULE, noise=n),
+        "velocity": lambda x, n, t: fastdl.ops.velocity(x, n, t, SCHEDULE),
+        "predict_x0": lambda x, n, t: fastdl.ops.predict_x0(x, n, t, SCHEDULE),
+        "predict_x0 clipped": lambda x, n, t: fastdl.ops.predict_x0(x, n, t, SCHEDULE, clip=1.0),
+        "training_target": lambda x, n, t: fastdl.ops.training_target(
+            x, t, SCHEDULE, noise=n, prediction_type="v_prediction"
+        )[1],
+    }
+
+
+@pytest.mark.parametrize("name", each_op())
+def test_compiled_gradients(name, dynamo):
+    function = each_op()[name]
+    x, n, _, t = inputs()
+    x.requires_grad_(), n.requires_grad_()
+    expected = function(x, n, t)
+    found = torch.compile(function, fullgraph=True, backend="aot_eager")(x, n, t)
+    torch.testing.assert_close(found, expected)
+    ours, eager = (torch.autograd.grad(y.square().sum(), (x, n)) for y in (found, expected))
+    torch.testing.assert_close(ours, eager)
+
+
 @pytest.mark.long
 def test_compiled_noise_follows_the_seed(dynamo):
     SCHEDULE.adding_noise()

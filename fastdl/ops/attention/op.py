@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, obstacle
+from ...transforms import autocast, distinct, obstacle
 from ..philox import draw_seed
 from . import backends
 from .call import Call
@@ -136,7 +136,7 @@ def _by_plan(
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (q, k, v, context.bias, context.sink)
     ):
-        return Attention.apply(q, k, v, *context, plan)
+        return Attention.apply(*distinct(q, k, v, *context), plan)
     return backends.forward(plan, q, k, v, context)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, needs_gradient, obstacle
+from ...transforms import autocast, distinct, needs_gradient, obstacle
 from ..conv_relu_maxpool import conv_relu_maxpool
 from ..conv_relu_maxpool.geometry import Geometry, IntPair, check_kinds, normalise
 from ..conv_relu_maxpool.signature import signature
@@ -153,7 +153,7 @@ def compute(
     if relu and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)
-    y = Conv2d.apply(x, weight, bias, plan) if own else backends.convolve(x, weight, bias, g)
+    y = Conv2d.apply(*distinct(x, weight, bias), plan) if own else backends.convolve(x, weight, bias, g)
     return backends.finish(y, residual, relu)
 
 

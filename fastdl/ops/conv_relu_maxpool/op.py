@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, needs_gradient, obstacle
+from ...transforms import autocast, distinct, needs_gradient, obstacle
 from ..plans import Plans
 from . import backends
 from .geometry import Geometry, IntPair, check_kinds, normalise
@@ -113,7 +113,7 @@ def compute(
 ) -> tuple[Tensor, Tensor | None]:
     """(output, record) by a plan; `recorded`: for backward."""
     if recorded and not plan.torch_alone:
-        return ConvReluMaxpool.apply(x, weight, bias, plan)
+        return ConvReluMaxpool.apply(*distinct(x, weight, bias), plan)
     return backends.forward(plan, x, weight, bias, save_record)
 
 

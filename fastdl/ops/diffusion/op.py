@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import obstacle
+from ...transforms import distinct, obstacle
 from . import backends, schema
 from .backends import CANDIDATES, Call
 from .checks import check_tensors, in_the_widest_dtype, random_seed, rows_of, with_index_error
@@ -177,7 +177,7 @@ def apply(
         )  # fmt: skip
     arguments = (sample, model_output, history, noise, seed, rows, row, coefficients, options)
     if call.needs_grad:
-        return DiffusionFunction.apply(backend, *arguments)
+        return DiffusionFunction.apply(backend, *distinct(*arguments))
     return with_index_error(backends.forward, rows, backend, *arguments)
 
 
@@ -226,6 +226,9 @@ class DiffusionFunction(torch.autograd.Function):
     def backward(ctx, grad_prev, grad_x0, _):
         backend, row, options = ctx.rest
         needs = ctx.needs_input_grad[1:5]
+        # a compiler makes zeros of what is None, of an output that is empty too
+        grad_prev = grad_prev if options.has(schema.WANT_PREV) else None
+        grad_x0 = grad_x0 if options.has(schema.WANT_X0) else None
         if grad_prev is None and grad_x0 is None:
             return (None,) * 10
         wanted = (schema.NEED_SAMPLE, schema.NEED_MODEL, schema.NEED_HISTORY, schema.NEED_NOISE)

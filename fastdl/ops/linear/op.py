@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ... import dispatch
-from ...transforms import autocast, needs_gradient, obstacle
+from ...transforms import autocast, distinct, needs_gradient, obstacle
 from ..philox import draw_seed
 from ..plans import Plans
 from . import backends
@@ -88,7 +88,7 @@ def carried_out(
     if plan.plain:
         return backends.computation(plan, recorded)(x, weight, bias)
     if recorded:
-        return Linear.apply(x, weight, bias, seed, plan)
+        return Linear.apply(*distinct(x, weight, bias, seed), plan)
     return backends.forward(plan, x, weight, bias, seed, False)[0]
 
 

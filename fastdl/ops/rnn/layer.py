@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...transforms import distinct
 from . import backends
 from .backends import Plan, Saved
 from .reference import reference_layer
@@ -28,7 +29,7 @@ def run_layer(
     if plan.backend == "reference":
         return reference_layer(x, h_0, c_0, params, context, plan.s)
     if gradient:
-        return RnnLayer.apply(plan, x, h_0, c_0, *context[:_CONTEXT], *params)
+        return RnnLayer.apply(plan, *distinct(x, h_0, c_0, *context[:_CONTEXT], *params))
     return backends.forward(plan, x, h_0, c_0, params, context, False)[:3]
 
 
