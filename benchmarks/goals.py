@@ -32,6 +32,7 @@ def judge(rows: Sequence[Row]) -> None:
             (row.goal, row.over_best),
             (row.goal_eager, row.over_eager),
             (row.goal_float32, row.over_float32),
+            (row.goal_fraction, row.limit_fraction),
         ]
         goals = [(goal, ratio) for goal, ratio in goals if goal is not None and ratio is not None]
         if goals:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import grid
 from benchmarks.plot import plot_rows
-from benchmarks.report import HEAD, describe, lines, markdown, read, read_csv
+from benchmarks.report import HEAD, describe, goals_of, lines, markdown, read, read_csv
 from benchmarks.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,8 +76,8 @@ def _losses(rows: list[Row]) -> str:
         if row.ours and row.over_best is not None and row.over_best < 1
     ]
     missed = [
-        f"- goal missed: {row.group} {row.case} {row.layout}, {row.over_best or 0:.2f}x best (goal {row.goal or '-'}), "
-        f"{row.over_eager or 0:.2f}x eager (goal {row.goal_eager or '-'})"
+        f"- goal missed: {row.group} {row.case} {row.layout}, {row.over_best or 0:.2f}x best, "
+        f"{row.over_eager or 0:.2f}x eager, {row.limit_fraction or 0:.2f} of peak (goal {goals_of(row)})"
         for row in rows
         if row.ours and row.goal_met == "no"
     ]

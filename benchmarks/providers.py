@@ -63,6 +63,8 @@ class Case:
     goal_eager: float | None = None
     # a case in 16 bits against fastdl's own time for it in float32
     goal_float32: float | None = None
+    # of the machine's measured peak
+    goal_fraction: float | None = None
     # what the process must have been started with
     environment: Mapping[str, str] = field(default_factory=dict)
     # what a case that memory limits has to read and write

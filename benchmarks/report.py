@@ -60,11 +60,6 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
         if row.ms is None:
             found.append((name, row.layout, row.status, *[""] * (len(HEAD) - 3)))
             continue
-        goals = [
-            f"{row.goal:g}x best" if row.goal else "",
-            f"{row.goal_eager:g}x eager" if row.goal_eager else "",
-            f"{row.goal_float32:g}x own float32 ({row.over_float32 or 0:.2f})" if row.goal_float32 else "",
-        ]
         found.append(
             (
                 name,
@@ -77,7 +72,7 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
                 row.best_rival,
                 f"{row.ms * row.over_best:.3f}" if row.over_best else "",
                 f"{row.over_best:.2f}" if row.over_best else "",
-                ", ".join(filter(None, goals)),
+                goals_of(row),
                 row.goal_met,
                 f"{row.limit_fraction:.2f}" if row.limit_fraction else "",
                 f"{row.peak_mib:.1f}" if row.peak_mib is not None else "",
@@ -85,6 +80,17 @@ def lines(rows: list[Row]) -> list[tuple[str, ...]]:
             )
         )
     return found
+
+
+def goals_of(row: Row) -> str:
+    """What was asked of a row."""
+    goals = (
+        f"{row.goal:g}x best" if row.goal else "",
+        f"{row.goal_eager:g}x eager" if row.goal_eager else "",
+        f"{row.goal_float32:g}x own float32 ({row.over_float32 or 0:.2f})" if row.goal_float32 else "",
+        f"{row.goal_fraction:g} of peak" if row.goal_fraction else "",
+    )
+    return ", ".join(filter(None, goals))
 
 
 def _count(value: float) -> str:

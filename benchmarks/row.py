@@ -29,6 +29,7 @@ class Row:
     # of 16 bits against fastdl's own float32
     over_float32: float | None = None
     goal_float32: float | None = None
+    goal_fraction: float | None = None
     goal_met: str = ""
     # flops of the direct computation over the time: Winograd, which does fewer, can exceed the limit
     gflops: float | None = None

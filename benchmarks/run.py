@@ -164,6 +164,7 @@ def measure(
             goal=case.goal if c.provider.ours else None,
             goal_eager=case.goal_eager if c.provider.ours else None,
             goal_float32=case.goal_float32 if c.provider.ours else None,
+            goal_fraction=case.goal_fraction if c.provider.ours else None,
             limit_gflops=limit,
             **facts,
         )

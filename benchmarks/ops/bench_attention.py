@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ def cases(device: str) -> list[Case]:
         for training, goals in ((False, forward), (True, both)):
             group = f"{word}{'training' if training else 'inference'}"
             found += [AttentionCase.of(group, s, dtype, training, goal_eager=g) for s, g in goals.items()]
+    found[0] = replace(found[0], goal_fraction=goal(0.65, tiles=0.7))
     found += [AttentionCase.of("training", s, torch.float32, True, goal_eager=3.0) for s in (BIASED, WIDE)]
     found.append(AttentionCase.of("training", LONG, torch.float32, True, dropout_p=0.1, goal_eager=3.0))
     return [*found, PackedCase.of(LENGTHS, goal_eager=3.0)]

@@ -82,6 +82,18 @@ def test_no_queries(attention, shape):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+def test_no_heads():
+    q = draw(2, 0, 5, 8, grad=True)
+    output, lse = fastdl.ops.attention(q, q, q, causal="top_left", return_lse=True)
+    assert output.shape == q.shape
+    assert lse.shape == q.shape[:3]
+    assert torch.autograd.grad(output.sum(), q)[0].shape == q.shape
+    packed = torch.empty(5, 0, 8)
+    starts = torch.tensor([0, 2, 5])
+    assert fastdl.ops.attention(*[packed] * 3, cu_seqlens_q=starts, cu_seqlens_k=starts).shape == packed.shape
+    assert fastdl.explain("attention", q, q, q)
+
+
 def test_no_head_size(attention):
     output, _ = attention(torch.empty(1, 1, 3, 0), torch.empty(1, 1, 4, 0), draw(1, 1, 4, 5))
     torch.testing.assert_close(output, draw(1, 1, 4, 5).mean(2, keepdim=True).expand(1, 1, 3, 5))

@@ -53,7 +53,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, context: Context, enable_gqa:
     H, H_kv = q.shape[heads], k.shape[heads]
     if H_kv != H and not enable_gqa:
         raise ValueError(f"k and v must have the {H} heads of q, got {H_kv}; fewer need enable_gqa=True")
-    if H_kv < 1 or H % H_kv:
+    if H_kv != H and (H_kv < 1 or H % H_kv):
         raise ValueError(f"the heads of k must divide those of q, {H}, got {H_kv}")
     _check_context(q, k, context, packed, H)
 

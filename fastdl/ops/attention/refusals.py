@@ -69,7 +69,7 @@ def _queries(q: Tensor, call: Call) -> int:
 def _rows(q: Tensor, k: Tensor, call: Call) -> int:
     """Query rows that share a head of k."""
     heads = -2 if q.dim() == 3 else -3
-    return q.shape[heads] // k.shape[heads] * _queries(q, call)
+    return q.shape[heads] // max(k.shape[heads], 1) * _queries(q, call)
 
 
 def _refuse_more_than_decoded(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> str | None:
