@@ -23,7 +23,7 @@ class Row:
     action: str  # "fused" or "kept"
     reason: str  # what was fused, or why it was kept
     error: float | None = None  # relative L2 against fp64, the largest of the output and the gradients
-    speedup: float | None = None  # median time before / after
+    speedup: float | None = None  # time before / after, of the quickest of some rounds
 
     def cells(self) -> tuple[str, ...]:
         error = "" if self.error is None else f"{self.error:.1e}"

@@ -19,8 +19,9 @@ def interleaved(
     least_seconds: float = 0.02,
     settle_seconds: float = 0.004,
     sync: Callable[[], object] = lambda: None,
+    of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Median seconds of each call, the callables taking turns in every round."""
+    """Seconds of each call, the median of its rounds or what `of` makes of them; the callables take turns."""
     taken = samples(
         calls,
         rounds=rounds,
@@ -28,7 +29,7 @@ def interleaved(
         settle_seconds=settle_seconds,
         turn=lambda call, repeats: host_turn(call, repeats, sync),
     )
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return {name: of(values) for name, values in taken.items()}
 
 
 def samples(
