@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def run_stack(
     op: str,
     x: Tensor,
     hx: checks.HX,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     options: Options,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
@@ -141,13 +142,14 @@ def _infer(
 def sequence_inputs(
     x: Tensor,
     hx: checks.HX,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     options: Options,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> Inputs:
     h_0, c_0 = checks.split_states(hx, options.cell)
+    params = checks.parameter_list(params)
     checks.check_kinds(x, params, batch_sizes=batch_sizes, lengths=lengths, reset=reset)
     x, h_0, *params = autocast(x, h_0, *params)
     mixed = is_mixed(x)
@@ -199,8 +201,11 @@ def _decide(op: str, inputs: Inputs, options: Options, reason: str | None) -> De
 def _ready(inputs: Inputs, call: Call) -> Inputs:
     """Values checked where they lie on the host; lengths on the device, c in the dtype it is kept in."""
     x, lengths, batch_sizes, T = inputs.x, inputs.lengths, inputs.batch_sizes, call.sizes.T
-    if batch_sizes is not None and not call.compiling:
-        checks.check_batch_sizes(batch_sizes, x.shape[0], call.sizes.B)
+    if batch_sizes is not None:
+        if call.compiling:
+            torch._assert_async(batch_sizes[0] == call.sizes.B, "hx must have B = batch_sizes[0]")
+        else:
+            checks.check_batch_sizes(batch_sizes, x.shape[0], call.sizes.B)
     if lengths is not None:
         if lengths.device.type == "cpu" and not call.compiling and type(lengths) is Tensor:
             checks.check_length_values(lengths, T)
