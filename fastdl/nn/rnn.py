@@ -182,6 +182,13 @@ class _Recurrent(Leaf, nn.Module):
         shown += [f"{name}={getattr(self, name)}" for name, d in defaults.items() if getattr(self, name) != d]
         return ", ".join(shown)
 
+    # What classes derived from torch's call in a forward of their own.
+    check_input = nn.RNNBase.check_input
+    check_hidden_size = nn.RNNBase.check_hidden_size
+    check_forward_args = nn.RNNBase.check_forward_args
+    get_expected_hidden_size = nn.RNNBase.get_expected_hidden_size
+    permute_hidden = nn.RNNBase.permute_hidden
+
     # What torch's classes keep beside the parameters, so that the class can be assigned back.
 
     def _init_flat_weights(self) -> None:
@@ -243,6 +250,10 @@ class LSTM(_Recurrent):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__("LSTM", *args, **kwargs)
+
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
 
     def _run(
         self, x: Tensor, hx: States, batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None

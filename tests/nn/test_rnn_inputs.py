@@ -205,3 +205,29 @@ def test_parameters_as_any_iterable(kind):
     for wrong in (None, module.weight_ih_l0):
         with pytest.raises(TypeError, match=f"params must be a list of Tensors, got {type(wrong).__name__}"):
             op(X, None, wrong)
+
+
+@pytest.mark.parametrize("arguments", [{}, dict(batch_first=True, bidirectional=True, num_layers=2)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_methods_that_torchs_derived_classes_call(kind, arguments):
+    ours, theirs = module_of(kind, **arguments), getattr(nn, kind)(I, H, **arguments)
+    size = theirs.get_expected_hidden_size(X, None)
+    assert ours.get_expected_hidden_size(X, None) == size
+    assert ours.get_expected_hidden_size(packed(True).data, packed(True).batch_sizes)[1] == B
+    hidden = tuple(torch.randn(size) for _ in range(2))
+    if kind == "LSTM":
+        assert ours.get_expected_cell_size(X, None) == theirs.get_expected_cell_size(X, None)
+    else:
+        hidden = hidden[0]
+    order = torch.arange(size[1]).flip(0)
+    torch.testing.assert_close(ours.permute_hidden(hidden, order), theirs.permute_hidden(hidden, order))
+    ours.check_forward_args(X, hidden, None)
+    ours.check_hidden_size(torch.zeros(size), size)
+    for module in (ours, theirs):
+        for call in (
+            lambda module=module: module.check_input(X[..., 1:], None),
+            lambda module=module: module.check_forward_args(X[:1, :1], hidden, None),
+            lambda module=module: module.check_hidden_size(torch.zeros(1), size),
+        ):
+            with pytest.raises(RuntimeError, match=r"[Ee]xpected"):
+                call()
