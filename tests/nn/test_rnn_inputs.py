@@ -207,6 +207,24 @@ def test_parameters_as_any_iterable(kind):
             op(X, None, wrong)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_between_layers_drops_what_torchs_layer_drops(kind, batch_first):
+    made = []
+    for source in (nn, fastdl.nn):
+        torch.manual_seed(5)
+        made.append(getattr(source, kind)(I, H, 3, dropout=0.5, batch_first=batch_first, bidirectional=True))
+    x, results = torch.randn(9, 3, I), []
+    for module, backend in ((made[0], None), (made[1], "reference"), (made[1], "cpu")):
+        if backend == "cpu" and not fastdl._extension.cpu.loaded:
+            continue
+        torch.manual_seed(6)
+        with fastdl.backend(backend) if backend else torch.enable_grad():
+            results.append(module(x)[0])
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("arguments", [{}, dict(batch_first=True, bidirectional=True, num_layers=2)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_methods_that_torchs_derived_classes_call(kind, arguments):

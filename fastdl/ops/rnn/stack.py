@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import dispatch
@@ -15,7 +14,7 @@ from . import backends, checks
 from .backends import Plan
 from .call import Call
 from .layer import run_layer
-from .masks import recurrent_mask, zoneout_mask
+from .masks import dropout_between_layers, recurrent_mask, zoneout_mask
 from .options import Options
 from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
@@ -227,7 +226,7 @@ def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[T
     ends_h, ends_c = [], []
     for layer in range(call.num_layers):
         if layer and call.dropout:
-            x = F.dropout(x, call.dropout, True)
+            x = dropout_between_layers(x, call.dropout, call.s.batch_first and not call.packed)
         h_0, c_0 = (
             t if t is None or call.num_layers == 1 else t[layer * D : (layer + 1) * D]
             for t in (inputs.h_0, inputs.c_0)
