@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo.utils
 from rnn_plans import ATEN, FUSED, KERNELS_ARE_COMPILED, OPS, REFERENCE, arguments, flat, forced, leaves
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastdl
 from fastdl.ops import products
@@ -77,6 +78,28 @@ def test_compiles_whole_with_dynamic_sizes(kind, dynamo):
             for a, b in zip(ours, eager, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert counted["unique_graphs"] == graphs + 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_packed_and_padded_rows_compile_once_for_all_sizes(kind, dynamo):
+    """A graph each for packed rows with states, packed rows alone, and lengths with resets."""
+    module = getattr(fastdl.nn, kind)(4, 6)
+    counted = torch._dynamo.utils.counters["stats"]
+    graphs = counted["unique_graphs"]
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for T, B in ((5, 3), (7, 8), (9, 2)):
+        x, lengths = torch.randn(T, B, 4), T - torch.arange(B) % T
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        h, c = torch.randn(2, 1, B, 6)
+        padded = dict(lengths=lengths, reset=torch.rand(T, B) < 0.5)
+        for given, options in (
+            ((packed, (h, c) if kind == "LSTM" else h), {}),
+            ((packed,), {}),
+            ((x,), padded),
+        ):
+            torch.testing.assert_close(compiled(*given, **options), module(*given, **options))
+    assert counted["unique_graphs"] == graphs + 3
 
 
 @pytest.mark.long
