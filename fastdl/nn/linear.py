@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..ops import linear
+from ..ops.linear.arguments import check_dropout
 from .leaf import Leaf
 
 fx.wrap("linear")  # one node of a symbolic trace whose root is the layer
@@ -40,6 +41,7 @@ class Linear(Leaf, nn.Linear):
         *,
         dropout_p: float = 0.0,
     ) -> None:
+        check_dropout(dropout_p)
         super().__init__(in_features, out_features, bias, device, dtype)
         if dropout_p:
             self.dropout_p = dropout_p

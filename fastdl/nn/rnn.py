@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import gru, lstm, rnn
+from ..ops.rnn.checks import check_states, split_states
 from ..ops.rnn.options import Options
 from .leaf import Leaf
-from .rnn_arguments import check_arguments
+from .rnn_arguments import batch_of_one, check_arguments, check_input, states_of_one
 
 States = Tensor | tuple[Tensor, Tensor] | None
 
@@ -101,36 +102,31 @@ class _Recurrent(Leaf, nn.Module):
             node = self._node(input, hx, lengths=lengths, reset=reset)
             if node is not None:
                 return node
-        self._check_input(input, (2, 3))
+        check_input(input, (2, 3), self.input_size, "Tensor or PackedSequence")
         if input.dim() == 3:
             return self._run(input, hx, None, lengths, reset)
         if lengths is not None:
             raise ValueError("lengths need a batched input of 3 dimensions, got 2")
         time_major = (0, 1)[self.batch_first]
         batch = 1 - time_major
-        reset = None if reset is None else reset.unsqueeze(batch)
-        output, ends = self._run(input.unsqueeze(batch), _each(hx, _add_batch), None, None, reset)
+        hx, reset = states_of_one(hx, self.mode.lower(), 1, 2), batch_of_one("reset", reset, batch, 1)
+        output, ends = self._run(input.unsqueeze(batch), hx, None, None, reset)
         return output.squeeze(batch), _each(ends, lambda t: t.squeeze(1))
 
     def _forward_packed(
         self, packed: PackedSequence, hx: States, lengths: Tensor | None, reset: Tensor | None
     ) -> tuple[PackedSequence, Tensor | tuple[Tensor, Tensor]]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        self._check_input(data, (2,))
+        check_input(data, (2,), self.input_size, "Tensor")
         if sorted_indices is not None:
+            h_0, c_0 = split_states(hx, self.mode.lower())
+            rows, B = self.num_layers * (2 if self.bidirectional else 1), sorted_indices.shape[0]
+            check_states(h_0, c_0, rows, B, self.hidden_size, self.proj_size or self.hidden_size)
             hx = _each(hx, lambda t: t.index_select(1, sorted_indices))
         output, ends = self._run(data, hx, batch_sizes, lengths, reset)
         if unsorted_indices is not None:
             ends = _each(ends, lambda t: t.index_select(1, unsorted_indices))
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), ends
-
-    def _check_input(self, input: Tensor, dims: tuple[int, ...]) -> None:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input must be a Tensor or PackedSequence, got {type(input).__name__}")
-        if input.dim() not in dims:
-            raise ValueError(f"input must have {' or '.join(map(str, dims))} dimensions, got {input.dim()}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(f"input.size(-1) must be input_size = {self.input_size}, got {input.shape[-1]}")
 
     def _run(
         self, x: Tensor, hx: States, batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None
@@ -186,6 +182,13 @@ class _Recurrent(Leaf, nn.Module):
         shown += [f"{name}={getattr(self, name)}" for name, d in defaults.items() if getattr(self, name) != d]
         return ", ".join(shown)
 
+    # What classes derived from torch's call in a forward of their own.
+    check_input = nn.RNNBase.check_input
+    check_hidden_size = nn.RNNBase.check_hidden_size
+    check_forward_args = nn.RNNBase.check_forward_args
+    get_expected_hidden_size = nn.RNNBase.get_expected_hidden_size
+    permute_hidden = nn.RNNBase.permute_hidden
+
     # What torch's classes keep beside the parameters, so that the class can be assigned back.
 
     def _init_flat_weights(self) -> None:
@@ -231,8 +234,9 @@ class LSTM(_Recurrent):
         checkpoint: keep only inputs for backward, which computes the layer again.
 
     `forward(input, hx=None, *, lengths=None, reset=None)` takes [T, B, I], with `batch_first` [B, T, I], [T, I] or a
-    PackedSequence, and returns (output, (h_n, c_n)). `lengths` [B] needs no sorting and no copy to the host; `reset`
-    [T, B] (as `input`) zeroes the state before a step. The variants add parameters weight_peephole, weight_norm_ih,
+    PackedSequence, and returns (output, (h_n, c_n)). `lengths` [B] needs no sorting and no copy to the host (one
+    beyond T counts as T where its value is not looked at: on another device, under torch.compile); `reset` [T, B] (as
+    `input`) zeroes the state before a step. The variants add parameters weight_peephole, weight_norm_ih,
     weight_norm_hh, weight_norm_c, bias_norm_c; without them a state_dict is torch's. Under
     autocast results have its dtype, c_n float32, on every device. Errors: as `fastdl.ops.lstm`.
 
@@ -246,6 +250,10 @@ class LSTM(_Recurrent):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__("LSTM", *args, **kwargs)
+
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
 
     def _run(
         self, x: Tensor, hx: States, batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None
@@ -323,9 +331,3 @@ def _each(states: States, change: object) -> States:
     if isinstance(states, (tuple, list)):
         return tuple([change(t) for t in states])
     return None if states is None else change(states)
-
-
-def _add_batch(state: Tensor) -> Tensor:
-    if state.dim() != 2:
-        raise ValueError(f"hx must have 2 dimensions for an input of 2, got {state.dim()}")
-    return state.unsqueeze(1)

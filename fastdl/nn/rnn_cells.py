@@ -10,6 +10,7 @@ from ..ops.rnn.op import rnn_cell_name
 from ..ops.rnn.options import probability, zoneout_pair
 from ..ops.rnn.structure import Structure
 from .leaf import Leaf
+from .rnn_arguments import batch_of_one, check_cell_sizes, check_input, states_of_one
 
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -51,7 +52,7 @@ class _Variants(Leaf):
         self._reset_variants()
 
     def _reset_variants(self) -> None:
-        bound = self.hidden_size**-0.5
+        bound = self.hidden_size**-0.5 if self.hidden_size else 0.0
         for name, weight in self.named_parameters():
             if name == "weight_peephole":
                 nn.init.uniform_(weight, -bound, bound)
@@ -86,14 +87,6 @@ class _Variants(Leaf):
             names += ("weight_peephole",) if self.peephole else ()
         return {name: getattr(self, name) for name in names}
 
-    def _check(self, input: Tensor) -> None:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
-        if input.dim() not in (1, 2):
-            raise ValueError(f"input must have 1 or 2 dimensions, got {input.dim()}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(f"input.size(-1) must be input_size = {self.input_size}, got {input.shape[-1]}")
-
     def extra_repr(self) -> str:
         defaults = dict(layer_norm=False, zoneout=0.0, recurrent_dropout=0.0, peephole=False)
         added = [f"{name}={getattr(self, name)}" for name, d in defaults.items() if getattr(self, name) != d]
@@ -127,6 +120,7 @@ class LSTMCell(_Variants, nn.LSTMCell):
         recurrent_dropout: float = 0.0,
         peephole: bool = False,
     ) -> None:
+        check_cell_sizes(input_size, hidden_size)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self._add_variants("lstm", layer_norm, zoneout, recurrent_dropout, peephole)
 
@@ -139,12 +133,11 @@ class LSTMCell(_Variants, nn.LSTMCell):
     ) -> tuple[Tensor, Tensor]:
         if not isinstance(input, Tensor) and (node := self._node(input, hx, reset=reset)) is not None:
             return node
-        self._check(input)
+        check_input(input, (1, 2), self.input_size, "Tensor")
         unbatched = input.dim() == 1
         if unbatched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-            reset = None if reset is None else reset.unsqueeze(0)
+            input, hx = input.unsqueeze(0), states_of_one(hx, "lstm", 0, 1)
+            reset = batch_of_one("reset", reset, 0, 0)
         h, c = lstm_cell(input, hx, *self._own(), **self._variants(reset))
         return (h[0], c[0]) if unbatched else (h, c)
 
@@ -155,11 +148,11 @@ class _OneState(_Variants):
     def forward(self, input: Tensor, hx: Tensor | None = None, *, reset: Tensor | None = None) -> Tensor:
         if not isinstance(input, Tensor) and (node := self._node(input, hx, reset=reset)) is not None:
             return node
-        self._check(input)
+        check_input(input, (1, 2), self.input_size, "Tensor")
         unbatched = input.dim() == 1
         if unbatched:
-            input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-            reset = None if reset is None else reset.unsqueeze(0)
+            input, hx = input.unsqueeze(0), states_of_one(hx, "gru", 0, 1)
+            reset = batch_of_one("reset", reset, 0, 0)
         h = self._step(input, hx, self._variants(reset))
         return h[0] if unbatched else h
 
@@ -189,6 +182,7 @@ class GRUCell(_OneState, nn.GRUCell):
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
     ) -> None:
+        check_cell_sizes(input_size, hidden_size)
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self._add_variants("gru", layer_norm, zoneout, recurrent_dropout)
 
@@ -223,6 +217,7 @@ class RNNCell(_OneState, nn.RNNCell):
         recurrent_dropout: float = 0.0,
     ) -> None:
         rnn_cell_name(nonlinearity)
+        check_cell_sizes(input_size, hidden_size)
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self._add_variants("rnn_tanh", layer_norm, zoneout, recurrent_dropout)
 

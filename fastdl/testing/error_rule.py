@@ -30,10 +30,15 @@ class ErrorReport:
 
     @property
     def within_rule(self) -> bool:
-        return (
-            self.ours_max <= MAX_FACTOR * self.eager_max + self.ulp
-            and self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
-        )
+        return self.ours_max <= MAX_FACTOR * self.eager_max + self.ulp and self.within_rms
+
+    @property
+    def within_rms(self) -> bool:
+        """The rule without the largest error, which rows of small variance decide by chance: for layer norm in fp32.
+
+        The truth being one, this compares relative L2 errors.
+        """
+        return self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
 
     @property
     def within_winograd(self) -> bool:
@@ -47,7 +52,7 @@ class ErrorReport:
         They subtract sum(grad_output * output) from products it should cancel with, and output was rounded.
         """
         most = FLASH_MAX_FACTOR * self.eager_max + self.ulp
-        return self.ours_max <= most and self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
+        return self.ours_max <= most and self.within_rms
 
     @property
     def within_tf32(self) -> bool:

@@ -54,6 +54,13 @@ def test_a_linear_becomes_one_by_class_assignment_and_back(kind, activation):
     assert torch.equal(layer(x), expected)
 
 
+@pytest.mark.parametrize("dropout_p", [2.0, -0.1, True, "half"], ids=repr)
+@pytest.mark.parametrize("kind", [Linear, LinearReLU, LinearGELU])
+def test_the_constructor_refuses_what_is_no_probability(kind, dropout_p):
+    with pytest.raises(ValueError, match=f"dropout_p must be a number from 0 to 1, got {dropout_p!r}"):
+        kind(4, 3, dropout_p=dropout_p)
+
+
 def test_the_constructor_takes_linear_s_arguments():
     torch.manual_seed(0)
     plain = nn.Linear(4, 3, bias=False, dtype=torch.float64)

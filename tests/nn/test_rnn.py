@@ -259,34 +259,6 @@ def test_a_cell_in_training_is_a_sequence_of_one_step(kind, plan):
     assert not torch.equal(other[0], found[0])
 
 
-def test_refused_constructors():
-    for arguments in (dict(proj_size=6), dict(dropout=1.5), dict(num_layers=0), dict(zoneout=2.0)):
-        with pytest.raises(ValueError, match=next(iter(arguments))):
-            fastdl.nn.LSTM(I, H, **arguments)
-    with pytest.raises(TypeError, match="bias"):
-        fastdl.nn.GRU(I, H, bias=1)
-    with pytest.raises(ValueError, match="proj_size"):
-        fastdl.nn.GRU(I, H, proj_size=2)
-    with pytest.raises(ValueError, match="nonlinearity"):
-        fastdl.nn.RNN(I, H, nonlinearity="gelu")
-    with pytest.warns(UserWarning, match="dropout"):
-        fastdl.nn.LSTM(I, H, dropout=0.5)
-
-
-def test_refused_inputs():
-    _, module = twins("LSTM")
-    for x, message in (
-        (torch.randn(5, 3, 3), "input_size = 4, got 3"),
-        (torch.randn(4), "2 or 3 dimensions, got 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            module(x)
-    with pytest.raises(ValueError, match="2 dimensions"):
-        module(torch.randn(5, I), (torch.zeros(1, 1, H), torch.zeros(1, 1, H)))
-    with pytest.raises(ValueError, match="lengths"):
-        module(torch.randn(5, I), lengths=torch.tensor([5]))
-
-
 def test_device_and_dtype():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

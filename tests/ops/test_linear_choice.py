@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import fastdl
 from fastdl import _extension
-from fastdl.ops import linear, products
+from fastdl.ops import linear, plans, products
 from fastdl.ops.linear import quick, sizes
 from fastdl.ops.linear.quick import quick_choice
 
@@ -229,3 +229,27 @@ def test_backward_is_a_function_of_its_own_for_second_derivatives_alone(monkeypa
     theirs = torch.autograd.grad(eager(*tensors, activation="tanh").sum(), tensors, create_graph=True)
     for a, b in zip(second, torch.autograd.grad(sum(g.square().sum() for g in theirs), tensors), strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_vary_are_decided_once_and_forgotten(monkeypatch):
+    """Whether quickly or not, never more is kept than there is room for."""
+    monkeypatch.setattr(quick, "_CHOICES_MOST", 8)
+    monkeypatch.setattr(plans, "_MOST", 8)
+    decided = []
+    for module, name in ((quick, "_choose"), (op, "_decide")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, original=original: decided.append(1) or original(*given)
+        )
+    _, weight, bias = inputs(1, 64, 32)
+    op._planned.clear()
+    quick.forget(weight)
+    most = 0
+    for rows in range(1, 40):
+        for dropout_p in (0.0, 0.5):
+            before = len(decided)
+            for _ in range(2):
+                linear(torch.randn(rows, 64), weight, bias, activation="relu", dropout_p=dropout_p)
+            assert len(decided) == before + 1
+        most = max(most, len(quick._known[id(weight)][2]), len(op._planned))
+    assert most == 8

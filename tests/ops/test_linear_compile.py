@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastdl
 import fastdl.ops.flops  # noqa: F401, teaches the flop counter
-from fastdl.ops import linear
+from fastdl.ops import linear, products
 from fastdl.testing.linear import SAMPLES, Sample
 
 pytestmark = pytest.mark.usefixtures("dynamo")
@@ -126,3 +126,17 @@ def test_flops(plan):
     with forced(plan), FlopCounterMode(display=False) as counter:
         linear(x, weight, bias, activation="relu").sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 64 * 128 * 96
+
+
+@pytest.mark.parametrize("kind", [fastdl.nn.Linear, fastdl.nn.LinearReLU, fastdl.nn.LinearGELU])
+def test_flops_of_a_large_layer(kind):
+    """Where MKL leaves part of the CPU unused, the products are our own."""
+    M, N, K = 128, 1024, 512
+    assert products.large_enough(M, N, K)
+    layer, x = kind(K, N), torch.randn(M, K, requires_grad=True)
+    for recorded, times in ((False, 1), (True, 3)):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(recorded):
+            output = layer(x)
+            if recorded:
+                output.sum().backward()
+        assert counter.get_total_flops() == times * 2 * M * N * K

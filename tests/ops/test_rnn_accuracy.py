@@ -29,18 +29,17 @@ pytestmark = pytest.mark.isa
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def known_miss(sample: Sample, dtype: torch.dtype) -> list:
-    """Where the largest error in float32 may be beyond the rule: rows of small variance magnify rounding, and without
+def known_miss(sample: Sample, dtype: torch.dtype) -> bool:
+    """Whether the largest error in float32 may be beyond the rule: rows of small variance magnify rounding, and without
     FMA every product rounds once more. With AVX2, beside torch with AVX2, every sample is within it."""
     isa = _extension.cpu_isa()
     measured = isa == "avx2" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    missed = dtype is torch.float32 and not measured and (sample.layer_norm or isa == "baseline")
-    return [pytest.mark.xfail(reason="the largest error may exceed the rule", strict=False)] if missed else []
+    return dtype is torch.float32 and not measured and (sample.layer_norm or isa == "baseline")
 
 
 def cases(dtypes: tuple[torch.dtype, ...]) -> list:
     return [
-        pytest.param(sample, dtype, id=f"{sample}-{str(dtype)[6:]}", marks=known_miss(sample, dtype))
+        pytest.param(sample, dtype, id=f"{sample}-{str(dtype)[6:]}")
         for sample in (*SAMPLES, *CELL_SAMPLES)
         for dtype in dtypes
         if fused_serves(sample, dtype) and sample.decided(dtype)
@@ -49,8 +48,9 @@ def cases(dtypes: tuple[torch.dtype, ...]) -> list:
 
 @pytest.mark.parametrize(("sample", "dtype"), cases(DTYPES))
 def test_error_rule(sample, dtype):
+    missed = known_miss(sample, dtype)
     for quantity, report in reports(sample, plan_of(sample, Choice(*FUSED), dtype), dtype).items():
-        assert report.within_rule, f"{quantity}: {report}"
+        assert report.within_rms if missed else report.within_rule, f"{quantity}: {report}"
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

@@ -28,15 +28,16 @@ def name_of(s: Structure) -> str:
     return "-".join([s.cell, str(s.directions), *options])
 
 
-def assert_rule(runs, names, dtype, what):
-    """The error rule for each named output; `runs`: (ours, reference's, fp64's) of each seed."""
+def assert_rule(runs, names, dtype, what, missed=False):
+    """The error rule for each named output; `runs`: (ours, reference's, fp64's) of each seed. `missed`: without the
+    largest error."""
     for i, name in enumerate(names):
         ours = runs[0][0][i]
         assert ours.shape == runs[0][1][i].shape, (what, name)
         assert ours.dtype == runs[0][1][i].dtype, (what, name)
         # what is compared is in float32 already where the definition keeps it so
         report = judge([(a[i], truth[i], b[i], truth[i]) for a, b, truth in runs], dtype)
-        assert report.within_rule, f"{what} {name}: {report}"
+        assert report.within_rms if missed else report.within_rule, f"{what} {name}: {report}"
 
 
 def runs_of(s, kind, dtype, sizes, change=lambda call: call):
@@ -86,26 +87,19 @@ MISSED = {
 MEASURED = torch.backends.cpu.get_cpu_capability() == "AVX2" and _extension.cpu_isa() == "avx2"
 
 
-def marks_of(s, kind, dtype):
-    if not s.layer_norm or dtype is not torch.float32:
-        return []
-    if MEASURED and (name_of(s), kind) not in MISSED:
-        return []
-    reason = "layer norm in float32: the largest error may exceed the rule"
-    return [pytest.mark.xfail(reason=reason, strict=MEASURED)]
+def known_miss(s, kind, dtype):
+    """Whether the largest error may exceed the rule."""
+    return s.layer_norm and dtype is torch.float32 and (not MEASURED or (name_of(s), kind) in MISSED)
 
 
-@pytest.mark.parametrize(
-    ("s", "kind", "dtype"),
-    [pytest.param(*case, marks=marks_of(*case)) for case in CASES],
-    ids=case_id,
-)
+@pytest.mark.parametrize(("s", "kind", "dtype"), CASES, ids=case_id)
 def test_error_rule(s, kind, dtype):
+    missed = known_miss(s, kind, dtype)
     sizes = SIZES[(STRUCTURES.index(s) + KINDS.index(kind)) % len(SIZES)]
     forward, backward = runs_of(s, kind, dtype, sizes)
-    assert_rule(forward, FORWARD, dtype, "forward")
+    assert_rule(forward, FORWARD, dtype, "forward", missed)
     if backward:
-        assert_rule(backward, BACKWARD, dtype, "backward")
+        assert_rule(backward, BACKWARD, dtype, "backward", missed)
 
 
 @pytest.mark.parametrize("kind", ["plain", "lengths", "packed"])

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch._dynamo.utils
 from rnn_plans import ATEN, FUSED, KERNELS_ARE_COMPILED, OPS, REFERENCE, arguments, flat, forced, leaves
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastdl
+from fastdl.ops import products
 
 
 @pytest.mark.parametrize("kind", OPS)
@@ -79,6 +81,28 @@ def test_compiles_whole_with_dynamic_sizes(kind, dynamo):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_packed_and_padded_rows_compile_once_for_all_sizes(kind, dynamo):
+    """A graph each for packed rows with states, packed rows alone, and lengths with resets."""
+    module = getattr(fastdl.nn, kind)(4, 6)
+    counted = torch._dynamo.utils.counters["stats"]
+    graphs = counted["unique_graphs"]
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for T, B in ((5, 3), (7, 8), (9, 2)):
+        x, lengths = torch.randn(T, B, 4), T - torch.arange(B) % T
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        h, c = torch.randn(2, 1, B, 6)
+        padded = dict(lengths=lengths, reset=torch.rand(T, B) < 0.5)
+        for given, options in (
+            ((packed, (h, c) if kind == "LSTM" else h), {}),
+            ((packed,), {}),
+            ((x,), padded),
+        ):
+            torch.testing.assert_close(compiled(*given, **options), module(*given, **options))
+    assert counted["unique_graphs"] == graphs + 3
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "variant", [dict(layer_norm=True), dict(zoneout=0.2), dict(checkpoint=True)], ids=str
 )
@@ -143,3 +167,31 @@ def test_flops_are_counted():
     with forced(FUSED), FlopCounterMode(display=False) as counter:
         fastdl.ops.lstm(x, hx, params)
     assert counter.get_total_flops() == 2 * 5 * 3 * 24 * (4 + 6)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_flops_of_training_are_those_of_its_products(kind):
+    """Large enough for products of our own in place of MKL's, on the CPUs where they are taken."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import fastdl.ops.flops  # noqa: F401
+
+    T, B, I, H = 8, 32, 128, 256  # noqa: E741
+    assert products.large_enough(T * B, H, I)
+    module, x = getattr(fastdl.nn, kind)(I, H), torch.randn(T, B, I, requires_grad=True)
+    with forced(FUSED), FlopCounterMode(display=False) as counter:
+        module(x)[0].sum().backward()
+    rows = module.weight_hh_l0.shape[0]
+    # the gradient of weight_hh has no product for the first step, which starts from zero
+    assert counter.get_total_flops() == 2 * B * rows * (3 * T * I + (3 * T - 1) * H)
+
+
+def test_every_operator_of_rnn_and_linear_has_a_formula():
+    from torch.utils.flop_counter import flop_registry
+
+    import fastdl.ops.flops  # noqa: F401
+
+    every = {name.removeprefix("fastdl::").split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    names = {name for name in every if name.startswith(("rnn_", "linear"))}
+    assert len(names) > 10
+    assert not [name for name in names if getattr(torch.ops.fastdl, name) not in flop_registry]

@@ -41,5 +41,10 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
         raise ValueError(f"bias must have shape [out_features] = [{N}], got {list(bias.shape)}")
     if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    check_dropout(dropout_p)
+
+
+def check_dropout(dropout_p: float) -> None:
+    """ValueError unless `dropout_p` is a probability."""
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must be a number from 0 to 1, got {dropout_p!r}")

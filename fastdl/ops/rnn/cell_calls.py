@@ -61,6 +61,7 @@ def inputs(
     for name, t in (("x", x), ("weight_ih", params[0]), ("weight_hh", params[1])):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+    checks.check_dense(x)
     if reset is not None and not isinstance(reset, Tensor):
         raise TypeError(f"reset must be a Tensor or None, got {type(reset).__name__}")
     mixed = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,24 @@ class Sizes(NamedTuple):
     R: int
 
 
+def check_dense(x: Tensor) -> None:
+    """TypeError for a nested tensor: torch has no recurrent layer of one either, and its shape cannot be asked for."""
+    if x.is_nested:
+        raise TypeError("x must be a dense Tensor, got a nested one")
+
+
+def parameter_list(params: Iterable[Tensor]) -> list[Tensor]:
+    """`params` as a list, a generator taken once; TypeError unless it is an iterable of several."""
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be a list of Tensors, got {type(params).__name__}")
+    return list(params)
+
+
 def check_kinds(x: Tensor, params: list[Tensor], **others: Tensor | None) -> None:
-    """TypeError unless x and every parameter is a Tensor and every other is one, or None."""
+    """TypeError unless x is a dense Tensor, every parameter a Tensor and every other one, or None."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
+    check_dense(x)
     for i, t in enumerate(params):
         if not isinstance(t, Tensor):
             raise TypeError(f"params[{i}] must be a Tensor, got {type(t).__name__}")
@@ -97,17 +112,22 @@ def check_sequence(
             raise ValueError(f"x must have shape {layout}, got {list(x.shape)}")
         B, T = x.shape[:2] if s.batch_first else (x.shape[1], x.shape[0])
     H, R = check_parameters(params, s, x.shape[-1], num_layers)
+    check_states(h_0, c_0, num_layers * s.directions, B, H, R)
+    _check_lengths(x, lengths, B)
+    if reset is not None:
+        check_mask("reset", reset, x, tuple(x.shape[:-1]))
+    return Sizes(T, B, x.shape[-1], H, R)
+
+
+def check_states(h_0: Tensor | None, c_0: Tensor | None, states: int, B: int, H: int, R: int) -> None:
+    """ValueError unless both have the shape that belongs to num_layers * directions = `states`."""
     for name, t, width in (("h_0", h_0, R), ("c_0", c_0, H)):
-        expected = (num_layers * s.directions, B, width)
+        expected = (states, B, width)
         if t is not None and tuple(t.shape) != expected:
             raise ValueError(
                 f"{name} must have shape [num_layers * directions, B, {'R' if name == 'h_0' else 'H'}] = "
                 f"{list(expected)}, got {list(t.shape)}"
             )
-    _check_lengths(x, lengths, B)
-    if reset is not None:
-        check_mask("reset", reset, x, tuple(x.shape[:-1]))
-    return Sizes(T, B, x.shape[-1], H, R)
 
 
 def check_floating(x: Tensor, **groups: list[Tensor | None] | tuple[Tensor | None, ...]) -> None:
@@ -156,7 +176,7 @@ def check_parameters(
 
 
 def packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
-    """B of packed rows; reads batch_sizes only where h_0 does not say it."""
+    """B of packed rows; reads batch_sizes only where h_0 [states, B, R] does not say it."""
     if batch_sizes.device.type != "cpu" or batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1:
         raise TypeError(
             f"batch_sizes must be [T] int64 on the CPU, got {list(batch_sizes.shape)} {batch_sizes.dtype} on "
@@ -164,7 +184,7 @@ def packed_batch(batch_sizes: Tensor, h_0: Tensor | None) -> int:
         )
     if batch_sizes.shape[0] == 0:
         raise ValueError("batch_sizes must not be empty")
-    return int(batch_sizes[0]) if h_0 is None else h_0.shape[1]
+    return int(batch_sizes[0]) if h_0 is None or h_0.dim() != 3 else h_0.shape[1]
 
 
 def check_batch_sizes(batch_sizes: Tensor, total: int, B: int) -> None:

@@ -12,13 +12,19 @@ from .structure import Structure
 _ops = torch.ops.fastdl
 
 
-@register_flop_formula(_ops.rnn_sequence)
+@register_flop_formula([_ops.rnn_sequence, _ops.rnn_sequence_triton, _ops.rnn_sequence_triton_tf32])
 def _forward(x_shape, h_0_shape, c_0_shape, weights, *args, out_shape=None, **kwargs) -> int:
     """`args`: the context, then the structure."""
     return _products(math.prod(x_shape[:-1]), weights, Structure.unpack(args[6]))
 
 
-@register_flop_formula(_ops.rnn_sequence_backward)
+@register_flop_formula(
+    [
+        _ops.rnn_sequence_backward,
+        _ops.rnn_sequence_backward_triton,
+        _ops.rnn_sequence_backward_triton_tf32,
+    ]
+)
 def _backward(
     grad_output, grad_h_n, grad_c_n, h_0, c_0, weights, output, gates, cells, rstd, *args, **kwargs
 ) -> int:

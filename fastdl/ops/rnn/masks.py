@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def dropout_between_layers(x: Tensor, p: float, batch_first: bool) -> Tensor:
+    """`x` with elements dropped; on the CPU those that torch's layer drops, which draws its masks as [T, B]."""
+    if not batch_first or not x.is_cpu:
+        return F.dropout(x, p, True)
+    B, T, columns = x.shape
+    return x * F.dropout(x.new_ones(T, B, columns), p, True).transpose(0, 1)
 
 
 def recurrent_mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor | None:

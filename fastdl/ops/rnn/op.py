@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from ... import dispatch
@@ -13,7 +15,7 @@ from .stack import describe, run_stack, sequence_inputs
 def lstm(
     x: Tensor,
     hx: tuple[Tensor, Tensor] | None,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     *,
     has_biases: bool = True,
     num_layers: int = 1,
@@ -39,12 +41,14 @@ def lstm(
     Args:
         x: [T, B, I], with `batch_first` [B, T, I], with `batch_sizes` [total, I]; float64, float32, bfloat16, float16.
         hx: (h_0 [num_layers * D, B, R], c_0 [num_layers * D, B, H]) or None: zero. D is 2 if bidirectional, else 1.
-        params: of each layer, then direction: weight_ih [4H, I], weight_hh [4H, R], bias_ih [4H], bias_hh [4H],
-            weight_hr [R, H] (a projection, R < H), weight_peephole [3H], weight_norm_ih [4H], weight_norm_hh [4H],
-            weight_norm_c [H], bias_norm_c [H]; those that the options ask for. R is H without a projection.
+        params: in any iterable, of each layer, then direction: weight_ih [4H, I], weight_hh [4H, R], bias_ih [4H],
+            bias_hh [4H], weight_hr [R, H] (a projection, R < H), weight_peephole [3H], weight_norm_ih [4H],
+            weight_norm_hh [4H], weight_norm_c [H], bias_norm_c [H]; those that the options ask for. R is H without a
+            projection.
         has_biases, num_layers, dropout, train, bidirectional, batch_first: as torch.lstm.
         batch_sizes: [T] int64 on the CPU: x is packed, as in PackedSequence.
-        lengths: [B] int64 or int32, steps of each sequence; sequences need no order.
+        lengths: [B] int64 or int32, steps of each sequence, from 0 to T; sequences need no order. On another device
+            than the CPU, and under torch.compile, nothing looks at the values: less counts as 0, more as T.
         reset: the rows of x, bool: the state is zeroed before the step.
         layer_norm: normalises both products over the gates, and c' before the last tanh.
         zoneout: probabilities (h, c) of keeping the old value; their expectation unless `train`.
@@ -79,7 +83,7 @@ def lstm(
 def gru(
     x: Tensor,
     hx: Tensor | None,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     *,
     has_biases: bool = True,
     num_layers: int = 1,
@@ -123,7 +127,7 @@ def gru(
 def rnn(
     x: Tensor,
     hx: Tensor | None,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     *,
     nonlinearity: str = "tanh",
     has_biases: bool = True,

@@ -36,14 +36,24 @@ class Options(NamedTuple):
         )  # fmt: skip
 
     def checked(self) -> Options:
-        """The same with `zoneout` as a pair; raises where a value does not fit."""
+        """The same with `zoneout` as a pair and a bool as one; raises where a value does not fit."""
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
         probability("dropout", self.dropout)
         probability("recurrent_dropout", self.recurrent_dropout)
         if self.peephole and self.cell != "lstm":
             raise ValueError(f"peephole is for lstm, got cell {self.cell!r}")
-        return self._replace(zoneout=zoneout_pair(self.zoneout, self.cell))
+        return self._replace(
+            bidirectional=flag("bidirectional", self.bidirectional),
+            zoneout=zoneout_pair(self.zoneout, self.cell),
+        )
+
+
+def flag(name: str, value: bool) -> bool:
+    """The bool that `value` is equal to, of NumPy or 0 and 1 too; TypeError if there is none."""
+    if value not in (False, True):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return bool(value)
 
 
 def probability(name: str, value: float) -> None:

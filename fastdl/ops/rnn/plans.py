@@ -52,7 +52,7 @@ def quickly_remembered(
         return None
     found, requires_grad = [key], False
     for t in (*required, *(t for t in optional if t is not None)):
-        if (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
+        if (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu or t.is_nested:
             return None
         found += (t.shape, t.dtype)
         requires_grad = requires_grad or t.requires_grad

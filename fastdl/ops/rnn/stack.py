@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import dispatch
@@ -14,7 +14,7 @@ from . import backends, checks
 from .backends import Plan
 from .call import Call
 from .layer import run_layer
-from .masks import recurrent_mask, zoneout_mask
+from .masks import dropout_between_layers, recurrent_mask, zoneout_mask
 from .options import Options
 from .plans import quickly_remembered, remembered, signature
 from .reference import accumulate_dtype
@@ -53,7 +53,7 @@ def run_stack(
     op: str,
     x: Tensor,
     hx: checks.HX,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     options: Options,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
@@ -141,13 +141,14 @@ def _infer(
 def sequence_inputs(
     x: Tensor,
     hx: checks.HX,
-    params: list[Tensor],
+    params: Iterable[Tensor],
     options: Options,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> Inputs:
     h_0, c_0 = checks.split_states(hx, options.cell)
+    params = checks.parameter_list(params)
     checks.check_kinds(x, params, batch_sizes=batch_sizes, lengths=lengths, reset=reset)
     x, h_0, *params = autocast(x, h_0, *params)
     mixed = is_mixed(x)
@@ -199,8 +200,11 @@ def _decide(op: str, inputs: Inputs, options: Options, reason: str | None) -> De
 def _ready(inputs: Inputs, call: Call) -> Inputs:
     """Values checked where they lie on the host; lengths on the device, c in the dtype it is kept in."""
     x, lengths, batch_sizes, T = inputs.x, inputs.lengths, inputs.batch_sizes, call.sizes.T
-    if batch_sizes is not None and not call.compiling:
-        checks.check_batch_sizes(batch_sizes, x.shape[0], call.sizes.B)
+    if batch_sizes is not None:
+        if call.compiling:
+            torch._assert_async(batch_sizes[0] == call.sizes.B, "hx must have B = batch_sizes[0]")
+        else:
+            checks.check_batch_sizes(batch_sizes, x.shape[0], call.sizes.B)
     if lengths is not None:
         if lengths.device.type == "cpu" and not call.compiling and type(lengths) is Tensor:
             checks.check_length_values(lengths, T)
@@ -222,7 +226,7 @@ def _layers(plan: Plan, inputs: Inputs, call: Call, options: Options) -> tuple[T
     ends_h, ends_c = [], []
     for layer in range(call.num_layers):
         if layer and call.dropout:
-            x = F.dropout(x, call.dropout, True)
+            x = dropout_between_layers(x, call.dropout, call.s.batch_first and not call.packed)
         h_0, c_0 = (
             t if t is None or call.num_layers == 1 else t[layer * D : (layer + 1) * D]
             for t in (inputs.h_0, inputs.c_0)
