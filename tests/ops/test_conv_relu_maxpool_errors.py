@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fastdl
 from fastdl.ops import conv_relu_maxpool
@@ -71,8 +72,6 @@ BAD = [
     ("negative pool", (X, WEIGHT), dict(pool_size=(2, -2)), ValueError, "pool_size must be at least 1, got (2, -2)"),
     ("pool of True", (X, WEIGHT), dict(pool_size=True), ValueError,
      "pool_size must be an int or a pair of ints, got True"),
-    ("pool over 255", (X, WEIGHT), dict(pool_size=16), ValueError,
-     "pool_size must cover at most 255 elements, got (16, 16)"),
     ("pool stride 0", (X, WEIGHT), dict(pool_size=2, pool_stride=0), ValueError,
      "pool_stride must be at least 1, got 0"),
     ("pool dilation 0", (X, WEIGHT), dict(pool_size=2, pool_dilation=0), ValueError,
@@ -123,6 +122,23 @@ def test_a_list_is_a_pair():
     """torch's layers take lists."""
     output = conv_relu_maxpool(X, WEIGHT, stride=[1, 1], padding=[1, 1], pool_size=[2, 2])
     assert output.shape == (2, 6, 4, 4)
+
+
+@pytest.mark.parametrize("pool_size", [16, (2, 128)], ids=str)
+def test_the_reference_serves_windows_beyond_the_record(pool_size):
+    """A position of more than 255 does not fit the byte it is recorded in."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 4, 34, 130), torch.randn(6, 4, 3, 3)
+    for tensors in ((x, weight), (x.requires_grad_(), weight.requires_grad_())):
+        expected = F.max_pool2d(F.conv2d(*tensors).relu(), pool_size, return_indices=True)
+        for _ in range(2):
+            output, indices = conv_relu_maxpool(*tensors, pool_size=pool_size, return_indices=True)
+            assert torch.equal(output, expected[0])
+            assert torch.equal(indices, expected[1])
+            assert torch.equal(conv_relu_maxpool(*tensors, pool_size=pool_size), expected[0])
+    conv_relu_maxpool(x, weight, pool_size=pool_size).sum().backward()
+    with fastdl.strict(), pytest.raises(fastdl.UnsupportedError, match="more than 255 elements"):
+        conv_relu_maxpool(x, weight, pool_size=pool_size)
 
 
 def test_a_shape_error_leaves_nothing_behind():

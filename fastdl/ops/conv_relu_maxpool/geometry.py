@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 IntPair = int | tuple[int, int]
+MAX_WINDOW = 255  # one byte per pooled element names the position of the maximum; 255 is the closed ReLU
 
 
 class Geometry(NamedTuple):
@@ -60,6 +61,12 @@ class Geometry(NamedTuple):
     def output_size(self, conv_size: tuple[int, int]) -> tuple[int, int]:
         """(OH, OW), after the pool; torch's rule: with ceil_mode, no window starts beyond the left-padded input."""
         return tuple(self._pooled(conv_size[i], i) for i in (0, 1)) if self.pool_size else conv_size
+
+    def window_refusal(self) -> str | None:
+        """Why not a kernel that records the maximum of a window in one byte."""
+        if not self.pool_size or self.pool_size[0] * self.pool_size[1] <= MAX_WINDOW:
+            return None
+        return f"windows of {self.pool_size[0]} x {self.pool_size[1]}: more than {MAX_WINDOW} elements"
 
     def _pooled(self, size: int, i: int) -> int:
         span = size + 2 * self.pool_padding[i] - self.pool_dilation[i] * (self.pool_size[i] - 1) - 1
@@ -177,8 +184,6 @@ def _pool(
     size = pair(size, "pool_size", 1)
     stride = size if stride is None else pair(stride, "pool_stride", 1)
     padding, dilation = pair(padding, "pool_padding", 0), pair(dilation, "pool_dilation", 1)
-    if size[0] * size[1] > 255:
-        raise ValueError(f"pool_size must cover at most 255 elements, got {size}")
     if padding[0] * 2 > size[0] or padding[1] * 2 > size[1]:
         raise ValueError(f"pool_padding must be at most half of pool_size {size}, got {padding}")
     return size, stride, padding, dilation
