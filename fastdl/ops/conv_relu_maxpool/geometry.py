@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -78,16 +79,36 @@ class Geometry(NamedTuple):
 
 
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
-    """An int or a pair of ints, each at least `least`, as a pair."""
-    both = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(
-        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in both
-    ):
+    """An int, a sequence of one or a pair of ints, each at least `least`, as a pair."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    both = tuple(
+        None if isinstance(v, bool) else integer(v) for v in (given * 2 if len(given) == 1 else given)
+    )
+    if len(both) != 2 or any(v is None for v in both):
         raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-    both = tuple(both)
     if both[0] < least or both[1] < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return both
+
+
+def integer(value: object) -> int | torch.SymInt | None:
+    """What torch takes for an integer (of numpy too), as one; None for anything else."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    if isinstance(value, Tensor):  # a tensor may change later, the remembered plan would not
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_groups(groups: object) -> int:
+    """`groups` as a positive int."""
+    found = integer(groups)
+    if found is None or found < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    return found
 
 
 def check_kinds(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -115,6 +136,7 @@ def normalise(
     return_indices: bool,
 ) -> tuple[Geometry, tuple[int, int, int, int] | None]:
     """Check every argument and return the geometry, and the padding x needs first where "same" is uneven."""
+    groups = check_groups(groups)
     _check_tensors(x, weight, bias, groups)
     stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
     padding, uneven = _padding(padding, stride, dilation, weight)
@@ -144,8 +166,6 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
         if t.device != x.device:
             raise TypeError(f"{name} must be on the device of x, {x.device}, got {t.device}")
     C, C_out = x.shape[1], weight.shape[0]
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
     if C % groups or C_out % groups:
         raise ValueError(f"groups must divide C = {C} and C_out = {C_out}, got {groups}")
     if weight.shape[1] != C // groups:
