@@ -177,7 +177,9 @@ def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
 
 def _pair(value: int | str | Sequence[int]) -> tuple[int, ...]:
     """An attribute for both directions, which may have been set to one number since the layer was made."""
-    return (value, value) if isinstance(value, int) else (0, 0) if value == "valid" else tuple(value)
+    if isinstance(value, (tuple, list)):
+        return (*value, *value) if len(value) == 1 else tuple(value)
+    return (0, 0) if value == "valid" else (value, value)
 
 
 def _is_alike(y: Tensor, residual: Tensor) -> bool:

@@ -13,11 +13,10 @@ from torch import Tensor, fx, nn
 
 from .. import nn as fused_nn
 from ..nn.conv_relu_maxpool import pool_attributes
+from ..ops.conv_relu_maxpool.geometry import MAX_WINDOW, check_groups, pair
 from . import calls, in_place
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
-
-MAX_WINDOW = 255  # one byte per pooled element names the position of the maximum; 255 is the closed ReLU
 
 # Of each form of a sum whether it changes its first operand.
 _SUMS = {operator.add: False, torch.add: False, in_place.FUNCTIONS["iadd"]: True, "add": False, "add_": True}
@@ -255,7 +254,25 @@ def _parameters_refusal(conv: nn.Conv2d) -> str | None:
     reason = module_refusal(conv, (nn.Conv2d,), _METHODS)
     if reason is None and "weight" not in conv._parameters:
         reason = "the weight is not a Parameter of the convolution"
-    return reason or parameter_refusal(conv)
+    return reason or parameter_refusal(conv) or _arguments_refusal(conv)
+
+
+def _arguments_refusal(conv: nn.Conv2d) -> str | None:
+    for name in ("stride", "padding", "dilation", "groups"):
+        value = getattr(conv, name)
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            # the fused call reads it under torch.compile too, where numpy's numbers are arrays
+            if not isinstance(number, (int, str)):
+                return f"{name} is of {type(number).__module__}.{type(number).__name__}, not of ints"
+    try:
+        pair(conv.stride, "stride", 1)
+        pair(conv.dilation, "dilation", 1)
+        check_groups(conv.groups)
+        if not isinstance(conv.padding, str):
+            pair(conv.padding, "padding", 0)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _sum_refusal(pattern: ConvPattern) -> str | None:
@@ -287,12 +304,16 @@ def _pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[dict[str, ob
         return {}, "the pool's arguments are computed"
     if pool.pop("return_indices"):
         return {}, "the pool returns indices"
-    pool["pool_stride"] = pool["pool_stride"] or None
-    size = pool["pool_size"]
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    pool["pool_stride"] = pool["pool_stride"] or pool["pool_size"]
+    least = dict(pool_size=1, pool_stride=1, pool_padding=0, pool_dilation=1)
+    try:
+        pool.update({name: pair(pool[name], name, smallest) for name, smallest in least.items()})
+    except ValueError as error:
+        return {}, str(error)
+    height, width = pool["pool_size"]
     if height * width > MAX_WINDOW:
         return {}, f"the pool's window has {height * width} elements, more than {MAX_WINDOW}"
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in pool.items()}, None
+    return {**pool, "ceil_mode": bool(pool["ceil_mode"])}, None
 
 
 _POOL_NAMES = ("pool_size", "pool_stride", "pool_padding", "pool_dilation", "ceil_mode", "return_indices")

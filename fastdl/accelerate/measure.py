@@ -82,6 +82,13 @@ def _compare(
         return own.requires_grad_(wanted)
 
     args, kwargs = _map(args, detached), _map(kwargs, detached)
+    try:
+        return _measured(pattern, args, kwargs, training)
+    except _ReplacementFailed as failed:
+        return Measurement(f"failed here: {failed}")
+
+
+def _measured(pattern: Pattern, args: tuple, kwargs: dict[str, object], training: bool) -> Measurement:
     with torch.set_grad_enabled(training):
         before, after = (Computation(pattern, args, kwargs, fused) for fused in (False, True))
         reports = _errors(pattern, args, kwargs, before, after)
@@ -96,6 +103,10 @@ def _compare(
     speedup = seconds["before"] / seconds["after"]
     slower = f"slower here: {seconds['after']:.2e} s, {seconds['before']:.2e} s as it is"
     return Measurement(None if speedup > 1 else slower, error, speedup)
+
+
+class _ReplacementFailed(Exception):
+    """The fused computation raised; the message is the first line of its error."""
 
 
 class Computation:
@@ -125,10 +136,24 @@ class Computation:
 
     def outputs(self) -> tuple[Tensor, Tensor | None]:
         """The output, as one tensor, and where its elements come from, -1 where from nowhere."""
-        return self._run(exact=True)
+        return self._told(self._run, True)
 
     def step(self, exact: bool = False) -> tuple[Tensor, ...]:
         """What is timed: the output, or the gradients."""
+        return self._told(self._step, exact)
+
+    def _told(self, function: Callable, exact: bool) -> tuple:
+        """An error of the replacement as one; what is replaced raises its own."""
+        try:
+            return function(exact)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not self.fused:
+                raise
+            raise _ReplacementFailed(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+
+    def _step(self, exact: bool) -> tuple[Tensor, ...]:
         y, _ = self._run(exact)
         if not self.inputs:
             return (y,)
@@ -155,7 +180,8 @@ def _errors(
     with torch.autocast(before.device.type, enabled=False):
         truth = Computation(pattern, args, kwargs, fused=False, dtype=torch.float64)
         expected, origin = truth.outputs()
-    (ours, ours_origin), (eager, eager_origin) = after.outputs(), before.outputs()
+    # first what is replaced: an error of the model itself is the caller's
+    (eager, eager_origin), (ours, ours_origin) = before.outputs(), after.outputs()
     compared = {"output": (ours, expected, eager, expected)}
     if after.inputs:
         before.grad_output = torch.randn_like(eager)
@@ -165,7 +191,7 @@ def _errors(
         after.grad_output = truth.grad_output = before.grad_output
         with torch.autocast(before.device.type, enabled=False):
             expected_gradients = truth.step(exact=True)
-        ours_gradients, eager_gradients = after.step(exact=True), before.step(exact=True)
+        eager_gradients, ours_gradients = before.step(exact=True), after.step(exact=True)
         gradients = zip(ours_gradients, expected_gradients, eager_gradients, expected_gradients, strict=True)
         compared.update(zip((f"gradient for {name}" for name in after.inputs), gradients, strict=True))
     return {name: judge([[t.detach() for t in four]], ours.dtype) for name, four in compared.items()}

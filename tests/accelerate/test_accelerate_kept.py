@@ -3,8 +3,10 @@
 The convolutions are 5x5: a 3x3 one becomes an instance of fastdl.nn.Conv2d where it cannot be fused.
 """
 
+import copy
 import warnings
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,6 +163,43 @@ def test_complex_weights():
 def test_large_window():
     assert reason(block(pool=nn.MaxPool2d(16)), "0") == "the pool's window has 256 elements, more than 255"
     assert fastdl.report(fastdl.accelerate(block(pool=nn.MaxPool2d((15, 17)))))["0"].action == "fused"
+
+
+@pytest.mark.parametrize(
+    "number", [numpy.int64, lambda v: (v,), lambda v: [v, v]], ids=["numpy", "one", "list"]
+)
+def test_numbers_of_a_pool(number):
+    """What torch takes for ints."""
+    pool = nn.MaxPool2d(number(3), stride=number(2), padding=number(1), dilation=number(1))
+    model = block(pool=pool)
+    x, plain = torch.randn(2, 3, 16, 16), copy.deepcopy(model)
+    fastdl.accelerate(model, strict=True)
+    torch.testing.assert_close(model(x), plain(x))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), plain(x))
+
+
+@pytest.mark.parametrize("option", ["stride", "padding", "dilation", "groups"])
+def test_numbers_of_a_convolution(option):
+    """Of numpy they are kept; a sequence of one is as good as a pair."""
+    for size in (3, 5):
+        model = block(nn.Conv2d(3, 3, size, **{option: numpy.int64(1)}))
+        assert reason(model, "0") == f"{option} is of numpy.int64, not of ints"
+        model(torch.ones(1, 3, 16, 16))
+    if option != "groups":
+        model = nn.Sequential(nn.Conv2d(3, 3, 3, **{option: (2,)}), nn.BatchNorm2d(3), nn.ReLU()).eval()
+        x, plain = torch.randn(1, 3, 16, 16), copy.deepcopy(model)
+        with torch.no_grad():
+            torch.testing.assert_close(fastdl.accelerate(model, strict=True)(x), plain(x))
+
+
+def test_numbers_that_torch_refuses_too():
+    assert reason(block(pool=nn.MaxPool2d((2, 2, 2))), "0") == (
+        "pool_size must be an int or a pair of ints, got (2, 2, 2)"
+    )
+    conv = nn.Conv2d(3, 3, 5)
+    conv.stride = (1, 1, 1)
+    assert reason(block(conv), "0") == "stride must be an int or a pair of ints, got (1, 1, 1)"
 
 
 def test_pool_that_returns_indices():

@@ -81,6 +81,45 @@ def test_wrong_is_kept(wrong, timer, monkeypatch):
     assert (row.error > 1e-4) == (wrong == "output")
 
 
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_failing_is_kept(place, timer, monkeypatch):
+    """With the first line of the error; an interrupt and memory that runs out are raised."""
+    conv_relu_maxpool, raised = calls.conv_relu_maxpool, ValueError("does not fit\nat all")
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            if place == "forward":
+                raise raised
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            raise raised
+
+    def failing(*args, **kwargs):
+        result = conv_relu_maxpool(*args, **kwargs)
+        return (Fails.apply(result[0]), result[1]) if isinstance(result, tuple) else Fails.apply(result)
+
+    monkeypatch.setattr(calls, "conv_relu_maxpool", failing)
+    architecture = ARCHITECTURES["attributes"]
+    model, inputs = architecture.model(), (architecture.x(),)
+    fastdl.accelerate(model, example_inputs=inputs)
+    row = fastdl.report(model)["conv2"]
+    assert (row.action, row.reason) == ("kept", "failed here: does not fit")
+    with pytest.raises(fastdl.UnsupportedError, match="conv2: failed here: does not fit"):
+        fastdl.accelerate(model, example_inputs=inputs, strict=True)
+    for raised in (KeyboardInterrupt(), torch.cuda.OutOfMemoryError("out of memory")):
+        with pytest.raises(type(raised)):
+            fastdl.accelerate(model, example_inputs=inputs)
+
+
+def test_an_error_of_the_model_itself_is_raised(timer):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(9))
+    with pytest.raises(RuntimeError, match="too small"):
+        fastdl.accelerate(model, example_inputs=(torch.randn(2, 3, 8, 8),))
+
+
 def test_gradients_are_measured_only_in_training(timer, monkeypatch):
     steps = []
     step = measure.Computation.step

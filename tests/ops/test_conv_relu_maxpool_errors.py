@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fastdl
-from fastdl.ops import conv_relu_maxpool
+from fastdl.ops import conv2d, conv_relu_maxpool
 
 
 def tensors(C=4, C_out=6, H=8, W=8, dtype=torch.float32, K=(3, 3), N=2):
@@ -71,8 +73,10 @@ BAD = [
     ("negative pool", (X, WEIGHT), dict(pool_size=(2, -2)), ValueError, "pool_size must be at least 1, got (2, -2)"),
     ("pool of True", (X, WEIGHT), dict(pool_size=True), ValueError,
      "pool_size must be an int or a pair of ints, got True"),
-    ("pool over 255", (X, WEIGHT), dict(pool_size=16), ValueError,
-     "pool_size must cover at most 255 elements, got (16, 16)"),
+    ("groups of a tensor", (X, WEIGHT), dict(groups=torch.tensor(1)), ValueError,
+     "groups must be a positive int, got tensor(1)"),
+    ("pool of nothing", (X, WEIGHT), dict(pool_size=()), ValueError,
+     "pool_size must be an int or a pair of ints, got ()"),
     ("pool stride 0", (X, WEIGHT), dict(pool_size=2, pool_stride=0), ValueError,
      "pool_stride must be at least 1, got 0"),
     ("pool dilation 0", (X, WEIGHT), dict(pool_size=2, pool_dilation=0), ValueError,
@@ -119,10 +123,34 @@ def test_unknown_arguments():
         conv_relu_maxpool(X, WEIGHT, BIAS, 1)
 
 
-def test_a_list_is_a_pair():
-    """torch's layers take lists."""
-    output = conv_relu_maxpool(X, WEIGHT, stride=[1, 1], padding=[1, 1], pool_size=[2, 2])
-    assert output.shape == (2, 6, 4, 4)
+@pytest.mark.parametrize("one", [lambda v: [v, v], lambda v: (v,), numpy.int64], ids=["list", "one", "numpy"])
+def test_arguments_of_another_kind(one):
+    """torch takes lists, sequences of one and numpy's integers."""
+    given = dict(stride=one(1), padding=one(1), dilation=one(1), groups=numpy.int64(1))
+    pool = dict(pool_size=one(2), pool_stride=one(2), pool_padding=one(1), pool_dilation=one(1))
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
+    for op, more in ((conv_relu_maxpool, pool), (conv2d, {})):
+        plain = {name: 1 if name in ("padding", "pool_padding") else 2 for name in more} | dict(padding=1)
+        plain |= dict(pool_dilation=1) if more else {}
+        assert torch.equal(op(x, weight, **given, **more), op(x, weight, **plain))
+
+
+@pytest.mark.parametrize("pool_size", [16, (2, 128)], ids=str)
+def test_the_reference_serves_windows_beyond_the_record(pool_size):
+    """A position of more than 255 does not fit the byte it is recorded in."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 4, 34, 130), torch.randn(6, 4, 3, 3)
+    for tensors in ((x, weight), (x.requires_grad_(), weight.requires_grad_())):
+        expected = F.max_pool2d(F.conv2d(*tensors).relu(), pool_size, return_indices=True)
+        for _ in range(2):
+            output, indices = conv_relu_maxpool(*tensors, pool_size=pool_size, return_indices=True)
+            assert torch.equal(output, expected[0])
+            assert torch.equal(indices, expected[1])
+            assert torch.equal(conv_relu_maxpool(*tensors, pool_size=pool_size), expected[0])
+    conv_relu_maxpool(x, weight, pool_size=pool_size).sum().backward()
+    with fastdl.strict(), pytest.raises(fastdl.UnsupportedError, match="more than 255 elements"):
+        conv_relu_maxpool(x, weight, pool_size=pool_size)
 
 
 def test_a_shape_error_leaves_nothing_behind():

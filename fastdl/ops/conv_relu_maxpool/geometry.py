@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 IntPair = int | tuple[int, int]
+MAX_WINDOW = 255  # one byte per pooled element names the position of the maximum; 255 is the closed ReLU
 
 
 class Geometry(NamedTuple):
@@ -61,6 +63,12 @@ class Geometry(NamedTuple):
         """(OH, OW), after the pool; torch's rule: with ceil_mode, no window starts beyond the left-padded input."""
         return tuple(self._pooled(conv_size[i], i) for i in (0, 1)) if self.pool_size else conv_size
 
+    def window_refusal(self) -> str | None:
+        """Why not a kernel that records the maximum of a window in one byte."""
+        if not self.pool_size or self.pool_size[0] * self.pool_size[1] <= MAX_WINDOW:
+            return None
+        return f"windows of {self.pool_size[0]} x {self.pool_size[1]}: more than {MAX_WINDOW} elements"
+
     def _pooled(self, size: int, i: int) -> int:
         span = size + 2 * self.pool_padding[i] - self.pool_dilation[i] * (self.pool_size[i] - 1) - 1
         if not self.ceil_mode:
@@ -71,16 +79,36 @@ class Geometry(NamedTuple):
 
 
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
-    """An int or a pair of ints, each at least `least`, as a pair."""
-    both = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(
-        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in both
-    ):
+    """An int, a sequence of one or a pair of ints, each at least `least`, as a pair."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    both = tuple(
+        None if isinstance(v, bool) else integer(v) for v in (given * 2 if len(given) == 1 else given)
+    )
+    if len(both) != 2 or any(v is None for v in both):
         raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-    both = tuple(both)
     if both[0] < least or both[1] < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return both
+
+
+def integer(value: object) -> int | torch.SymInt | None:
+    """What torch takes for an integer (of numpy too), as one; None for anything else."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    if isinstance(value, Tensor):  # a tensor may change later, the remembered plan would not
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_groups(groups: object) -> int:
+    """`groups` as a positive int."""
+    found = integer(groups)
+    if found is None or found < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    return found
 
 
 def check_kinds(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -108,6 +136,7 @@ def normalise(
     return_indices: bool,
 ) -> tuple[Geometry, tuple[int, int, int, int] | None]:
     """Check every argument and return the geometry, and the padding x needs first where "same" is uneven."""
+    groups = check_groups(groups)
     _check_tensors(x, weight, bias, groups)
     stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
     padding, uneven = _padding(padding, stride, dilation, weight)
@@ -137,8 +166,6 @@ def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
         if t.device != x.device:
             raise TypeError(f"{name} must be on the device of x, {x.device}, got {t.device}")
     C, C_out = x.shape[1], weight.shape[0]
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
     if C % groups or C_out % groups:
         raise ValueError(f"groups must divide C = {C} and C_out = {C_out}, got {groups}")
     if weight.shape[1] != C // groups:
@@ -177,8 +204,6 @@ def _pool(
     size = pair(size, "pool_size", 1)
     stride = size if stride is None else pair(stride, "pool_stride", 1)
     padding, dilation = pair(padding, "pool_padding", 0), pair(dilation, "pool_dilation", 1)
-    if size[0] * size[1] > 255:
-        raise ValueError(f"pool_size must cover at most 255 elements, got {size}")
     if padding[0] * 2 > size[0] or padding[1] * 2 > size[1]:
         raise ValueError(f"pool_padding must be at most half of pool_size {size}, got {padding}")
     return size, stride, padding, dilation

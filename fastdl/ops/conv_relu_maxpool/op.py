@@ -44,7 +44,7 @@ def conv_relu_maxpool(
         weight: [C_out, C / groups, KH, KW], dtype of x.
         bias: [C_out] or None.
         stride, padding, dilation, groups: as torch.nn.functional.conv2d; padding also "same" and "valid".
-        pool_size: window of at most 255 elements; None for no pool.
+        pool_size: window, None for no pool. Beyond 255 elements the reference serves.
         pool_stride, pool_padding, pool_dilation, ceil_mode: as torch.nn.functional.max_pool2d.
         return_indices: also return max_pool2d's int64 indices into the flattened [CH, CW] plane. A window
             whose ReLU is closed gives its first position inside.

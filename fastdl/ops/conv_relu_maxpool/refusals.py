@@ -58,7 +58,7 @@ def _quads(g: Geometry) -> bool:
 
 def refuse_cpu_direct(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not the direct convolution."""
-    if (reason := refuse_cpu(x)) is not None:
+    if (reason := refuse_cpu(x) or g.window_refusal()) is not None:
         return reason
     if x.dtype not in _SINGLE:
         return f"no kernel for {x.dtype}"
@@ -128,7 +128,7 @@ def _refuse_unpooled(x: Tensor, weight: Tensor, g: Geometry, taps: int) -> str |
 
 def refuse_cpu_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not torch's convolution and one fused pass."""
-    if (reason := refuse_cpu(x)) is not None:
+    if (reason := refuse_cpu(x) or g.window_refusal()) is not None:
         return reason
     if not g.pool_size or dispatch.settings.strict or dispatch.settings.backend is not None:
         return None
@@ -182,7 +182,7 @@ def refuse_cuda_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry
 
 def refuse_cuda_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not cuDNN's convolution and one fused pass."""
-    return refuse_cuda(x)
+    return refuse_cuda(x) or g.window_refusal()
 
 
 def _tf32(x: Tensor) -> str | None:

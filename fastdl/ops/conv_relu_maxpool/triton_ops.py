@@ -40,7 +40,7 @@ def _unavailable(x: Tensor) -> str | None:
 
 def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not `implicit_gemm`, whose fp32 products are exact; None if it serves."""
-    if (reason := _unavailable(x)) is not None:
+    if (reason := _unavailable(x) or g.window_refusal()) is not None:
         return reason
     if g.pool_size and any((g.pool_size[i] - 1) * g.pool_dilation[i] >= g.pool_stride[i] for i in (0, 1)):
         return "pool windows overlap: the convolution would be computed more than once"
@@ -53,7 +53,7 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str 
 
 def refusal_composed(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
     """Why not `composed`: torch's convolution, then one fused pass."""
-    return _unavailable(x)
+    return _unavailable(x) or g.window_refusal()
 
 
 def _pool_constants(g: Geometry) -> dict[str, object]:
