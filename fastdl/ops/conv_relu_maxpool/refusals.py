@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import _extension, dispatch
 from ...dispatch import Candidate
 from ...transforms import needs_gradient
-from .. import products
+from .. import products, tf32
 from . import triton_ops
 from .geometry import Geometry
 
@@ -190,7 +190,7 @@ def _tf32(x: Tensor) -> str | None:
         return f"TF32 is for float32, x is {x.dtype}"
     if dispatch.settings.precision == "strict":
         return "precision 'strict' refuses TF32's error"
-    return None if torch.backends.cudnn.allow_tf32 else "torch.backends.cudnn.allow_tf32 is off"
+    return None if tf32.allowed("conv") else "torch.backends.cudnn does not allow TF32"
 
 
 def refuse_triton_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import dispatch
 from ...transforms import needs_gradient, obstacle
+from .. import tf32
 
 
 def signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) -> tuple | None:
@@ -23,7 +24,7 @@ def signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) 
             type(weight), weight.shape, weight.stride(), weight.dtype, weight.device,
             None if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
             arguments, settings.backend, settings.strict, settings.precision,
-            x.is_cuda and torch.backends.cudnn.allow_tf32, needs_gradient(x, weight, bias),
+            x.is_cuda and tf32.allowed("conv"), needs_gradient(x, weight, bias),
         )  # fmt: skip
     except (AttributeError, RuntimeError):  # no tensor, or one without such metadata
         return None

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from ... import dispatch
 from ...transforms import eager
+from .. import tf32
 
 Decision = TypeVar("Decision")
 
@@ -35,8 +36,8 @@ def remembered(key: tuple, decide: Callable[[], Decision]) -> Decision:
     if torch.compiler.is_compiling():
         return decide()
     settings = dispatch.settings
-    tf32 = torch._C._get_cudnn_allow_tf32()  # torch.backends.cudnn.allow_tf32 takes 1 us
-    return _once((key, settings.backend, settings.strict, settings.precision, tf32), decide)
+    rounded = tf32.allowed("rnn")
+    return _once((key, settings.backend, settings.strict, settings.precision, rounded), decide)
 
 
 def quickly_remembered(

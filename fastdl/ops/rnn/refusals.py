@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate
+from .. import tf32
 from . import grid, registration, triton_ops  # noqa: F401, the operators must be defined before they are asked for
 from .call import Call
 
@@ -166,8 +167,8 @@ def refuse_triton_tf32(call: Call, *tensors: Tensor | None) -> str | None:
         return f"TF32 is for float32, x is {call.dtype}"
     if dispatch.settings.precision == "strict":
         return "precision 'strict' refuses TF32's error"
-    if not torch.backends.cudnn.allow_tf32:
-        return "torch.backends.cudnn.allow_tf32 is off"
+    if not tf32.allowed("rnn"):
+        return "torch.backends.cudnn does not allow TF32"
     return triton_ops.refusal(call)
 
 
