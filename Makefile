@@ -6,8 +6,9 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/gpu
 STAGE ?= build
 
-# The active environment if it has torch, else .venv.
-HAS_TORCH := import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)
+# The active environment if it has a torch that is new enough, else .venv.
+HAS_TORCH := import sys; from importlib.metadata import version; \
+	sys.exit([*map(int, version("torch").split(".")[:2])] < [2, 11])
 PYTHON := $(shell python3 -c '$(HAS_TORCH)' 2>/dev/null && command -v python3 || echo $(CURDIR)/.venv/bin/python)
 WORKERS ?= $(shell nproc)
 STAMP := build/setup-$(subst /,_,$(PYTHON))
@@ -19,7 +20,7 @@ setup: $(STAMP)
 
 $(STAMP): $(SOURCES)
 	@if [ ! -x "$(PYTHON)" ]; then python3 -m venv .venv; fi
-	@"$(PYTHON)" -c '$(HAS_TORCH)' || "$(PYTHON)" -m pip install -q "$(TORCH)"
+	@"$(PYTHON)" -c '$(HAS_TORCH)' 2>/dev/null || "$(PYTHON)" -m pip install -q "$(TORCH)"
 	"$(PYTHON)" -m pip install -q -e ".[test,demo]"
 	@mkdir -p build && touch "$@"
 	@"$(PYTHON)" -m fastdl info

@@ -198,7 +198,10 @@ def strict(enabled: bool = True) -> _Setting:
 
 
 def precision(name: str) -> _Setting:
-    """ "strict" refuses algorithms whose error rule has an exception (Winograd, TF32); "default" allows them."""
+    """ "strict" refuses algorithms whose error rule has an exception (Winograd, TF32); "default" allows them.
+
+    It says nothing about torch's own operators: whether cuDNN convolves in TF32 is torch's setting.
+    """
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {name!r}")
     return _Setting("precision", name)

@@ -32,7 +32,7 @@ def info() -> dict[str, dict[str, object]]:
                 "error": error,
             },
         },
-        "cpu": _cpu(native),
+        "cpu": _cpu(),
         "cuda": _cuda(),
         "triton": _triton(),
     }
@@ -66,14 +66,14 @@ def _library(library: _extension.Library) -> dict[str, object]:
     return {"loaded": library.loaded, "path": path, "error": library.error}
 
 
-def _cpu(native: ModuleType | None) -> dict[str, object]:
+def _cpu() -> dict[str, object]:
     capabilities = torch.cpu.get_capabilities()
     features = sorted(name for name, value in capabilities.items() if value is True)
     return {
         "name": capabilities.get("cpu_name", platform.processor()),
         "architecture": platform.machine(),
         "isa_in_use": _extension.cpu_isa(),
-        "isa_best": native and native.best_isa(),
+        "isa_best": _extension.CPU_ISAS[torch.ops.fastdl._best_cpu_isa()] if _extension.cpu.loaded else None,
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "features": features,

@@ -115,7 +115,8 @@ def test_info_is_plain_data(capsys):
     for library in facts["libraries"].values():
         assert set(library) == {"loaded", "path", "error"}
         assert library["loaded"] == (library["error"] is None)
-    assert facts["libraries"]["_C"]["loaded"] == (facts["cpu"]["isa_in_use"] is not None)
+    for isa in ("isa_in_use", "isa_best"):
+        assert facts["libraries"]["_C"]["loaded"] == (facts["cpu"][isa] is not None)
     assert (facts["cuda"]["why_not"] is None) == torch.cuda.is_available()
 
 
