@@ -55,7 +55,7 @@ def test_tf32_only_where_it_may_round(monkeypatch: pytest.MonkeyPatch):
         assert "strict" in refusals.refuse_triton_tf32(_call())
         assert triton_ops.refusal(_call()) is None
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert "TF32" in refusals.refuse_triton_tf32(_call())
+    assert "does not allow TF32" in refusals.refuse_triton_tf32(_call())
 
 
 @needs_triton
