@@ -79,12 +79,11 @@ def accelerate(
         elif reason != _FILTERED:
             kept.append(f"{candidate.name}: {reason}")
         action = "fused" if reason is None else "kept"
-        rows.append(
-            Row(candidate.name, action, reason or candidate.description, measured.error, measured.speedup)
-        )
+        row = Row(candidate.path, action, reason or candidate.description, measured.error, measured.speedup)
+        rows.append((candidate.owner, row))
     if strict and kept:
         raise UnsupportedError("accelerate(strict=True) would keep " + "; ".join(kept))
-    rows += [Row(name, "kept", reason) for name, reason in survey.unmatched()]
+    rows += [(module, Row("", "kept", reason)) for module, reason in survey.unmatched()]
     with ExitStack() as undo:
         for candidates in by_owner(chosen):
             undo.callback(_undo(candidates[0]))

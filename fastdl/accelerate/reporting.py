@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
@@ -17,7 +18,10 @@ _COLUMNS = ("name", "action", "reason", "error", "speedup")
 
 @dataclass(frozen=True)
 class Row:
-    """One module that holds parameters. `error` and `speedup` are None where nothing was measured."""
+    """One module that holds parameters, or one of its calls with what follows: some was fused, other kept.
+
+    `error` and `speedup` are None where nothing was measured.
+    """
 
     name: str
     action: str  # "fused" or "kept"
@@ -44,7 +48,7 @@ class Report:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> Row:
-        """The row of one module. Raises KeyError."""
+        """The row of one module; of several, what was fused. Raises KeyError."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -82,32 +86,46 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    fused = set(_fused_names(model))
-    rows: dict[str, Row] = {}
-    for prefix, module in model.named_modules():
-        for row in module.__dict__.get(_ROWS, ()):
-            name = ".".join(filter(None, (prefix, row.name)))
-            if row.action == "kept" or name in fused:
-                rows.setdefault(name, Row(**{**asdict(row), "name": name}))
-    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    return Report(tuple(sorted(rows.values(), key=lambda row: order.get(row.name, len(order)))))
+    names = {id(module): name for name, module in model.named_modules()}
+    order = {name: i for i, name in enumerate(names.values())}
+    rows = [
+        replace(row, name=names[id(module)]) for holder in model.modules() for module, row in _held(holder)
+    ]
+    rows.sort(key=lambda row: (order[row.name], row.action == "kept"))
+    return Report(tuple(dict.fromkeys(rows)))  # a module may be called from two places alike
 
 
-def store(model: nn.Module, rows: list[Row]) -> None:
-    """Add rows to the report; they travel with the model, outside of its state_dict."""
-    by_name = {row.name: row for row in report(model).rows}
-    # A module called from two places may be fused in one and kept in the other: the fused row is shown.
-    by_name.update((row.name, row) for row in sorted(rows, key=lambda row: row.action == "fused"))
-    model.__dict__[_ROWS] = tuple(by_name.values())
-    model.__dict__[_ROWS] = report(model).rows  # in order
+def store(model: nn.Module, rows: Iterable[tuple[nn.Module, Row]]) -> None:
+    """Keep rows, each in the module whose calls it is about and named from there; outside of its state_dict.
+
+    What was kept before of the modules they are about is forgotten.
+    """
+    added: dict[int, list[Row]] = defaultdict(list)
+    about = set()
+    for holder, row in rows:
+        added[id(holder)].append(row)
+        about.add(id(holder.get_submodule(row.name)))
+    for holder in model.modules():
+        old = [row for module, row in _held(holder) if row.action == "fused" or id(module) not in about]
+        forget(holder)
+        if old or id(holder) in added:
+            holder.__dict__[_ROWS] = (*old, *added[id(holder)])
 
 
 def forget(module: nn.Module) -> None:
     module.__dict__.pop(_ROWS, None)
 
 
-def _fused_names(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if is_assigned(module) or owner.calls_attention(module):
-            yield name
-        yield from (".".join(filter(None, (name, path))) for path in owner.fused_paths(module))
+def _held(holder: nn.Module) -> Iterator[tuple[nn.Module, Row]]:
+    """The rows in one module that still hold, and what each is about."""
+    rows = holder.__dict__.get(_ROWS, ())
+    modules = dict(holder.named_modules(remove_duplicate=False)) if rows else {}
+    for row in rows:
+        if row.name in modules and (row.action == "kept" or _is_fused(holder, row.name)):
+            yield modules[row.name], row
+
+
+def _is_fused(holder: nn.Module, path: str) -> bool:
+    if path:
+        return path in owner.fused_paths(holder)
+    return is_assigned(holder) or owner.calls_attention(holder)

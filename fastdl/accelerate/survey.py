@@ -66,14 +66,14 @@ class Survey:
         found = [*chains, *wholes, *(self._attention_calls() if "attention" in self.names else ())]
         self.candidates = sorted(found, key=lambda candidate: order[candidate.name])
 
-    def unmatched(self) -> Iterator[tuple[str, str]]:
-        """Names of modules that begin no chain, are not replaced and not fused, and why they are kept."""
+    def unmatched(self) -> Iterator[tuple[nn.Module, str]]:
+        """Modules that begin no chain, are not replaced and not fused, and why they are kept."""
         known = {id(candidate.module) for candidate in self.candidates} | self._fused()
         for family in self.families:
             if family.unmatched:
-                for name, module in self.model.named_modules():
+                for module in self.model.modules():
                     if family.is_head(module) and id(module) not in known:
-                        yield name, family.unmatched
+                        yield module, family.unmatched
 
     def _fused(self) -> set[int]:
         """The modules that owners call fused already."""

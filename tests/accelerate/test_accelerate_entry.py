@@ -116,6 +116,55 @@ def test_parts_and_wholes():
     assert names == ["conv1", *others, "fc"]
 
 
+def test_the_report_of_a_part():
+    """It is there after the whole was accelerated, and the newer of the two holds."""
+    model = nn.Sequential(block())
+    fastdl.accelerate(model, filter_fn=lambda *_: False)
+    assert _rows(model[0]) == [("0", "kept", "filter_fn said no")]
+    fastdl.accelerate(model[0])
+    assert _rows(model) == [("0.0", "fused", "Conv2d → ReLU → MaxPool2d in Sequential")]
+    fastdl.restore(model[0])
+    assert _rows(model) == []
+
+
+class Rectified(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x).relu()
+
+
+class Shifted(Rectified):
+    def forward(self, x):
+        y = self.conv(x)
+        return y.relu() + y
+
+
+def test_a_module_called_from_two_places():
+    conv = nn.Conv2d(3, 3, 5, padding=2)
+    model = nn.Sequential(Shifted(conv), Rectified(conv))
+    plain, x = copy.deepcopy(model), torch.randn(1, 3, 6, 6)
+    for _ in range(2):
+        assert _rows(fastdl.accelerate(model)) == [
+            ("0.conv", "fused", "Conv2d → ReLU in Rectified.forward"),
+            ("0.conv", "kept", "the output of conv is used 2 times"),
+        ]
+        assert fastdl.report(model)["0.conv"].action == "fused"
+        assert fastdl.report(copy.deepcopy(model)) == fastdl.report(model)
+    torch.testing.assert_close(model(x), plain(x))
+    fastdl.restore(model[1])
+    assert _rows(model) == [("0.conv", "kept", "the output of conv is used 2 times")]
+    assert _rows(fastdl.accelerate(nn.Sequential(Rectified(conv), Rectified(conv)))) == [
+        ("0.conv", "fused", "Conv2d → ReLU in Rectified.forward")
+    ]
+
+
+def _rows(model: nn.Module) -> list[tuple[str, str, str]]:
+    return [(row.name, row.action, row.reason) for row in fastdl.report(model)]
+
+
 def test_restore_without_accelerate_changes_nothing():
     model = nn.Sequential(fastdl.nn.ConvReLUMaxPool2d(3, 4, 3, pool_size=2), nn.ReLU())
     before = repr(model)
