@@ -51,7 +51,8 @@ def accelerate(
         example_inputs: arguments of one call, a tuple or a dict of keywords. With them each replacement is
             measured on what reaches it (with the backward pass if `model.training`), and made only where it is
             correct and faster here. The model's state and the random generators are left as they were.
-        strict: raise if a candidate that filter_fn let pass is kept; the model is then unchanged.
+        strict: raise if a candidate that filter_fn let pass is kept, also a chain of which the first layer alone
+            would be replaced; the model is then unchanged. A layer that begins no chain is no failure.
 
     Raises:
         TypeError: model, filter_fn or example_inputs is of the wrong kind.

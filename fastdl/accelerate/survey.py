@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import jit, nn
 
 from . import families, owner
 from .assignment import assign, is_assigned
 from .attention_calls import Calls
-from .patterns import Chain, Pattern, Whole
+from .patterns import Chain, Pattern
 from .purity import Untraceable
 from .tracing import Trace
 
@@ -60,8 +60,7 @@ class Survey:
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         chains = [candidate for module in self.owners for candidate in self._of(module)]
         wholes = list(self._wholes(chains))
-        replaced = {id(candidate.module) for candidate in wholes}
-        chains = [candidate for candidate in chains if id(candidate.module) not in replaced]
+        chains = list(_beside(wholes, chains))
         order = {name: i for i, name in enumerate(self.module_names.values())}
         found = [*chains, *wholes, *(self._attention_calls() if "attention" in self.names else ())]
         self.candidates = sorted(found, key=lambda candidate: order[candidate.name])
@@ -87,19 +86,14 @@ class Survey:
     def _wholes(self, chains: list[Candidate]) -> Iterator[Candidate]:
         """The modules to replace as they are: those that no chain takes."""
         taken = {id(c.module) for c in chains if c.refusal is None} | self._fused()
-        refused = {id(c.module): c for c in chains if c.refusal is not None}
         for name, module in self.model.named_modules():
             found = [family.whole(module) for family in self.families if family.whole is not None]
             pattern = next((whole for whole in found if whole is not None), None)
             if pattern is not None and id(module) not in taken and not is_assigned(module):
-                yield self._whole(name, pattern, refused.get(id(module)))
-
-    def _whole(self, name: str, pattern: Whole, chain: Candidate | None) -> Candidate:
-        description = pattern.description
-        if chain is not None:
-            description += f"; kept {chain.description}: {chain.refusal}"
-        module, patterns = pattern.module, {True: pattern, False: pattern}
-        return Candidate(name, module, module, "", patterns, pattern.refusal, "assign", description)
+                patterns = {True: pattern, False: pattern}
+                yield Candidate(
+                    name, module, module, "", patterns, pattern.refusal, "assign", pattern.description
+                )
 
     def _attention_calls(self) -> Iterator[Candidate]:
         for name, module in self.model.named_modules():
@@ -131,10 +125,8 @@ class Survey:
         for family in self.families:
             if family.unmatched:
                 for path, child in _own_heads(module, family):
-                    kind = type(child).__name__
-                    yield Candidate(
-                        self.module_names[id(child)], child, module, path, {}, reason, "fuse", kind
-                    )
+                    name, kept = self.module_names[id(child)], "what follows it"
+                    yield Candidate(name, child, module, path, {}, reason, "fuse", kept)
 
     def _candidate(self, module: nn.Module, path: str, patterns: dict[bool, list[Chain]]) -> Candidate:
         usable = {mode: [call for call in calls if call.refusal is None] for mode, calls in patterns.items()}
@@ -174,6 +166,16 @@ class Survey:
         if isinstance(module, jit.ScriptModule):
             return False
         return "_fastdl_base" in type(module).__dict__ or owner.base_class(module) is type(module)
+
+
+def _beside(wholes: Iterable[Candidate], chains: Iterable[Candidate]) -> Iterator[Candidate]:
+    """The chains that say more than the wholes do; one that shares its head with a whole says what it is."""
+    refusals = {id(whole.module): whole.refusal for whole in wholes}
+    for chain in chains:
+        if id(chain.module) not in refusals:
+            yield chain
+        elif chain.refusal != refusals[id(chain.module)]:
+            yield replace(chain, refusal=f"{chain.description}: {chain.refusal}")
 
 
 def _is_written_outside_torch(kind: type) -> bool:

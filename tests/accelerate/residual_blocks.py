@@ -14,6 +14,10 @@ ALONE = "Conv2d as fastdl.nn.Conv2d"
 CHANNELS = 8
 
 
+def relative_l2(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
+
+
 class Bottleneck(nn.Module):
     def __init__(self):
         super().__init__()
