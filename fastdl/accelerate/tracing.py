@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MappingProxyType
 
 from torch import Tensor, fx, nn
@@ -98,7 +98,7 @@ class Trace:
         if name == "_modules":
             return self._children(path, own)
         if name in ("_parameters", "_buffers"):
-            raise Untraceable(f"it reads {name}")
+            raise Untraceable(f"it reads {name}, as {name[1:]}() does")
         if name in own:
             return self._value(path, name, own[name])
         if static is not _MISSING:
@@ -166,7 +166,8 @@ def signature(forward: Callable) -> dict[str, inspect.Parameter]:
     parameters = list(inspect.signature(forward, follow_wrapped=False).parameters.values())[1:]
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise Untraceable(f"it takes {parameter}")
+            taker = "a decorator around it" if hasattr(forward, "__wrapped__") else "it"
+            raise Untraceable(f"{taker} takes {parameter}")
         if parameter.default is not parameter.empty and not is_plain(parameter.default):
             raise Untraceable(f"the default of {parameter.name} is a {type(parameter.default).__name__}")
     return {parameter.name: parameter for parameter in parameters}
@@ -191,23 +192,67 @@ class _Tracer(fx.Tracer):
             raise Untraceable("it makes a tensor that does not depend on its input")
         return super().create_arg(a)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise Untraceable(f"its control flow depends on {_origin(obj.node)}")
 
-class _Value(Augmented, fx.Proxy):
-    """A stand-in that does not answer to isinstance in a user's code: it would say no to Tensor."""
+    def iter(self, obj: fx.Proxy) -> Iterator:
+        raise Untraceable("it iterates over a value of unknown length")
+
+
+def _number(self: fx.Proxy, *_: object) -> int:
+    raise Untraceable(f"it reads a number from {_origin(self.node)}")
+
+
+class _StandIn(Augmented):
+    """What a trace has no answer for, and torch.fx's words would be its own."""
+
+    __int__ = __float__ = __index__ = __round__ = _number
+
+    def __len__(self) -> int:
+        raise Untraceable("it reads the length of a value")
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise Untraceable("it writes elements of a value")
+
+
+class _Value(_StandIn, fx.Proxy):
+    """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
 
     @property
     def __class__(self) -> type:
         asker = sys._getframe(1).f_globals.get("__name__", "")
         if asker.partition(".")[0] == "torch":
             return _Value
-        raise Untraceable("it asks for the type of a value")
+        raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
 
 
-class _Attribute(Augmented, fx.proxy.Attribute):
+class _Attribute(_StandIn, fx.proxy.Attribute):
     """An attribute of a stand-in, as x.mT."""
+
+
+# What a tensor says of itself without its elements.
+_METADATA = {
+    *("shape", "size", "ndim", "dim", "numel", "nelement", "stride", "is_contiguous"),
+    *("dtype", "is_floating_point", "is_complex", "device", "is_cuda", "get_device", "layout", "is_sparse"),
+    *("requires_grad", "is_leaf", "is_quantized", "is_nested"),
+}
+
+
+def _origin(node: fx.Node) -> str:
+    """What a value was computed from: metadata alone, or more."""
+    read, seen = set(), [node]
+    for each in seen:
+        called = each.args[1] if each.target is getattr else getattr(each.target, "__name__", each.target)
+        if each.op in ("call_function", "call_method") and called in _METADATA:
+            read.add(called)
+        elif each.all_input_nodes:
+            seen += [given for given in each.all_input_nodes if given not in seen]
+        else:
+            return "data"
+    return f"a tensor's {' and '.join(sorted(read))}"
 
 
 def _entry(trace: Trace, forward: Callable) -> FunctionType:
@@ -244,6 +289,4 @@ def _dotted(path: str, name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, fx.proxy.TraceError) and "control flow" in text:
-        return "its control flow depends on data"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

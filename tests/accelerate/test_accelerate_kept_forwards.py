@@ -48,6 +48,62 @@ class DependsOnShape(Forward):
         return self.relu(self.conv(x))
 
 
+class DependsOnAWeight(Forward):
+    def forward(self, x):
+        x = -x if self.conv.weight.requires_grad else x
+        return self.relu(self.conv(x))
+
+
+class DependsOnBoth(Forward):
+    def forward(self, x):
+        if x.shape[0] > x.mean():
+            x = -x
+        return self.relu(self.conv(x))
+
+
+class DependsOnDevice(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if x.is_cuda and x.dim() == 4 else x
+
+
+class Iterates(Forward):
+    def forward(self, levels):
+        return [self.relu(self.conv(x)) for x in levels]
+
+
+class Counted(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if len(x.shape) == 4 else x
+
+
+class Loops(Forward):
+    def forward(self, x):
+        for _ in range(x.size(1) // 2):
+            x = self.relu(self.conv(x))
+        return x
+
+
+class Rounds(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x[:, :, : round(0.5 * x.shape[2])]))
+
+
+class WritesElements(Forward):
+    def forward(self, x):
+        x[0] = 0
+        return self.relu(self.conv(x))
+
+
+class MakesZeros(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) + torch.zeros(x.shape[0], 1, 1, 1)
+
+
+class ReadsParameters(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x.to(next(self.parameters()).device)))
+
+
 class Starred(Forward):
     def forward(self, *inputs):
         return self.relu(self.conv(inputs[0]))
@@ -181,19 +237,29 @@ class Delegates(Forward):
         (SecondConsumer, "the output of conv is used 2 times"),
         (ReturnsBoth, "the output of conv is used 2 times"),
         (DataDependent, "its control flow depends on data"),
-        (DependsOnShape, "its control flow depends on data"),
+        (DependsOnBoth, "its control flow depends on data"),
+        (DependsOnShape, "its control flow depends on a tensor's shape"),
+        (DependsOnDevice, "its control flow depends on a tensor's is_cuda"),
+        (DependsOnAWeight, "its control flow depends on a tensor's requires_grad"),
+        (Iterates, "it iterates over a value of unknown length"),
+        (Counted, "it reads the length of a value"),
+        (Loops, "it reads a number from a tensor's size"),
+        (Rounds, "it reads a number from a tensor's shape"),
+        (WritesElements, "it writes elements of a value"),
+        (MakesZeros, "the type of a value is asked for, as isinstance and torch.zeros do"),
+        (ReadsParameters, "it reads _parameters, as parameters() does"),
         (Starred, "it takes *inputs"),
         (NoGrad, "uses no_grad"),
-        (Decorated, "it takes **kwargs"),
+        (Decorated, "a decorator around it takes **kwargs"),
         (Tries, "with or try block"),
         (Prints, "calls print()"),
         (Counts, "writes the attribute calls"),
         (Appends, "it changes self.seen"),
-        (ReadsABuffer, "float"),
+        (ReadsABuffer, "it reads a number from data"),
         (MakesATensor, "does not depend on its input"),
         (DrawsInPython, "uses the module random"),
         (DrawsATensor, "draws random numbers"),
-        (AsksForAType, "asks for the type of a value"),
+        (AsksForAType, "the type of a value is asked for"),
         (AsksForGradMode, "uses is_grad_enabled"),
         (ReadsAnObject, "self.config: no guard can watch object objects"),
         (ComputesThePool, "the pool's arguments are computed"),
@@ -237,3 +303,14 @@ def test_one_mode_only():
     with fastdl.backend("reference"):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
+
+
+def test_a_method_of_a_builtin_s_name():
+    class Named(Forward):
+        def print(self, x):
+            return x
+
+        def forward(self, x):
+            return self.relu(self.conv(self.print(x)))
+
+    assert fastdl.report(fastdl.accelerate(Named()))["conv"].action == "fused"
