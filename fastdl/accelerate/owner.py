@@ -37,6 +37,8 @@ def traces(owner: nn.Module) -> dict[bool, Trace | Untraceable]:
     """The forward of the owner's own class by `training` value; one trace for both if it does not read it."""
     found: dict[bool, Trace | Untraceable] = {}
     kind = base_class(owner)
+    if "forward" in owner.__dict__:
+        return dict.fromkeys((True, False), Untraceable("the instance has a forward of its own"))
     if not can_be_subclassed(kind):
         return dict.fromkeys((True, False), Untraceable(refusal(kind)))
     for training in (True, False):

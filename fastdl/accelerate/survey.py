@@ -125,6 +125,8 @@ class Survey:
         for family in self.families:
             if family.unmatched:
                 for path, child in _own_heads(module, family):
+                    if path in owner.fused_paths(module):
+                        continue
                     name, kept = self.module_names[id(child)], "what follows it"
                     yield Candidate(name, child, module, path, {}, reason, "fuse", kept)
 

@@ -305,6 +305,22 @@ def test_one_mode_only():
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
 
 
+def test_forward_of_the_instance():
+    """It runs, so nothing of the class's is fused; one that was set later is the user's, and nothing changes."""
+
+    class Plain(Forward):
+        def forward(self, x):
+            return self.relu(self.conv(x))
+
+    model = Plain()
+    model.forward = model.forward
+    assert reason(model, "conv") == "Plain.forward cannot be traced: the instance has a forward of its own"
+    model = fastdl.accelerate(Plain())
+    model.forward, before = model.forward, fastdl.report(model)
+    assert before["conv"].action == "fused"
+    assert fastdl.report(fastdl.accelerate(model, strict=True)) == before
+
+
 def test_a_method_of_a_builtin_s_name():
     class Named(Forward):
         def print(self, x):
