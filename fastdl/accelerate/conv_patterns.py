@@ -203,7 +203,8 @@ def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | 
         return "add"
     if node.op == "call_module":
         module = modules.get(node.target)
-        kinds = ((nn.BatchNorm2d, "norm"), (nn.ReLU, "relu"), (nn.MaxPool2d, "pool"))
+        norms = (nn.BatchNorm2d, nn.LazyBatchNorm2d)
+        kinds = ((norms, "norm"), (nn.ReLU, "relu"), (nn.MaxPool2d, "pool"))
         return next((kind for of, kind in kinds if isinstance(module, of)), None)
     if node.op == "call_method":
         return "relu" if node.target in ("relu", "relu_") else None

@@ -93,10 +93,10 @@ def module_refusal(
     methods: tuple[str, ...] = ("__call__", "__getattr__", "forward"),
 ) -> str | None:
     """Why a call of a module is not what its torch.nn class among `bases` computes."""
-    base = next(kind for kind in bases if isinstance(module, kind))
     kind = type(module)
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return f"{kind.__name__} is not initialised yet: run the model once first"
+    base = next(base for base in bases if isinstance(module, base))
     if parametrize.is_parametrized(module):
         return f"{base.__name__} is parametrized"
     if (

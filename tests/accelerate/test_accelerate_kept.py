@@ -129,11 +129,18 @@ def test_overridden_batch_norm():
     assert reason(model, "0") == "Silent has a forward of its own"
 
 
-def test_lazy_until_initialised():
-    model = block(nn.LazyConv2d(4, 3))
-    assert "not initialised yet" in reason(model, "0")
-    model(torch.ones(1, 3, 6, 6))
-    assert fastdl.report(fastdl.accelerate(model))["0"].action == "fused"
+@pytest.mark.parametrize(
+    "layers",
+    [(nn.LazyConv2d(4, 3), nn.ReLU()), (nn.LazyConv2d(4, 5), nn.BatchNorm2d(4)),
+     (nn.Conv2d(3, 4, 5), nn.LazyBatchNorm2d())],
+    ids=["convolution", "before a norm", "norm"],
+)  # fmt: skip
+def test_lazy_until_initialised(layers):
+    model = nn.Sequential(*layers)
+    assert "Lazy" in reason(model, "0")
+    assert "is not initialised yet: run the model once first" in reason(model, "0")
+    model(torch.ones(2, 3, 6, 6))
+    assert [row.action for row in fastdl.report(fastdl.accelerate(model))] == ["fused"]
 
 
 def test_quantized_weight():
