@@ -66,7 +66,7 @@ def _refusal(module: nn.Module, base: type) -> str | None:
     if missing:
         return f"{missing[0]} is not a Parameter of the {base.__name__}"
     if module.bias_k is not None or module.add_zero_attn:
-        return "is_causal hides the keys that bias_k and add_zero_attn add, in torch but not in fastdl"
+        return "bias_k and add_zero_attn add keys, which torch hides under is_causal and fastdl does not"
     if module.dropout >= 1:
         return f"dropout {module.dropout} is not below 1"
     return parameter_refusal(module, module.out_proj)

@@ -30,7 +30,7 @@ FOUND = {
         conv_patterns.find,
         conv_patterns.is_head,
         conv_patterns.whole,
-        "nothing to fuse follows it; alone it would run torch's convolution",
+        "nothing worth fusing follows it; alone it would run torch's convolution",
     ),
     "linear": Family(linear_patterns.find, linear_patterns.is_head, linear_patterns.whole),
     "rnn": Family(None, recurrent_modules.is_head, recurrent_modules.whole),

@@ -174,9 +174,9 @@ def test_restore_without_accelerate_changes_nothing():
 def test_report_is_a_table():
     model = fastdl.accelerate(nn.Sequential(*block(), nn.Conv2d(4, 4, 1)))
     assert str(fastdl.report(model)).splitlines() == [
-        f"name  action  {'reason':<66}  error  speedup",
+        f"name  action  {'reason':<71}  error  speedup",
         "0     fused   Conv2d → ReLU → MaxPool2d in Sequential",
-        "3     kept    nothing to fuse follows it; alone it would run torch's convolution",
+        "3     kept    nothing worth fusing follows it; alone it would run torch's convolution",
     ]
     assert str(fastdl.report(block())) == "nothing accelerated"
 

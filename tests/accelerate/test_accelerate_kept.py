@@ -223,7 +223,7 @@ def test_no_relu():
         nn.Conv2d(3, 4, 5), nn.Sigmoid(), nn.Conv2d(4, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 3, stride=2)
     )
     fastdl.accelerate(model, strict=True)  # they are no candidates
-    reason = "nothing to fuse follows it; alone it would run torch's convolution"
+    reason = "nothing worth fusing follows it; alone it would run torch's convolution"
     assert [(row.action, row.reason) for row in fastdl.report(model)] == [("kept", reason)] * 3
 
 
