@@ -8,12 +8,14 @@ are leaves of the graph.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MappingProxyType
 
-from torch import Tensor, fx, nn
+from torch import Size, Tensor, fx, nn
 
 from .doubles import Doubles
 from .guards import Guards, is_nan
@@ -190,13 +192,30 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor):
             raise Untraceable("it makes a tensor that does not depend on its input")
-        return super().create_arg(a)
+        if type(a) is OrderedDict:  # torch.fx would make a dict
+            return self.create_node("call_function", OrderedDict, (self.create_arg(dict(a)),), {})
+        try:
+            if _is_made_anew(a):
+                return super().create_arg(a)
+        except NotImplementedError:
+            pass
+        raise Untraceable(f"it passes on a {type(a).__name__}, which a trace cannot make")
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise Untraceable(f"its control flow depends on {_origin(obj.node)}")
 
     def iter(self, obj: fx.Proxy) -> Iterator:
         raise Untraceable("it iterates over a value of unknown length")
+
+
+def _is_made_anew(value: object) -> bool:
+    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others."""
+    if isinstance(value, (tuple, list, dict)):
+        return type(value) in (tuple, list, dict, Size) or hasattr(value, "_fields")
+    if dataclasses.is_dataclass(value):
+        made = value.__dataclass_params__.init and not hasattr(value, "__post_init__")
+        return made and all(field.init for field in dataclasses.fields(value))
+    return True
 
 
 def _number(self: fx.Proxy, *_: object) -> int:

@@ -2,6 +2,9 @@
 
 import copy
 import random
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -303,6 +306,57 @@ def test_one_mode_only():
     with fastdl.backend("reference"):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
+
+
+class Levels(OrderedDict):
+    pass
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: int
+
+
+@dataclass
+class Output:
+    features: Tensor
+
+
+@dataclass
+class Doubling(Output):
+    def __post_init__(self):
+        self.features = 2 * self.features
+
+
+@dataclass
+class Marked(Output):
+    mark: int = field(init=False, default=1)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "action"),
+    [
+        (lambda y: {"levels": OrderedDict(first=y)}, "fused"),
+        (lambda y: Pair(y, 1), "fused"),
+        (lambda y: Output(y), "fused"),
+        (lambda y: Levels(first=y), "kept"),
+        (lambda y: [Doubling(y)], "kept"),
+        (lambda y: Marked(y), "kept"),
+        (lambda y: (y, {1, 2}), "kept"),
+    ],
+)
+def test_results_are_of_the_classes_they_were(wrap, action):
+    class Wraps(Forward):
+        def forward(self, x):
+            return wrap(self.relu(self.conv(x)))
+
+    model, x = Wraps().requires_grad_(False), torch.randn(1, 3, 6, 6)
+    expected = repr(model(x))
+    row = fastdl.report(fastdl.accelerate(model))["conv"]
+    assert row.action == action
+    assert ("which a trace cannot make" in row.reason) == (action == "kept")
+    with fastdl.backend("reference"):
+        assert repr(model(x)) == expected
 
 
 def test_forward_of_the_instance():
