@@ -59,8 +59,9 @@ class Survey:
         self.owners = [module for module in model.modules() if self._is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         chains = [candidate for module in self.owners for candidate in self._of(module)]
-        wholes = list(self._wholes(chains))
-        chains = list(_beside(wholes, chains))
+        taken = {id(c.module) for c in chains if c.refusal is None} | self._fused()
+        wholes = list(self._wholes(taken))
+        chains = list(_beside(chains, wholes, taken))
         order = {name: i for i, name in enumerate(self.module_names.values())}
         found = [*chains, *wholes, *(self._attention_calls() if "attention" in self.names else ())]
         self.candidates = sorted(found, key=lambda candidate: order[candidate.name])
@@ -83,9 +84,8 @@ class Survey:
             if path in owner.fused_paths(module)
         }
 
-    def _wholes(self, chains: list[Candidate]) -> Iterator[Candidate]:
+    def _wholes(self, taken: set[int]) -> Iterator[Candidate]:
         """The modules to replace as they are: those that no chain takes."""
-        taken = {id(c.module) for c in chains if c.refusal is None} | self._fused()
         for name, module in self.model.named_modules():
             found = [family.whole(module) for family in self.families if family.whole is not None]
             pattern = next((whole for whole in found if whole is not None), None)
@@ -170,13 +170,15 @@ class Survey:
         return "_fastdl_base" in type(module).__dict__ or owner.base_class(module) is type(module)
 
 
-def _beside(wholes: Iterable[Candidate], chains: Iterable[Candidate]) -> Iterator[Candidate]:
-    """The chains that say more than the wholes do; one that shares its head with a whole says what it is."""
-    refusals = {id(whole.module): whole.refusal for whole in wholes}
+def _beside(
+    chains: Iterable[Candidate], wholes: Iterable[Candidate], taken: Iterable[int]
+) -> Iterator[Candidate]:
+    """The chains; one that is kept says which it is where its head has another row, and is left out if it says that."""
+    others = dict.fromkeys(taken) | {id(whole.module): whole.refusal for whole in wholes}
     for chain in chains:
-        if id(chain.module) not in refusals:
+        if chain.refusal is None or id(chain.module) not in others:
             yield chain
-        elif chain.refusal != refusals[id(chain.module)]:
+        elif chain.refusal != others[id(chain.module)]:
             yield replace(chain, refusal=f"{chain.description}: {chain.refusal}")
 
 

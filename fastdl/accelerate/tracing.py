@@ -223,7 +223,7 @@ def _number(self: fx.Proxy, *_: object) -> int:
 
 
 class _StandIn(Augmented):
-    """What a trace has no answer for, and torch.fx's words would be its own."""
+    """Says what a trace has no answer for in words of the forward, not in torch.fx's."""
 
     __int__ = __float__ = __index__ = __round__ = _number
 

@@ -143,19 +143,19 @@ class Shifted(Rectified):
 
 
 def test_a_module_called_from_two_places():
-    conv = nn.Conv2d(3, 3, 5, padding=2)
+    conv, kept = nn.Conv2d(3, 3, 5, padding=2), "the output of conv is used 2 times"
     model = nn.Sequential(Shifted(conv), Rectified(conv))
     plain, x = copy.deepcopy(model), torch.randn(1, 3, 6, 6)
     for _ in range(2):
         assert _rows(fastdl.accelerate(model)) == [
             ("0.conv", "fused", "Conv2d → ReLU in Rectified.forward"),
-            ("0.conv", "kept", "the output of conv is used 2 times"),
+            ("0.conv", "kept", f"Conv2d → ReLU in Shifted.forward: {kept}"),
         ]
         assert fastdl.report(model)["0.conv"].action == "fused"
         assert fastdl.report(copy.deepcopy(model)) == fastdl.report(model)
     torch.testing.assert_close(model(x), plain(x))
     fastdl.restore(model[1])
-    assert _rows(model) == [("0.conv", "kept", "the output of conv is used 2 times")]
+    assert _rows(model) == [("0.conv", "kept", f"Conv2d → ReLU in Shifted.forward: {kept}")]
     assert _rows(fastdl.accelerate(nn.Sequential(Rectified(conv), Rectified(conv)))) == [
         ("0.conv", "fused", "Conv2d → ReLU in Rectified.forward")
     ]
