@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | lint | bench | check-kernels | check-cuda | gpu STAGE=build|test|sanitize|bench
+# make setup | demo | test | test-fast | lint | bench | time-build | check-kernels | check-cuda | gpu STAGE=build|test|sanitize|bench
 .DEFAULT_GOAL := setup
 SHELL := /bin/bash
 
@@ -14,7 +14,7 @@ WORKERS ?= $(shell nproc)
 STAMP := build/setup-$(subst /,_,$(PYTHON))
 SOURCES := setup.py pyproject.toml $(wildcard build_tools/*.py fastdl/ops/*/schema.py) $(shell find csrc -type f)
 
-.PHONY: setup demo test test-fast lint format bench check-static check-kernels check-cuda gpu clean
+.PHONY: setup demo test test-fast lint format bench time-build check-static check-kernels check-cuda gpu clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,10 @@ format: setup
 
 bench: setup
 	"$(PYTHON)" benchmarks/run.py
+
+# The CPU kernels from clean, on two cores: minutes.
+time-build: setup
+	"$(PYTHON)" build_tools/time_build.py
 
 # What a machine with nvcc and triton, but no GPU, can say about the GPU kernels.
 check-static: setup

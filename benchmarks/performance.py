@@ -1,6 +1,7 @@
 """Writes docs/performance.md, with its pictures, from benchmarks/results: every row, losses included.
+README.md's tables too (readme.py).
 
-python -m benchmarks.performance [--results DIR] [--out docs/performance.md]
+python -m benchmarks.performance [--results DIR] [--out docs/performance.md] [--readme README.md]
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import grid
+from benchmarks import grid, readme
 from benchmarks.plot import plot_rows
 from benchmarks.report import HEAD, describe, goals_of, lines, markdown, read, read_csv
 from benchmarks.row import Row
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 GRID = "grid-"
 TEXT = """# Performance
 
@@ -129,8 +131,9 @@ def _grid(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/performance.md")
+    parser.add_argument("--readme", type=Path, help="default README.md, where --results is left alone")
     arguments = parser.parse_args(argv)
     if not list(arguments.results.glob("*.json")):
         print(f"no results in {arguments.results}; run benchmarks/run.py first", file=sys.stderr)
@@ -138,6 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(page(arguments.results, arguments.out))
     print(f"written to {arguments.out}")
+    tables = arguments.readme or (ROOT / "README.md" if arguments.results == RESULTS else None)
+    if tables is not None:
+        tables.write_text(readme.filled(tables.read_text(), arguments.results))
+        print(f"written to {tables}")
     return 0
 
 

@@ -57,8 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cuda_home = toolchain.find_cuda_home()
     if cuda_home is None:
-        print("skipped: no CUDA toolkit found, the .cu files were not compiled")
-        return
+        sys.exit(f"error: {toolchain.NO_CUDA_HOME}")
     archs = ALL if arguments.all else tuple(arguments.arch)
     rows, complaints = [], []
     jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/ops/*/*_cuda.cu")) for arch in archs]

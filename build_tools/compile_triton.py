@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +21,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+if importlib.util.find_spec("triton") is None:
+    sys.exit("error: triton is not installed: pip install 'fastdl[test]'")
 
 import triton
 from triton.backends.compiler import GPUTarget

@@ -14,6 +14,10 @@ from pathlib import Path
 
 OLDEST_TORCH = (2, 11)
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0a;10.0a;12.0a+PTX"
+NO_CUDA_HOME = (
+    "no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) in CUDA_HOME, CUDA_PATH, around PATH's nvcc or in "
+    "/usr/local/cuda: install one (developer.nvidia.com/cuda-downloads), or say with CUDA_HOME where it lies"
+)
 MEMORY_PER_JOB = 2 << 30  # bytes: one compiler with every instruction set of a kernel file
 
 
@@ -73,15 +77,16 @@ def plan(torch, have_cuda_sources: bool) -> Plan:
 
 
 def find_cuda_home() -> str | None:
-    """The toolkit's root. nvcc may be a wrapper somewhere on PATH: ask it where it lives."""
+    """The toolkit's root, compiler and headers in it. nvcc may be a wrapper on PATH: ask it where it lives."""
     for candidate in (
         os.environ.get("CUDA_HOME"),
         os.environ.get("CUDA_PATH"),
         _home_of_nvcc(),
         "/usr/local/cuda",
     ):
-        if candidate and Path(candidate, "include", "cuda_runtime.h").is_file():
-            return str(Path(candidate).resolve())
+        home = Path(candidate or os.devnull)
+        if all((home / file).is_file() for file in ("bin/nvcc", "include/cuda_runtime.h")):
+            return str(home.resolve())
     return None
 
 
@@ -124,7 +129,7 @@ def _cuda(torch, cuda_home: str | None, have_sources: bool) -> Part:
     if not have_sources:
         obstacle = "no CUDA sources"
     elif cuda_home is None:
-        obstacle = "no CUDA toolkit with headers found"
+        obstacle = NO_CUDA_HOME
     elif torch.version.cuda is None and _switch("FASTDL_CUDA") != "1":
         obstacle = "this torch has no CUDA (FASTDL_CUDA=1 builds anyway)"
     return _part("fastdl._cuda", "FASTDL_CUDA", obstacle, "CUDA kernels")

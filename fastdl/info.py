@@ -23,7 +23,7 @@ def info() -> dict[str, dict[str, object]]:
     """
     native, error = _native()
     return {
-        "versions": _versions(native),
+        "versions": _versions(native, error),
         "libraries": {
             **{library.name: _library(library) for library in (_extension.cpu, _extension.cuda)},
             "_native": {
@@ -48,7 +48,7 @@ def _native() -> tuple[ModuleType | None, str | None]:
         return None, str(error)
 
 
-def _versions(native: ModuleType | None) -> dict[str, object]:
+def _versions(native: ModuleType | None, error: str | None) -> dict[str, object]:
     from . import __version__
 
     return {
@@ -56,7 +56,9 @@ def _versions(native: ModuleType | None) -> dict[str, object]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "compiler": native and native.build_info()["compiler"],
+        "compiler": native.build_info()["compiler"]
+        if native
+        else f"unknown: only the optional fastdl._native records it ({error})",
         "platform": platform.platform(),
     }
 

@@ -120,6 +120,12 @@ def test_info_is_plain_data(capsys):
     assert (facts["cuda"]["why_not"] is None) == torch.cuda.is_available()
 
 
+@pytest.mark.parametrize("why", ["not built", "libstdc++.so.6: not found"])
+def test_info_says_why_the_compiler_is_unknown(monkeypatch, why):
+    monkeypatch.setattr("fastdl.info._native", lambda: (None, why))
+    assert info()["versions"]["compiler"] == (f"unknown: only the optional fastdl._native records it ({why})")
+
+
 def test_info_table_names_every_fact(capsys):
     _, out, _ = run(capsys, "info")
     for section, entries in info().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ LENGTHS = tuple(range(32, 513, 32))
 
 
 def cases(device: str) -> list[Case]:
-    found = []
+    found, fractions = [], {("inference", LONG): goal(0.65, tiles=0.7)}
     for dtype in (torch.float32, torch.bfloat16):
         word = "" if dtype is torch.float32 else "bf16 "
         forward = dict.fromkeys(
@@ -37,8 +37,12 @@ def cases(device: str) -> list[Case]:
         both = dict.fromkeys((LONG, CAUSAL), 1.8 if word else goal(1.8, tiles=1.3)) | {SHORT: 1.8}
         for training, goals in ((False, forward), (True, both)):
             group = f"{word}{'training' if training else 'inference'}"
-            found += [AttentionCase.of(group, s, dtype, training, goal_eager=g) for s, g in goals.items()]
-    found[0] = replace(found[0], goal_fraction=goal(0.65, tiles=0.7))
+            found += [
+                AttentionCase.of(
+                    group, s, dtype, training, goal_eager=g, goal_fraction=fractions.get((group, s))
+                )
+                for s, g in goals.items()
+            ]
     found += [AttentionCase.of("training", s, torch.float32, True, goal_eager=3.0) for s in (BIASED, WIDE)]
     found.append(AttentionCase.of("training", LONG, torch.float32, True, dropout_p=0.1, goal_eager=3.0))
     return [*found, PackedCase.of(LENGTHS, goal_eager=3.0)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import grid, machine, report, run
+from benchmarks import grid, machine, readme, report, run
 from benchmarks.goals import judge
 from benchmarks.ops import bench_conv_relu_maxpool as conv
 from benchmarks.ops import grid_conv_relu_maxpool as conv_grid
@@ -183,12 +183,26 @@ def test_performance_page_shows_losses(tmp_path):
     report.write([slow, fast, absent], {"float32": 100.0, "copy": 1.0}, tmp_path / "f-here", plot=False)
     report.write([slow, fast], {}, tmp_path / "grid-f-here", plot=False)
     (tmp_path / "grid-f-here.json").unlink()
-    assert write_performance(["--results", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 0
+    tables = tmp_path / "readme.md"
+    tables.write_text("before\n<!-- results: f-here -->\nold\n<!-- end of results -->\nafter\n")
+    arguments = ["--results", tmp_path, "--out", tmp_path / "page.md", "--readme", tables]
+    assert write_performance([*map(str, arguments)]) == 0
     page = (tmp_path / "page.md").read_text()
     assert "- slower than eager NCHW: g c NCHW, 0.50x" in page
     assert "- goal missed: g c NCHW" in page
     assert "- engine NCHW, g: c: not installed: engine" in page
     assert "1 cases, 1 slower than eager by more than 5% or 3 us" in page
+    before, *lines, end, after = tables.read_text().splitlines()
+    assert (before, end, after) == ("before", "<!-- end of results -->", "after")
+    assert "| g c | 2.00 | 1.00 | 1.00 (eager NCHW) | 0.50 | 0.50 |" in lines
+    assert lines[-1] == "Slower than the best rival: g c NCHW."
+
+
+def test_the_readme_shows_what_the_results_give():
+    """Else: python -m benchmarks.performance."""
+    text = (run.ROOT / "README.md").read_text()
+    assert text.count("<!-- results: ") == len(readme.BLOCK.findall(text)) > 0
+    assert readme.filled(text, run.ROOT / "benchmarks/results") == text
 
 
 def test_grid_rule():

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from build_tools import toolchain
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "emulation"
@@ -27,22 +29,15 @@ class EmulationError(AssertionError):
 
 @functools.cache
 def cuda_home() -> Path | None:
-    """The CUDA toolkit, or None. nvcc may be a wrapper, so it is asked where it lives."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    said = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True
-    ).stderr
-    tops = [line.removeprefix("#$ TOP=") for line in said.splitlines() if line.startswith("#$ TOP=")]
-    home = Path(tops[0]).resolve() if tops else Path(nvcc).resolve().parents[1]
-    return home if (home / "include" / "cuda_fp16.h").exists() else None
+    """The CUDA toolkit, or None."""
+    home = toolchain.find_cuda_home()
+    return None if home is None else Path(home)
 
 
 def missing() -> str | None:
     """Why kernels cannot be emulated here; None if they can."""
     if cuda_home() is None:
-        return "the emulation needs the CUDA toolkit's headers (no nvcc found)"
+        return f"the emulation needs CUDA's headers: {toolchain.NO_CUDA_HOME}"
     if shutil.which("g++") is None:
         return "the emulation needs g++"
     return None

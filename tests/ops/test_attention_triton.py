@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from fastdl.ops.attention import triton_ops, triton_tiles
+from fastdl.ops.attention.reference import Context
+from fastdl.ops.attention.triton_launch import OPEN
 from fastdl.testing.attention import Sample
 
 needs_triton = pytest.mark.skipif(
@@ -36,6 +38,24 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch):
     assert "float64" in _refusal(torch.float64)
     assert _refusal(D=256) is None
     assert "256" in _refusal(D=257)
+
+
+@needs_triton
+@pytest.mark.parametrize("packed", [False, True])
+def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch, packed: bool):
+    """Of a head, wherever they lie; as many heads are none of them."""
+    monkeypatch.setattr(triton_ops, "INTERPRETED", True)
+    call, q = Sample(H=1, D=8, L_q=3, L_k=3).as_call(), torch.zeros(1)
+    few = q.expand((3, 2, 8) if packed else (1, 2, 3, 8))
+    many = q.expand((OPEN, 2, 8) if packed else (1, 2, OPEN, 8))
+    heads = q.expand((3, OPEN, 8) if packed else (1, OPEN, 3, 8))
+    for q, k, expected in (
+        (few, few, None),
+        (many, few, f"{OPEN} rows or more"),
+        (few, many, f"{OPEN} rows or more"),
+        (heads, few, None),
+    ):
+        assert triton_ops.refusal(q, k, k, Context(), call, False) == expected
 
 
 @needs_triton

@@ -10,8 +10,14 @@ from torch import Tensor
 CAUSAL = (False, "top_left", "bottom_right")
 
 
+def length(t: Tensor) -> int:
+    """Rows of a head of q, k or v; packed, of all sequences."""
+    return t.shape[0 if t.dim() == 3 else 2]
+
+
 class Call(NamedTuple):
-    """Sizes: B sequences, H query heads, H_kv key heads (H a multiple), L_q queries, L_k keys, D, D_v.
+    """Sizes: B sequences, H query heads, H_kv key heads (H a multiple), L_q queries, L_k keys, D, D_v. q, k and v are
+    dense [B, H, L, D], or packed [total, H, D]: the heads are dimension 1 of both.
 
     Query i is aligned with key i + shift: shift = L_k - L_q, or 0 with causal="top_left". The window is open on a
     side that is -1. max_q and max_k bound the lengths of packed sequences (varlen), else 0.

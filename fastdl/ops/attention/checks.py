@@ -45,12 +45,11 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, context: Context, enable_gqa:
             raise ValueError(f"{name} must have shape {layout}, got {list(t.shape)}")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q and k must have one D, got {q.shape[-1]} and {k.shape[-1]}")
-    heads = -2 if packed else -3
     same = k.shape[:-1] == v.shape[:-1] and (packed or k.shape[0] == q.shape[0])
     if not same:
         expected = [*k.shape[:-1], v.shape[-1]] if packed else [q.shape[0], *k.shape[1:-1], v.shape[-1]]
         raise ValueError(f"v must have shape {expected} with k {list(k.shape)}, got {list(v.shape)}")
-    H, H_kv = q.shape[heads], k.shape[heads]
+    H, H_kv = q.shape[1], k.shape[1]
     if H_kv != H and not enable_gqa:
         raise ValueError(f"k and v must have the {H} heads of q, got {H_kv}; fewer need enable_gqa=True")
     if H_kv != H and (H_kv < 1 or H % H_kv):

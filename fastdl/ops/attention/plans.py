@@ -57,7 +57,7 @@ def decide(
 ) -> Plan:
     """The plan of a call that is checked first. Raises what `fastdl.ops.attention` says."""
     call = normalise(q, k, v, context, numbers, enable_gqa)
-    if not k.shape[-2 if q.dim() == 3 else -3]:
+    if not k.shape[1]:
         # no heads: nothing to compute, and a ratio of heads that no kernel can form
         return make_plan(dispatch.Choice("reference", "torch"), call)
     choice = dispatch.choose("attention", q, k, v, context, call, return_lse)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import _extension, dispatch
 from ...dispatch import Candidate
 from . import triton_ops
-from .call import Call
+from .call import Call, length
 from .reference import Context
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,13 +63,12 @@ def _refuse_cpu(q: Tensor) -> str | None:
 
 def _queries(q: Tensor, call: Call) -> int:
     """Of a head of a sequence."""
-    return call.max_q if q.dim() == 3 else q.shape[2]
+    return call.max_q if q.dim() == 3 else length(q)
 
 
 def _rows(q: Tensor, k: Tensor, call: Call) -> int:
     """Query rows that share a head of k."""
-    heads = -2 if q.dim() == 3 else -3
-    return q.shape[heads] // max(k.shape[heads], 1) * _queries(q, call)
+    return q.shape[1] // max(k.shape[1], 1) * _queries(q, call)
 
 
 def _refuse_more_than_decoded(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call) -> str | None:
@@ -265,9 +264,7 @@ def _cuda_limits(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"a head is larger than {LARGEST_D}"
     if (bfloat16 or D > 128) and torch.cuda.get_device_capability(q.device) < (8, 0):
         return f"{'bfloat16' if bfloat16 else 'a head larger than 128'} needs compute capability 8.0"
-    of_rows = 0 if q.dim() == 3 else 2
-    rows = max(q.shape[of_rows], k.shape[of_rows])
-    return f"{MOST_ROWS} rows or more" if rows >= MOST_ROWS else None
+    return f"{MOST_ROWS} rows or more" if max(length(q), length(k)) >= MOST_ROWS else None
 
 
 def refuse_triton_decode(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..philox import dropout_threshold
 from . import triton_tiles
-from .call import Call
+from .call import Call, length
 from .reference import Context
 
 # An open side of the window: further than any key.
@@ -57,8 +57,8 @@ class Launch:
         self.q, self.k, self.v, self.context, self.tiles = rows_of(q), rows_of(k), rows_of(v), context, tiles
         self.packed = context.cu_seqlens_q is not None
         self.B = context.cu_seqlens_q.shape[0] - 1 if self.packed else q.shape[0]
-        self.H, self.H_kv = q.shape[-2 if self.packed else 1], k.shape[-2 if self.packed else 1]
-        self.L_q, self.L_k = (q.shape[0], k.shape[0]) if self.packed else (q.shape[2], k.shape[2])
+        self.H, self.H_kv = q.shape[1], k.shape[1]
+        self.L_q, self.L_k = length(q), length(k)
         self.max_q = min(call.max_q, self.L_q) if self.packed else self.L_q
         self.max_k = min(call.max_k, self.L_k) if self.packed else self.L_k
         mask = context.mask

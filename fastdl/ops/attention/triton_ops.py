@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import _extension
 from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
-from .call import Call
+from .call import Call, length
 from .reference import Context
 from .triton_launch import OPEN, Launch, on_device_of, rows_of, strides_of
 
@@ -36,7 +36,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, context: Context, call: Call, retur
         return "bfloat16 needs compute capability 8.0"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_D:
         return f"a head is larger than {LARGEST_D}"
-    if max(q.shape[-2], k.shape[-2]) >= OPEN:
+    if max(length(q), length(k)) >= OPEN:
         return f"{OPEN} rows or more"
     if on_gpu and q.dtype != torch.float32 and triton_tiles.narrows(q.shape[-1], v.shape[-1]):
         return (
