@@ -49,9 +49,10 @@ BUILDS = {
         "-fno-sanitize-recover=all",
     ],
     "tsan": ["-O1", "-g1", "-fsanitize=thread"],
+    "emulated": ["-O1", "-DFASTDL_EMULATE_AVX512"],
 }
 # Random cases of each driver: seconds in every build.
-CASES = {"plain": 200, "asan": 40, "tsan": 15}
+CASES = {"plain": 200, "asan": 40, "tsan": 15, "emulated": 60}
 
 pytestmark = [
     pytest.mark.long,
@@ -68,9 +69,10 @@ def instruction_sets() -> tuple[str, ...]:
     return _extension.CPU_ISAS[: torch.ops.fastdl._best_cpu_isa() + 1]
 
 
-def leaves_out() -> list[str]:
+def leaves_out(kind: str) -> list[str]:
     """What this machine cannot run is not compiled into a driver: the build of the kernels compiles it."""
-    return [f"-DFASTDL_ISA_LAST={len(instruction_sets()) - 1}"] if _extension.cpu.loaded else []
+    whole = kind == "emulated" or not _extension.cpu.loaded
+    return [] if whole else [f"-DFASTDL_ISA_LAST={len(instruction_sets()) - 1}"]
 
 
 def test_there_are_drivers():
@@ -87,7 +89,15 @@ def executable(tmp_path_factory):
         if (driver, kind) not in built:
             target = tmp_path_factory.mktemp("drivers") / f"{Path(driver).stem}_{kind}"
             sources = [f"tests/cpp/{driver}", *SOURCES[driver], *COMMON]
-            command = [COMPILER, *FLAGS, *BUILDS[kind], *leaves_out(), *sources, "-o", str(target)]
+            command = [
+                COMPILER,
+                *FLAGS,
+                *BUILDS[kind],
+                *leaves_out(kind),
+                *sources,
+                "-o",
+                str(target),
+            ]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if "cannot find" in done.stderr and "san" in done.stderr:
                 pytest.skip(f"this compiler has no {kind} runtime")
@@ -99,17 +109,34 @@ def executable(tmp_path_factory):
     return build
 
 
+def run(program: Path, isa: str, count: int) -> None:
+    environment = os.environ | ({"FASTDL_CPU_ISA": isa} if isa else {})
+    environment["ASAN_OPTIONS"] = "detect_leaks=1"
+    environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
+    result = subprocess.run(
+        [program, str(count)], env=environment, capture_output=True, text=True, timeout=600
+    )
+    report = f"{isa or 'default'}: {result.stdout[-1500:]}\n{result.stderr[-3000:]}"
+    assert result.returncode == 0, report
+    assert "Sanitizer" not in result.stderr, report
+
+
 @pytest.mark.parametrize("driver", SOURCES)
-@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
 def test_driver(driver, kind, executable):
     program = executable(driver, kind)
     for isa in instruction_sets():
-        environment = os.environ | ({"FASTDL_CPU_ISA": isa} if isa else {})
-        environment["ASAN_OPTIONS"] = "detect_leaks=1"
-        environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
-        result = subprocess.run(
-            [program, str(CASES[kind])], env=environment, capture_output=True, text=True, timeout=600
-        )
-        report = f"{isa or 'default'}: {result.stdout[-1500:]}\n{result.stderr[-3000:]}"
-        assert result.returncode == 0, report
-        assert "Sanitizer" not in result.stderr, report
+        run(program, isa, CASES[kind])
+
+
+# The others take a minute each to compile.
+@pytest.mark.skipif("avx2" not in instruction_sets(), reason="the emulation of AVX-512 needs AVX2")
+@pytest.mark.parametrize(
+    "driver",
+    [pytest.param(name, marks=() if name == "math_test.cpp" else pytest.mark.nightly) for name in SOURCES],
+)
+def test_driver_with_emulated_instruction_sets(driver, executable):
+    """What this machine's CPU may not have: AVX-512 and AMX in terms of AVX2."""
+    program = executable(driver, "emulated")
+    for isa in _extension.CPU_ISAS[2:]:
+        run(program, isa, CASES["emulated"])

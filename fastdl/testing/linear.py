@@ -66,7 +66,7 @@ SAMPLES = (
     Sample((1,), 300, 130, "gelu"),  # one row
     Sample((2, 3, 11), 40, 24, "gelu_tanh"),
     Sample((101,), 65, 70, "silu"),  # two tiles of rows
-    Sample((13,), 16, 5, "tanh"),
+    Sample((13, 13), 16, 5, "tanh"),  # rows of one vector
     Sample((3,), 1, 1, "sigmoid"),
     Sample((33,), 50, 47, "relu", dropout_p=0.3),
     Sample((9,), 31, 66, "gelu", dropout_p=0.5, bias=False),

@@ -39,6 +39,14 @@
 #define FASTDL_INLINE static inline __attribute__((always_inline))
 #endif
 
+// -DFASTDL_EMULATE_AVX512: what lies above AVX2, AMX included, runs on AVX2 alone, slowly, so that any
+// machine tests it. Optimised little: GCC takes minutes for vectors that it must split.
+#ifdef FASTDL_EMULATE_AVX512
+#define FASTDL_EMULATED (FASTDL_ISA >= FASTDL_ISA_AVX512)
+#else
+#define FASTDL_EMULATED 0
+#endif
+
 #define FASTDL_ISA FASTDL_ISA_BASELINE
 #define FASTDL_VEC_BYTES 16
 namespace fastdl::cpu::baseline {
@@ -70,7 +78,12 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AVX512
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
+#ifdef FASTDL_EMULATE_AVX512
+#pragma GCC optimize("O1")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#endif
 namespace fastdl::cpu::avx512 {
 namespace {
 #include "common/cpu/vec-inl.h"
@@ -86,8 +99,13 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AVX512BF16
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
+#ifdef FASTDL_EMULATE_AVX512
+#pragma GCC optimize("O1")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#else
 #pragma GCC target( \
     "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#endif
 namespace fastdl::cpu::avx512bf16 {
 namespace {
 #include "common/cpu/vec-inl.h"
@@ -103,8 +121,13 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AMX
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
+#ifdef FASTDL_EMULATE_AVX512
+#pragma GCC optimize("O1")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#else
 #pragma GCC target( \
     "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#endif
 namespace fastdl::cpu::amx {
 namespace {
 #include "common/cpu/vec-inl.h"

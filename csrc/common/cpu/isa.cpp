@@ -16,7 +16,7 @@ constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512bf16", "a
 // Linux gives a process the 8 KB tile state only on request, and its signal frames grow by it: asked for only
 // where AMX is the choice.
 Isa granted(Isa isa) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FASTDL_EMULATE_AVX512)
   constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
   if (isa == Isa::kAmx && syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) != 0)
     return Isa::kAvx512Bf16;
@@ -27,6 +27,9 @@ Isa granted(Isa isa) {
 Isa detect() {
 #if defined(__x86_64__)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kBaseline;
+#ifdef FASTDL_EMULATE_AVX512
+  return Isa::kAmx;
+#endif
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::kAvx2;

@@ -17,6 +17,10 @@ typedef uint16_t VecHalfBits __attribute__((vector_size(FASTDL_VEC_BYTES / 2)));
 typedef uint16_t VecHalfBitsUnaligned
     __attribute__((vector_size(FASTDL_VEC_BYTES / 2), aligned(2), may_alias));
 
+#if FASTDL_EMULATED
+#include "common/cpu/avx512_emulation-inl.h"
+#endif
+
 FASTDL_INLINE Vec set1(float x) { return x - Vec{}; }
 FASTDL_INLINE Vec zero() { return Vec{}; }
 
@@ -26,7 +30,7 @@ FASTDL_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 // sum += a * b. An instruction by name: GCC 12 moves the loads of an unrolled loop of fma() before it and
 // spills the sums.
 FASTDL_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
-#if FASTDL_ISA >= FASTDL_ISA_AVX2
+#if FASTDL_ISA >= FASTDL_ISA_AVX2 && !FASTDL_EMULATED
   asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
   sum = fma(a, b, sum);
