@@ -136,17 +136,30 @@ struct Halves {
 struct HalfWords {
   __m128i low, high;
 };
+FASTDL_INLINE Halves halves_of(__m512 a) {
+  Halves halves;
+  std::memcpy(&halves, &a, sizeof(halves));
+  return halves;
+}
+FASTDL_INLINE __m512 whole_of(Halves halves) {
+  __m512 whole;
+  std::memcpy(&whole, &halves, sizeof(whole));
+  return whole;
+}
+
+// By name: without optimisation the compiler makes none of a product and a sum.
+FASTDL_INLINE __m512 fma_of_halves(__m512 a, __m512 b, __m512 c) {
+  const Halves x = halves_of(a), y = halves_of(b), z = halves_of(c);
+  return whole_of({_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+}
+
 FASTDL_INLINE __m512 _mm512_cvtph_ps(__m256i a) {
   HalfWords words;
   std::memcpy(&words, &a, sizeof(words));
-  const Halves halves = {_mm256_cvtph_ps(words.low), _mm256_cvtph_ps(words.high)};
-  __m512 wide;
-  std::memcpy(&wide, &halves, sizeof(wide));
-  return wide;
+  return whole_of({_mm256_cvtph_ps(words.low), _mm256_cvtph_ps(words.high)});
 }
 FASTDL_INLINE __m256i _mm512_cvtps_ph(__m512 a, int) {
-  Halves halves;
-  std::memcpy(&halves, &a, sizeof(halves));
+  const Halves halves = halves_of(a);
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   const HalfWords words = {_mm256_cvtps_ph(halves.low, kNearest), _mm256_cvtps_ph(halves.high, kNearest)};
   __m256i narrow;

@@ -25,7 +25,13 @@ FASTDL_INLINE Vec set1(float x) { return x - Vec{}; }
 FASTDL_INLINE Vec zero() { return Vec{}; }
 
 // a * b + c, one rounding where the instruction set has FMA
-FASTDL_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+FASTDL_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if FASTDL_EMULATED
+  return fma_of_halves(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // sum += a * b. An instruction by name: GCC 12 moves the loads of an unrolled loop of fma() before it and
 // spills the sums.
