@@ -32,7 +32,8 @@ single calls, with the L2 cache overwritten before each.
 
 - *x eager*: eager PyTorch in NCHW over fastdl. *x best*: the fastest other provider, in whichever layout, over fastdl.
 - *of peak*: operations of the direct computation per second, over the machine's measured peak of multiply-adds.
-  Winograd does fewer operations than the direct computation, so it can exceed 1.
+  Winograd does fewer operations than the direct computation, so it can exceed 1. A missed goal is followed by the
+  ratios that the peak itself would give.
 - *MiB*: what one call adds at its peak to the resident process. *saves B*: bytes kept for backward, other than the
   inputs, per element of an op's output, or per sample of a model.
 - Training is forward and backward with gradients of input, weight and bias for a fixed gradient of the output; for a
@@ -79,11 +80,19 @@ def _losses(rows: list[Row]) -> str:
     ]
     missed = [
         f"- goal missed: {row.group} {row.case} {row.layout}, {row.over_best or 0:.2f}x best, "
-        f"{row.over_eager or 0:.2f}x eager, {row.limit_fraction or 0:.2f} of peak (goal {goals_of(row)})"
+        f"{row.over_eager or 0:.2f}x eager, {row.limit_fraction or 0:.2f} of peak (goal {goals_of(row)}{_at_peak(row)})"
         for row in rows
         if row.ours and row.goal_met == "no"
     ]
     return "Losses and missed goals:\n\n" + "\n".join([*slower, *missed] or ["- none"]) + "\n"
+
+
+def _at_peak(row: Row) -> str:
+    """What the machine's peak would have made of a row: no goal beyond it can be met by the same operations."""
+    if not row.limit_fraction or row.limit_fraction >= 1:
+        return ""
+    ratios = ((row.over_best, "best"), (row.over_eager, "eager"))
+    return "; at the peak " + ", ".join(f"{r / row.limit_fraction:.2f}x {of}" for r, of in ratios if r)
 
 
 def _providers(rows: list[Row]) -> str:
