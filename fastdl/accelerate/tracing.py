@@ -192,12 +192,13 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor):
             raise Untraceable("it makes a tensor that does not depend on its input")
-        if type(a) is OrderedDict:  # torch.fx would make a dict
-            return self.create_node("call_function", OrderedDict, (self.create_arg(dict(a)),), {})
+        if type(a) in _SIMPLIFIED:
+            parts = self.create_arg(_SIMPLIFIED[type(a)](a))
+            return self.create_node("call_function", type(a), (parts,), {})
         try:
             if _is_made_anew(a):
                 return super().create_arg(a)
-        except NotImplementedError:
+        except (NotImplementedError, TypeError):
             pass
         raise Untraceable(f"it passes on a {type(a).__name__}, which a trace cannot make")
 
@@ -208,13 +209,24 @@ class _Tracer(fx.Tracer):
         raise Untraceable("it iterates over a value of unknown length")
 
 
+# What torch.fx would make of these.
+_SIMPLIFIED = {OrderedDict: dict, Size: tuple}
+
+
 def _is_made_anew(value: object) -> bool:
-    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others."""
+    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others.
+
+    A class may have a constructor of its own, which is tried. Raises TypeError where it takes other arguments.
+    """
+    kind = type(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return all(a is b for a, b in zip(kind(*value), value, strict=True))
     if isinstance(value, (tuple, list, dict)):
-        return type(value) in (tuple, list, dict, Size) or hasattr(value, "_fields")
+        return kind in (tuple, list, dict)
     if dataclasses.is_dataclass(value):
-        made = value.__dataclass_params__.init and not hasattr(value, "__post_init__")
-        return made and all(field.init for field in dataclasses.fields(value))
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        made = kind(**parts)
+        return all(getattr(made, name) is part for name, part in parts.items())
     return True
 
 

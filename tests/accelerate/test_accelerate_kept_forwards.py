@@ -317,6 +317,16 @@ class Pair(NamedTuple):
     second: int
 
 
+class Count(Pair):
+    def __new__(cls, first, second):
+        return super().__new__(cls, first, second + 1)
+
+
+class Alone(Pair):
+    def __new__(cls, first):
+        return super().__new__(cls, first, 1)
+
+
 @dataclass
 class Output:
     features: Tensor
@@ -333,15 +343,31 @@ class Marked(Output):
     mark: int = field(init=False, default=1)
 
 
+@dataclass
+class Tripling(Output):
+    def __init__(self, features):
+        super().__init__(3 * features)
+
+
+class Renamed(Output):
+    def __init__(self, y):
+        super().__init__(y)
+
+
 @pytest.mark.parametrize(
     ("wrap", "action"),
     [
         (lambda y: {"levels": OrderedDict(first=y)}, "fused"),
         (lambda y: Pair(y, 1), "fused"),
         (lambda y: Output(y), "fused"),
+        (lambda y: (y, torch.Size((1, 2))), "fused"),
         (lambda y: Levels(first=y), "kept"),
         (lambda y: [Doubling(y)], "kept"),
         (lambda y: Marked(y), "kept"),
+        (lambda y: Tripling(y), "kept"),
+        (lambda y: Renamed(y), "kept"),
+        (lambda y: Count(y, 1), "kept"),
+        (lambda y: Alone(y), "kept"),
         (lambda y: (y, {1, 2}), "kept"),
     ],
 )
