@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
 import inspect
 import sys
 from collections import OrderedDict
@@ -245,6 +246,12 @@ class _StandIn(Augmented):
     def __setitem__(self, index: object, value: object) -> None:
         raise Untraceable("it writes elements of a value")
 
+    def __getattr__(self, name: str) -> _Attribute:
+        reader = sys._getframe(1)
+        if dis.opname[reader.f_code.co_code[reader.f_lasti]] not in ("LOAD_ATTR", "LOAD_METHOD"):
+            raise Untraceable(f"it asks a value for {name} by hasattr or getattr")
+        return _Attribute(self, name)
+
 
 class _Value(_StandIn, fx.Proxy):
     """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
@@ -255,9 +262,6 @@ class _Value(_StandIn, fx.Proxy):
         if asker.partition(".")[0] == "torch":
             return _Value
         raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
-
-    def __getattr__(self, name: str) -> _Attribute:
-        return _Attribute(self, name)
 
 
 class _Attribute(_StandIn, fx.proxy.Attribute):

@@ -97,6 +97,16 @@ class WritesElements(Forward):
         return self.relu(self.conv(x))
 
 
+class Unwraps(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x.tensors if hasattr(x, "tensors") else x))
+
+
+class Masks(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)), getattr(x.data, "mask", None)
+
+
 class MakesZeros(Forward):
     def forward(self, x):
         return self.relu(self.conv(x)) + torch.zeros(x.shape[0], 1, 1, 1)
@@ -249,6 +259,8 @@ class Delegates(Forward):
         (Loops, "it reads a number from a tensor's size"),
         (Rounds, "it reads a number from a tensor's shape"),
         (WritesElements, "it writes elements of a value"),
+        (Unwraps, "it asks a value for tensors by hasattr or getattr"),
+        (Masks, "it asks a value for mask by hasattr or getattr"),
         (MakesZeros, "the type of a value is asked for, as isinstance and torch.zeros do"),
         (ReadsParameters, "it reads _parameters, as parameters() does"),
         (Starred, "it takes *inputs"),
