@@ -13,7 +13,7 @@ import dis
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, MappingProxyType
 
 from torch import Size, Tensor, fx, nn
@@ -176,7 +176,24 @@ def signature(forward: Callable) -> dict[str, inspect.Parameter]:
     return {parameter.name: parameter for parameter in parameters}
 
 
+_CHANGEABLE = "it gives a module a list or dict that the module may change"
+
+
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: list[list | dict] = []  # to modules
+
+    def call_module(
+        self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, object]
+    ) -> fx.Proxy:
+        called = super().call_module(m, forward, args, kwargs)
+        given = list(_containers((*args, *kwargs.values())))
+        if not all(given):  # an empty one is there to be filled
+            raise Untraceable(_CHANGEABLE)
+        self._given += given
+        return called
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if not module_qualified_name:
             raise Untraceable("it calls itself")
@@ -193,6 +210,8 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor):
             raise Untraceable("it makes a tensor that does not depend on its input")
+        if any(a is given for given in self._given):
+            raise Untraceable(_CHANGEABLE)
         if type(a) in _SIMPLIFIED:
             parts = self.create_arg(_SIMPLIFIED[type(a)](a))
             return self.create_node("call_function", type(a), (parts,), {})
@@ -208,6 +227,17 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator:
         raise Untraceable("it iterates over a value of unknown length")
+
+
+def _containers(values: Iterable[object]) -> Iterator[list | dict]:
+    """The lists and dicts among values, and in them."""
+    for value in values:
+        if isinstance(value, fx.Proxy):  # asked first: it would not answer to others
+            continue
+        if isinstance(value, (list, dict)):
+            yield value
+        if isinstance(value, (tuple, list, dict)):
+            yield from _containers(value.values() if isinstance(value, dict) else value)
 
 
 # What torch.fx would make of these.

@@ -2,9 +2,6 @@
 
 import copy
 import random
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -318,83 +315,6 @@ def test_one_mode_only():
     with fastdl.backend("reference"):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
-
-
-class Levels(OrderedDict):
-    pass
-
-
-class Pair(NamedTuple):
-    first: Tensor
-    second: int
-
-
-class Count(Pair):
-    def __new__(cls, first, second):
-        return super().__new__(cls, first, second + 1)
-
-
-class Alone(Pair):
-    def __new__(cls, first):
-        return super().__new__(cls, first, 1)
-
-
-@dataclass
-class Output:
-    features: Tensor
-
-
-@dataclass
-class Doubling(Output):
-    def __post_init__(self):
-        self.features = 2 * self.features
-
-
-@dataclass
-class Marked(Output):
-    mark: int = field(init=False, default=1)
-
-
-@dataclass
-class Tripling(Output):
-    def __init__(self, features):
-        super().__init__(3 * features)
-
-
-class Renamed(Output):
-    def __init__(self, y):
-        super().__init__(y)
-
-
-@pytest.mark.parametrize(
-    ("wrap", "action"),
-    [
-        (lambda y: {"levels": OrderedDict(first=y)}, "fused"),
-        (lambda y: Pair(y, 1), "fused"),
-        (lambda y: Output(y), "fused"),
-        (lambda y: (y, torch.Size((1, 2))), "fused"),
-        (lambda y: Levels(first=y), "kept"),
-        (lambda y: [Doubling(y)], "kept"),
-        (lambda y: Marked(y), "kept"),
-        (lambda y: Tripling(y), "kept"),
-        (lambda y: Renamed(y), "kept"),
-        (lambda y: Count(y, 1), "kept"),
-        (lambda y: Alone(y), "kept"),
-        (lambda y: (y, {1, 2}), "kept"),
-    ],
-)
-def test_results_are_of_the_classes_they_were(wrap, action):
-    class Wraps(Forward):
-        def forward(self, x):
-            return wrap(self.relu(self.conv(x)))
-
-    model, x = Wraps().requires_grad_(False), torch.randn(1, 3, 6, 6)
-    expected = repr(model(x))
-    row = fastdl.report(fastdl.accelerate(model))["conv"]
-    assert row.action == action
-    assert ("which a trace cannot make" in row.reason) == (action == "kept")
-    with fastdl.backend("reference"):
-        assert repr(model(x)) == expected
 
 
 def test_forward_of_the_instance():
