@@ -44,17 +44,23 @@ def _table(path: Path) -> str:
 
 
 def _line(rows: list[Row]) -> tuple[str, ...]:
-    """A case whose outputs were refused shows why."""
+    """A layout whose outputs were refused shows why."""
     ours = [row for row in rows if row.ours]
     name = f"{ours[0].group} {ours[0].case}"
-    if ours[0].ms is None:
-        return name, ours[0].status, "", "", "", ""
-    rival = ours[0].ms * ours[0].over_best
+    of_layouts = " / ".join(row.status if row.ms is None else f"{row.ms:.2f}" for row in ours)
+    timed = [row for row in ours if row.ms is not None]
+    if not timed:
+        return name, of_layouts, "", "", "", ""
+    first = timed[0]
     return (
         name,
-        " / ".join(f"{row.ms:.2f}" for row in ours),
-        f"{ours[0].ms * ours[0].over_eager:.2f}",
-        f"{rival:.2f} ({ours[0].best_rival})",
-        " / ".join(f"{row.over_eager:.2f}" for row in ours),
-        " / ".join(f"{row.over_best:.2f}" for row in ours),
+        of_layouts,
+        _shown([first.over_eager and first.ms * first.over_eager]),
+        f"{_shown([first.over_best and first.ms * first.over_best])} ({first.best_rival or 'none'})",
+        _shown([row.over_eager for row in ours]),
+        _shown([row.over_best for row in ours]),
     )
+
+
+def _shown(numbers: list[float | None]) -> str:
+    return " / ".join("-" if number is None else f"{number:.2f}" for number in numbers)

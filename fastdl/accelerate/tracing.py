@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, MappingProxyType
 
 from torch import Size, Tensor, fx, nn
@@ -175,7 +176,24 @@ def signature(forward: Callable) -> dict[str, inspect.Parameter]:
     return {parameter.name: parameter for parameter in parameters}
 
 
+_CHANGEABLE = "it gives a module a list or dict that the module may change"
+
+
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: list[list | dict] = []  # to modules
+
+    def call_module(
+        self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, object]
+    ) -> fx.Proxy:
+        called = super().call_module(m, forward, args, kwargs)
+        given = list(_containers((*args, *kwargs.values())))
+        if not all(given):  # an empty one is there to be filled
+            raise Untraceable(_CHANGEABLE)
+        self._given += given
+        return called
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if not module_qualified_name:
             raise Untraceable("it calls itself")
@@ -192,12 +210,15 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor):
             raise Untraceable("it makes a tensor that does not depend on its input")
-        if type(a) is OrderedDict:  # torch.fx would make a dict
-            return self.create_node("call_function", OrderedDict, (self.create_arg(dict(a)),), {})
+        if any(a is given for given in self._given):
+            raise Untraceable(_CHANGEABLE)
+        if type(a) in _SIMPLIFIED:
+            parts = self.create_arg(_SIMPLIFIED[type(a)](a))
+            return self.create_node("call_function", type(a), (parts,), {})
         try:
             if _is_made_anew(a):
                 return super().create_arg(a)
-        except NotImplementedError:
+        except (NotImplementedError, TypeError):
             pass
         raise Untraceable(f"it passes on a {type(a).__name__}, which a trace cannot make")
 
@@ -208,13 +229,35 @@ class _Tracer(fx.Tracer):
         raise Untraceable("it iterates over a value of unknown length")
 
 
+def _containers(values: Iterable[object]) -> Iterator[list | dict]:
+    """The lists and dicts among values, and in them."""
+    for value in values:
+        if isinstance(value, fx.Proxy):  # asked first: it would not answer to others
+            continue
+        if isinstance(value, (list, dict)):
+            yield value
+        if isinstance(value, (tuple, list, dict)):
+            yield from _containers(value.values() if isinstance(value, dict) else value)
+
+
+# What torch.fx would make of these.
+_SIMPLIFIED = {OrderedDict: dict, Size: tuple}
+
+
 def _is_made_anew(value: object) -> bool:
-    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others."""
+    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others.
+
+    A class may have a constructor of its own, which is tried. Raises TypeError where it takes other arguments.
+    """
+    kind = type(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return all(a is b for a, b in zip(kind(*value), value, strict=True))
     if isinstance(value, (tuple, list, dict)):
-        return type(value) in (tuple, list, dict, Size) or hasattr(value, "_fields")
+        return kind in (tuple, list, dict)
     if dataclasses.is_dataclass(value):
-        made = value.__dataclass_params__.init and not hasattr(value, "__post_init__")
-        return made and all(field.init for field in dataclasses.fields(value))
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        made = kind(**parts)
+        return all(getattr(made, name) is part for name, part in parts.items())
     return True
 
 
@@ -233,6 +276,12 @@ class _StandIn(Augmented):
     def __setitem__(self, index: object, value: object) -> None:
         raise Untraceable("it writes elements of a value")
 
+    def __getattr__(self, name: str) -> _Attribute:
+        reader = sys._getframe(1)
+        if dis.opname[reader.f_code.co_code[reader.f_lasti]] not in ("LOAD_ATTR", "LOAD_METHOD"):
+            raise Untraceable(f"it asks a value for {name} by hasattr or getattr")
+        return _Attribute(self, name)
+
 
 class _Value(_StandIn, fx.Proxy):
     """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
@@ -243,9 +292,6 @@ class _Value(_StandIn, fx.Proxy):
         if asker.partition(".")[0] == "torch":
             return _Value
         raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
-
-    def __getattr__(self, name: str) -> _Attribute:
-        return _Attribute(self, name)
 
 
 class _Attribute(_StandIn, fx.proxy.Attribute):

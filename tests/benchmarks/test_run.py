@@ -200,7 +200,30 @@ def test_performance_page_shows_losses(tmp_path):
     assert lines[-1] == "Slower than the best rival: g c NCHW."
 
 
-def test_the_readme_shows_what_the_results_give():
+@pytest.mark.parametrize(
+    ("refused", "line"),
+    [
+        (["fastdl NHWC"], "| g c | 2.00 / wrong | 1.00 | 1.00 (eager NCHW) | 0.50 / - | 0.50 / - |"),
+        (["fastdl NCHW"], "| g c | wrong / 2.00 | 1.00 | 1.00 (eager NCHW) | - / 0.50 | - / 0.50 |"),
+        (["fastdl NCHW", "fastdl NHWC"], "| g c | wrong / wrong |  |  |  |  |"),
+        (["eager NCHW", "engine NCHW"], "| g c | 2.00 / 2.00 | - | - (none) | - / - | - / - |"),
+    ],
+    ids=str,
+)
+def test_the_readme_shows_what_was_refused(tmp_path, refused, line):
+    times = {"fastdl NCHW": 2.0, "fastdl NHWC": 2.0, "eager NCHW": 1.0, "engine NCHW": 4.0}
+    rows = [
+        Row("f", "c", "g", "float32", *name.split(), "", "wrong" if name in refused else "timed",
+            ms=None if name in refused else ms)
+        for name, ms in times.items()
+    ]  # fmt: skip
+    run.add_ratios([row for row in rows if row.ms is not None])
+    report.write(rows, {}, tmp_path / "f-here", plot=False)
+    text = "<!-- results: f-here -->\n<!-- end of results -->\n"
+    assert line in readme.filled(text, tmp_path).splitlines()
+
+
+def test_the_readme_shows_what_the_what_the_results_give():
     """Else: python -m benchmarks.performance."""
     text = (run.ROOT / "README.md").read_text()
     assert text.count("<!-- results: ") == len(readme.BLOCK.findall(text)) > 0
