@@ -32,8 +32,8 @@ single calls, with the L2 cache overwritten before each.
 
 - *x eager*: eager PyTorch in NCHW over fastdl. *x best*: the fastest other provider, in whichever layout, over fastdl.
 - *of peak*: operations of the direct computation per second, over the machine's measured peak of multiply-adds.
-  Winograd does fewer operations than the direct computation, so it can exceed 1. A missed goal is followed by the
-  ratios that the peak itself would give.
+  Winograd does fewer operations than the direct computation, so it can exceed 1. A goal that even the peak would miss
+  is followed by the ratio that it would give.
 - *MiB*: what one call adds at its peak to the resident process. *saves B*: bytes kept for backward, other than the
   inputs, per element of an op's output, or per sample of a model.
 - Training is forward and backward with gradients of input, weight and bias for a fixed gradient of the output; for a
@@ -88,11 +88,12 @@ def _losses(rows: list[Row]) -> str:
 
 
 def _at_peak(row: Row) -> str:
-    """What the machine's peak would have made of a row: no goal beyond it can be met by the same operations."""
+    """The ratios that the machine's peak itself would give where they are below the goal."""
     if not row.limit_fraction or row.limit_fraction >= 1:
         return ""
-    ratios = ((row.over_best, "best"), (row.over_eager, "eager"))
-    return "; at the peak " + ", ".join(f"{r / row.limit_fraction:.2f}x {of}" for r, of in ratios if r)
+    goals = ((row.goal, row.over_best, "best"), (row.goal_eager, row.over_eager, "eager"))
+    found = [(goal, ratio / row.limit_fraction, of) for goal, ratio, of in goals if goal and ratio]
+    return "".join(f"; the peak would give {ratio:.2f}x {of}" for goal, ratio, of in found if ratio < goal)
 
 
 def _providers(rows: list[Row]) -> str:
