@@ -29,10 +29,10 @@ demo: setup
 	"$(PYTHON)" -m fastdl train convnet --compare --out runs/demo
 
 test: setup
-	"$(PYTHON)" -m pytest -n $(WORKERS)
+	"$(PYTHON)" -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: setup
-	"$(PYTHON)" -m pytest -n $(WORKERS) -m "not slow and not nightly and not long" tests
+	"$(PYTHON)" -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not nightly and not long" tests
 
 lint: setup
 	@"$(PYTHON)" -c 'import clang_format, ruff' 2>/dev/null || "$(PYTHON)" -m pip install -q -e ".[dev]"
