@@ -38,7 +38,7 @@ class Group:
         if self.size == 1:
             return values
         total = values.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._control if values.device.type == "cpu" else None)
         return total
 
     def highest(self, value: int) -> int:
@@ -61,6 +61,16 @@ class Group:
         if self.size > 1:
             dist.barrier(group=self._control)
 
+    def leave(self) -> None:
+        """The end of all calls.
+
+        gloo's threads let go of a call's tensors after the call has returned, and a process that is ending
+        by then aborts: such a tensor's end takes the interpreter's lock. They end with the last reference to
+        their process group. torch._dynamo, which optimizers import, keeps the default one; that is
+        DistributedDataParallel's, which gives it no tensor of Python's.
+        """
+        self._control = None
+
 
 @contextmanager
 def processes(device: str) -> Iterator[Group]:
@@ -76,10 +86,12 @@ def processes(device: str) -> Iterator[Group]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    group = Group(dist.get_rank(), dist.get_world_size(), own, dist.new_group(backend="gloo"))
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), own, dist.new_group(backend="gloo"))
+        yield group
     finally:
         dist.destroy_process_group()
+        group.leave()
 
 
 def _device(name: str, local_rank: int) -> torch.device:
