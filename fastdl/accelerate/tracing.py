@@ -8,22 +8,18 @@ are leaves of the graph.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import dis
 import inspect
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType, MappingProxyType
 
-from torch import Size, Tensor, fx, nn
+from torch import Tensor, fx, nn
 
 from .doubles import Doubles
 from .guards import Guards, is_nan
-from .in_place import Augmented
 from .patterns import module_refusal
 from .purity import Look, Untraceable, is_callable_constant, is_plain
 from .random_state import RandomState
+from .tracer import Tracer
 
 _MISSING = object()
 
@@ -53,7 +49,7 @@ class Trace:
     def _run(self, forward: Callable) -> fx.Graph:
         doubles = Doubles(self.owner, self.kind, self)
         root, self._canonical = doubles.root, doubles.paths
-        self.tracer = _Tracer()
+        self.tracer = Tracer()
         random = RandomState()
         try:
             type(root).forward = _entry(self, forward)
@@ -174,150 +170,6 @@ def signature(forward: Callable) -> dict[str, inspect.Parameter]:
         if parameter.default is not parameter.empty and not is_plain(parameter.default):
             raise Untraceable(f"the default of {parameter.name} is a {type(parameter.default).__name__}")
     return {parameter.name: parameter for parameter in parameters}
-
-
-_CHANGEABLE = "it gives a module a list or dict that the module may change"
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
-        super().__init__()
-        self._given: list[list | dict] = []  # to modules
-
-    def call_module(
-        self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, object]
-    ) -> fx.Proxy:
-        called = super().call_module(m, forward, args, kwargs)
-        given = list(_containers((*args, *kwargs.values())))
-        if not all(given):  # an empty one is there to be filled
-            raise Untraceable(_CHANGEABLE)
-        self._given += given
-        return called
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if not module_qualified_name:
-            raise Untraceable("it calls itself")
-        return True
-
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
-        return attr_val  # reads are the recorder's
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
-
-    def create_arg(self, a: object) -> object:
-        if isinstance(a, fx.Proxy):
-            return a.node
-        if isinstance(a, Tensor):
-            raise Untraceable("it makes a tensor that does not depend on its input")
-        if any(a is given for given in self._given):
-            raise Untraceable(_CHANGEABLE)
-        if type(a) in _SIMPLIFIED:
-            parts = self.create_arg(_SIMPLIFIED[type(a)](a))
-            return self.create_node("call_function", type(a), (parts,), {})
-        try:
-            if _is_made_anew(a):
-                return super().create_arg(a)
-        except (NotImplementedError, TypeError):
-            pass
-        raise Untraceable(f"it passes on a {type(a).__name__}, which a trace cannot make")
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        raise Untraceable(f"its control flow depends on {_origin(obj.node)}")
-
-    def iter(self, obj: fx.Proxy) -> Iterator:
-        raise Untraceable("it iterates over a value of unknown length")
-
-
-def _containers(values: Iterable[object]) -> Iterator[list | dict]:
-    """The lists and dicts among values, and in them."""
-    for value in values:
-        if isinstance(value, fx.Proxy):  # asked first: it would not answer to others
-            continue
-        if isinstance(value, (list, dict)):
-            yield value
-        if isinstance(value, (tuple, list, dict)):
-            yield from _containers(value.values() if isinstance(value, dict) else value)
-
-
-# What torch.fx would make of these.
-_SIMPLIFIED = {OrderedDict: dict, Size: tuple}
-
-
-def _is_made_anew(value: object) -> bool:
-    """Whether torch.fx's way to make an object from its parts gives one like it; it has none for many others.
-
-    A class may have a constructor of its own, which is tried. Raises TypeError where it takes other arguments.
-    """
-    kind = type(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return all(a is b for a, b in zip(kind(*value), value, strict=True))
-    if isinstance(value, (tuple, list, dict)):
-        return kind in (tuple, list, dict)
-    if dataclasses.is_dataclass(value):
-        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        made = kind(**parts)
-        return all(getattr(made, name) is part for name, part in parts.items())
-    return True
-
-
-def _number(self: fx.Proxy, *_: object) -> int:
-    raise Untraceable(f"it reads a number from {_origin(self.node)}")
-
-
-class _StandIn(Augmented):
-    """Says what a trace has no answer for in words of the forward, not in torch.fx's."""
-
-    __int__ = __float__ = __index__ = __round__ = _number
-
-    def __len__(self) -> int:
-        raise Untraceable("it reads the length of a value")
-
-    def __setitem__(self, index: object, value: object) -> None:
-        raise Untraceable("it writes elements of a value")
-
-    def __getattr__(self, name: str) -> _Attribute:
-        reader = sys._getframe(1)
-        if dis.opname[reader.f_code.co_code[reader.f_lasti]] not in ("LOAD_ATTR", "LOAD_METHOD"):
-            raise Untraceable(f"it asks a value for {name} by hasattr or getattr")
-        return _Attribute(self, name)
-
-
-class _Value(_StandIn, fx.Proxy):
-    """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
-
-    @property
-    def __class__(self) -> type:
-        asker = sys._getframe(1).f_globals.get("__name__", "")
-        if asker.partition(".")[0] == "torch":
-            return _Value
-        raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
-
-
-class _Attribute(_StandIn, fx.proxy.Attribute):
-    """An attribute of a stand-in, as x.mT."""
-
-
-# What a tensor says of itself without its elements.
-_METADATA = {
-    *("shape", "size", "ndim", "dim", "numel", "nelement", "stride", "is_contiguous"),
-    *("dtype", "is_floating_point", "is_complex", "device", "is_cuda", "get_device", "layout", "is_sparse"),
-    *("requires_grad", "is_leaf", "is_quantized", "is_nested"),
-}
-
-
-def _origin(node: fx.Node) -> str:
-    """What a value was computed from: metadata alone, or more."""
-    read, seen = set(), [node]
-    for each in seen:
-        called = each.args[1] if each.target is getattr else getattr(each.target, "__name__", each.target)
-        if each.op in ("call_function", "call_method") and called in _METADATA:
-            read.add(called)
-        elif each.all_input_nodes:
-            seen += [given for given in each.all_input_nodes if given not in seen]
-        else:
-            return "data"
-    return f"a tensor's {' and '.join(sorted(read))}"
 
 
 def _entry(trace: Trace, forward: Callable) -> FunctionType:

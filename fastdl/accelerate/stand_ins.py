@@ -1,0 +1,70 @@
+"""What a forward computes with while it is traced, in place of tensors."""
+
+from __future__ import annotations
+
+import dis
+import sys
+
+from torch import fx
+
+from .in_place import Augmented
+from .purity import Untraceable
+
+
+def _number(self: fx.Proxy, *_: object) -> int:
+    raise Untraceable(f"it reads a number from {origin(self.node)}")
+
+
+class _StandIn(Augmented):
+    """Says what a trace has no answer for in words of the forward, not in torch.fx's."""
+
+    __int__ = __float__ = __index__ = __round__ = _number
+
+    def __len__(self) -> int:
+        raise Untraceable("it reads the length of a value")
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise Untraceable("it writes elements of a value")
+
+    def __getattr__(self, name: str) -> Attribute:
+        reader = sys._getframe(1)
+        if dis.opname[reader.f_code.co_code[reader.f_lasti]] not in ("LOAD_ATTR", "LOAD_METHOD"):
+            raise Untraceable(f"it asks a value for {name} by hasattr or getattr")
+        return Attribute(self, name)
+
+
+class Value(_StandIn, fx.Proxy):
+    """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
+
+    @property
+    def __class__(self) -> type:
+        asker = sys._getframe(1).f_globals.get("__name__", "")
+        if asker.partition(".")[0] == "torch":
+            return Value
+        raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
+
+
+class Attribute(_StandIn, fx.proxy.Attribute):
+    """An attribute of a stand-in, as x.mT."""
+
+
+# What a tensor says of itself without its elements.
+_METADATA = {
+    *("shape", "size", "ndim", "dim", "numel", "nelement", "stride", "is_contiguous"),
+    *("dtype", "is_floating_point", "is_complex", "device", "is_cuda", "get_device", "layout", "is_sparse"),
+    *("requires_grad", "is_leaf", "is_quantized", "is_nested"),
+}
+
+
+def origin(node: fx.Node) -> str:
+    """What a value was computed from: metadata alone, or more."""
+    read, seen = set(), [node]
+    for each in seen:
+        called = each.args[1] if each.target is getattr else getattr(each.target, "__name__", each.target)
+        if each.op in ("call_function", "call_method") and called in _METADATA:
+            read.add(called)
+        elif each.all_input_nodes:
+            seen += [given for given in each.all_input_nodes if given not in seen]
+        else:
+            return "data"
+    return f"a tensor's {' and '.join(sorted(read))}"
