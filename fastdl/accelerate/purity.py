@@ -37,6 +37,9 @@ _PLAIN = (
 # A with or a try block leaves one of these, on every Python from 3.10.
 _BLOCKS = frozenset({"PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH", "BEFORE_WITH"})
 
+# What a tensor has of these, torch has once.
+_SINGLETONS = ("dtype", "layout")
+
 
 class Untraceable(Exception):
     """A forward cannot be replaced by a trace of it; the message says why."""
@@ -84,8 +87,12 @@ class Look:
         suspends = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
         if suspends and code.co_name != "<genexpr>":
             raise Untraceable(f"{code.co_name} is a generator or coroutine")
+        before: list[dis.Instruction] = []
         for instruction in dis.get_instructions(code):
             self._instruction(instruction, code, function)
+            if instruction.opname == "IS_OP" and not _same_in_a_trace(before, code.co_varnames[:1]):
+                raise Untraceable(f"{code.co_name} asks whether one value is another")
+            before.append(instruction)
         if "super" in code.co_names:
             self._inherited(code)
         for constant in code.co_consts:
@@ -129,6 +136,30 @@ class Look:
             self.function(value)
         elif not isinstance(value, (type, *_PLAIN)):
             raise Untraceable(f"reads {name}, a {type(value).__name__} from outside the module")
+
+
+def _same_in_a_trace(before: list[dis.Instruction], first: tuple[str, ...]) -> bool:
+    """Whether `is` after these answers as it would with tensors: a stand-in is no other object, and no dtype.
+
+    It does for None, and between globals and what is reached from `first`, the name of self.
+    """
+    operands: list[tuple[str, object, list[str]]] = []  # opname, what it loads, attributes of that
+    attributes: list[str] = []
+    for instruction in reversed(before):
+        kind, loaded = instruction.opname, instruction.argval
+        if kind == "LOAD_ATTR":
+            attributes.insert(0, loaded)
+            continue
+        if kind not in ("LOAD_CONST", "LOAD_GLOBAL", "LOAD_FAST", "LOAD_FAST_BORROW"):
+            return False
+        operands.append((kind, loaded, attributes))
+        attributes = []
+        if len(operands) == 2 or loaded is None:
+            break
+    return any(loaded is None for _, loaded, _ in operands) or all(
+        kind == "LOAD_GLOBAL" or loaded in first and attributes and attributes[-1] not in _SINGLETONS
+        for kind, loaded, attributes in operands
+    )
 
 
 def _of_torch(value: object) -> bool:

@@ -15,6 +15,11 @@ def _number(self: fx.Proxy, *_: object) -> int:
     raise Untraceable(f"it reads a number from {origin(self.node)}")
 
 
+def _asked_by_torch() -> bool:
+    """Whether the caller of the caller is torch's code: torch.fx asks its own stand-ins what a forward must not."""
+    return sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] == "torch"
+
+
 class _StandIn(Augmented):
     """Says what a trace has no answer for in words of the forward, not in torch.fx's."""
 
@@ -25,6 +30,19 @@ class _StandIn(Augmented):
 
     def __setitem__(self, index: object, value: object) -> None:
         raise Untraceable("it writes elements of a value")
+
+    def __contains__(self, other: object) -> bool:
+        raise Untraceable("it asks whether a value holds another")
+
+    def __hash__(self) -> int:
+        if _asked_by_torch():
+            return id(self)
+        raise Untraceable(f"it looks {origin(self.node)} up in a set or dict")
+
+    def __repr__(self) -> str:
+        if _asked_by_torch():
+            return super().__repr__()
+        raise Untraceable(f"it makes text of {origin(self.node)}")
 
     def __getattr__(self, name: str) -> Attribute:
         reader = sys._getframe(1)
@@ -38,8 +56,7 @@ class Value(_StandIn, fx.Proxy):
 
     @property
     def __class__(self) -> type:
-        asker = sys._getframe(1).f_globals.get("__name__", "")
-        if asker.partition(".")[0] == "torch":
+        if _asked_by_torch():
             return Value
         raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
 

@@ -188,6 +188,47 @@ class AsksForAType(Forward):
         return self.relu(self.conv(x)) if isinstance(x, Tensor) else None
 
 
+class AsksForItself(Forward):
+    def forward(self, x, y):
+        return x if x is y else self.relu(self.conv(x))
+
+
+class AsksForADtype(Forward):
+    def forward(self, x):
+        dtype = x.dtype
+        return self.relu(self.conv(x)) if dtype is torch.float32 else x
+
+
+class AsksForItsDtype(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if torch.float32 is self.conv.weight.dtype else x
+
+
+class LooksUp(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) * {6: 2.0}.get(x.shape[3], 1.0)
+
+
+class IsOneOf(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if x.shape[3] in {6, 8} else x
+
+
+class Holds(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if 6 in x.shape else x
+
+
+class MakesText(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if f"{x.shape[1]} planes" == "3 planes" else x
+
+
+class MakesAName(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if str(x.dtype) == "torch.float32" else x
+
+
 class AsksForGradMode(Forward):
     def forward(self, x):
         return self.relu(self.conv(x)) if torch.is_grad_enabled() else x
@@ -272,6 +313,14 @@ class Delegates(Forward):
         (DrawsInPython, "uses the module random"),
         (DrawsATensor, "draws random numbers"),
         (AsksForAType, "the type of a value is asked for"),
+        (AsksForItself, "asks whether one value is another"),
+        (AsksForADtype, "asks whether one value is another"),
+        (AsksForItsDtype, "asks whether one value is another"),
+        (LooksUp, "it looks a tensor's shape up in a set or dict"),
+        (IsOneOf, "it looks a tensor's shape up in a set or dict"),
+        (Holds, "it asks whether a value holds another"),
+        (MakesText, "it makes text of a tensor's shape"),
+        (MakesAName, "it makes text of a tensor's dtype"),
         (AsksForGradMode, "uses is_grad_enabled"),
         (ReadsAnObject, "self.config: no guard can watch object objects"),
         (ComputesThePool, "the pool's arguments are computed"),
@@ -315,6 +364,18 @@ def test_one_mode_only():
     with fastdl.backend("reference"):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
+
+
+def test_what_is_the_same_in_a_trace_may_be_asked_for():
+    class Chooses(Forward):
+        activation = staticmethod(F.relu)
+
+        def forward(self, x, scale=None):
+            y = self.conv(x)
+            y = F.relu(y) if self.activation is F.relu else y
+            return y if scale is None else scale * y
+
+    assert fastdl.report(fastdl.accelerate(Chooses()))["conv"].action == "fused"
 
 
 def test_forward_of_the_instance():
