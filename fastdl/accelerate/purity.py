@@ -15,6 +15,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 import torch
 
+from . import identity
+
 # Builtins with an effect outside, or that reach attributes behind the recorder's back.
 _BUILTINS = {
     *("print", "open", "input", "exec", "eval", "compile", "breakpoint"),
@@ -36,9 +38,8 @@ _PLAIN = (
 )  # fmt: skip
 # A with or a try block leaves one of these, on every Python from 3.10.
 _BLOCKS = frozenset({"PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH", "BEFORE_WITH"})
-
-# What a tensor has of these, torch has once.
-_SINGLETONS = ("dtype", "layout")
+# A stand-in is of no type that these know.
+_PATTERNS = frozenset({"MATCH_SEQUENCE", "MATCH_MAPPING"})
 
 
 class Untraceable(Exception):
@@ -87,12 +88,10 @@ class Look:
         suspends = code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
         if suspends and code.co_name != "<genexpr>":
             raise Untraceable(f"{code.co_name} is a generator or coroutine")
-        before: list[dis.Instruction] = []
         for instruction in dis.get_instructions(code):
             self._instruction(instruction, code, function)
-            if instruction.opname == "IS_OP" and not _same_in_a_trace(before, code.co_varnames[:1]):
-                raise Untraceable(f"{code.co_name} asks whether one value is another")
-            before.append(instruction)
+        if asked := identity.asked(code):
+            raise Untraceable(f"{code.co_name} asks whether {asked}")
         if "super" in code.co_names:
             self._inherited(code)
         for constant in code.co_consts:
@@ -109,6 +108,8 @@ class Look:
         kind, name = instruction.opname, instruction.argval
         if kind in _BLOCKS:
             raise Untraceable(f"{code.co_name} has a with or try block")
+        if kind in _PATTERNS:
+            raise Untraceable(f"{code.co_name} matches a value with the pattern of a list or dict")
         if kind in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             raise Untraceable(f"{code.co_name} writes the global {name}")
         if kind in ("STORE_ATTR", "DELETE_ATTR"):
@@ -136,30 +137,6 @@ class Look:
             self.function(value)
         elif not isinstance(value, (type, *_PLAIN)):
             raise Untraceable(f"reads {name}, a {type(value).__name__} from outside the module")
-
-
-def _same_in_a_trace(before: list[dis.Instruction], first: tuple[str, ...]) -> bool:
-    """Whether `is` after these answers as it would with tensors: a stand-in is no other object, and no dtype.
-
-    It does for None, and between globals and what is reached from `first`, the name of self.
-    """
-    operands: list[tuple[str, object, list[str]]] = []  # opname, what it loads, attributes of that
-    attributes: list[str] = []
-    for instruction in reversed(before):
-        kind, loaded = instruction.opname, instruction.argval
-        if kind == "LOAD_ATTR":
-            attributes.insert(0, loaded)
-            continue
-        if kind not in ("LOAD_CONST", "LOAD_GLOBAL", "LOAD_FAST", "LOAD_FAST_BORROW"):
-            return False
-        operands.append((kind, loaded, attributes))
-        attributes = []
-        if len(operands) == 2 or loaded is None:
-            break
-    return any(loaded is None for _, loaded, _ in operands) or all(
-        kind == "LOAD_GLOBAL" or loaded in first and attributes and attributes[-1] not in _SINGLETONS
-        for kind, loaded, attributes in operands
-    )
 
 
 def _of_torch(value: object) -> bool:

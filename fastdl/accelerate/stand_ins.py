@@ -44,7 +44,16 @@ class _StandIn(Augmented):
             return super().__repr__()
         raise Untraceable(f"it makes text of {origin(self.node)}")
 
+    @property
+    def __class__(self) -> type:
+        """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
+        if _asked_by_torch():
+            return type(self)
+        raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
+
     def __getattr__(self, name: str) -> Attribute:
+        if name in _MAYBE_NONE:
+            raise Untraceable(f"it reads {name} of a value")
         reader = sys._getframe(1)
         if dis.opname[reader.f_code.co_code[reader.f_lasti]] not in ("LOAD_ATTR", "LOAD_METHOD"):
             raise Untraceable(f"it asks a value for {name} by hasattr or getattr")
@@ -52,19 +61,15 @@ class _StandIn(Augmented):
 
 
 class Value(_StandIn, fx.Proxy):
-    """It does not answer to isinstance in a user's code either: it would say no to Tensor."""
-
-    @property
-    def __class__(self) -> type:
-        if _asked_by_torch():
-            return Value
-        raise Untraceable("the type of a value is asked for, as isinstance and torch.zeros do")
+    """A tensor, or what is computed from one."""
 
 
 class Attribute(_StandIn, fx.proxy.Attribute):
     """An attribute of a stand-in, as x.mT."""
 
 
+# Attributes of tensors that may be None, which no stand-in is.
+_MAYBE_NONE = ("grad", "grad_fn", "_base")
 # What a tensor says of itself without its elements.
 _METADATA = {
     *("shape", "size", "ndim", "dim", "numel", "nelement", "stride", "is_contiguous"),

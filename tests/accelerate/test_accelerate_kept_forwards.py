@@ -204,6 +204,56 @@ class AsksForItsDtype(Forward):
         return self.relu(self.conv(x)) if torch.float32 is self.conv.weight.dtype else x
 
 
+class AsksForAHistory(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if x.grad_fn is None else x
+
+
+class AsksForATuple(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if isinstance(x.shape, tuple) else x
+
+
+class Matches(Forward):
+    def forward(self, x):
+        match x.shape:
+            case [_, _, _, _]:
+                return self.relu(self.conv(x))
+        return x
+
+
+class MayBeNone(nn.Module):
+    def forward(self, x):
+        return x, None
+
+
+class AsksForNone(Forward):
+    def __init__(self):
+        super().__init__()
+        self.part = MayBeNone()
+
+
+class AsksAfterUnpacking(AsksForNone):
+    def forward(self, x):
+        y, weights = self.part(x)
+        y = self.relu(self.conv(y))
+        return y if weights is None else (y, weights)
+
+
+class AsksForAPart(AsksForNone):
+    def forward(self, x):
+        weights = self.part(x)[1]
+        nothing = weights is None
+        return self.relu(self.conv(x)) if nothing else x
+
+
+class AsksAtOnce(AsksForNone):
+    def forward(self, x):
+        if (given := self.part(x)) is not None:
+            x = given[0]
+        return self.relu(self.conv(x))
+
+
 class LooksUp(Forward):
     def forward(self, x):
         return self.relu(self.conv(x)) * {6: 2.0}.get(x.shape[3], 1.0)
@@ -316,6 +366,12 @@ class Delegates(Forward):
         (AsksForItself, "asks whether one value is another"),
         (AsksForADtype, "asks whether one value is another"),
         (AsksForItsDtype, "asks whether one value is another"),
+        (AsksAfterUnpacking, "asks whether the result of a call is None"),
+        (AsksForAPart, "asks whether the result of a call is None"),
+        (AsksAtOnce, "asks whether the result of a call is None"),
+        (AsksForAHistory, "it reads grad_fn of a value"),
+        (AsksForATuple, "the type of a value is asked for"),
+        (Matches, "matches a value with the pattern of a list or dict"),
         (LooksUp, "it looks a tensor's shape up in a set or dict"),
         (IsOneOf, "it looks a tensor's shape up in a set or dict"),
         (Holds, "it asks whether a value holds another"),
@@ -369,10 +425,15 @@ def test_one_mode_only():
 def test_what_is_the_same_in_a_trace_may_be_asked_for():
     class Chooses(Forward):
         activation = staticmethod(F.relu)
+        doubled = False
 
         def forward(self, x, scale=None):
             y = self.conv(x)
             y = F.relu(y) if self.activation is F.relu else y
+            if scale is not None and self.doubled is None:
+                scale = self.relu(scale)
+            if self.doubled is True:
+                y = 2 * y
             return y if scale is None else scale * y
 
     assert fastdl.report(fastdl.accelerate(Chooses()))["conv"].action == "fused"
