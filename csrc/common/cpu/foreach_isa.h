@@ -43,9 +43,13 @@
 // machine tests it. Optimised little: GCC takes minutes for vectors that it must split.
 #ifdef FASTDL_EMULATE_AVX512
 #define FASTDL_EMULATED (FASTDL_ISA >= FASTDL_ISA_AVX512)
+#define FASTDL_TARGET_ABOVE_AVX2(...) \
+  _Pragma("GCC optimize(\"O1\")") _Pragma("GCC target(\"avx2,fma,f16c,bmi,bmi2\")")
 #else
 #define FASTDL_EMULATED 0
+#define FASTDL_TARGET_ABOVE_AVX2(...) FASTDL_PRAGMA(GCC target(__VA_ARGS__))
 #endif
+#define FASTDL_PRAGMA(...) _Pragma(#__VA_ARGS__)
 
 #define FASTDL_ISA FASTDL_ISA_BASELINE
 #define FASTDL_VEC_BYTES 16
@@ -78,12 +82,7 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AVX512
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
-#ifdef FASTDL_EMULATE_AVX512
-#pragma GCC optimize("O1")
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
-#else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
-#endif
+FASTDL_TARGET_ABOVE_AVX2("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 namespace fastdl::cpu::avx512 {
 namespace {
 #include "common/cpu/vec-inl.h"
@@ -99,13 +98,8 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AVX512BF16
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
-#ifdef FASTDL_EMULATE_AVX512
-#pragma GCC optimize("O1")
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
-#else
-#pragma GCC target( \
+FASTDL_TARGET_ABOVE_AVX2(
     "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
-#endif
 namespace fastdl::cpu::avx512bf16 {
 namespace {
 #include "common/cpu/vec-inl.h"
@@ -121,13 +115,9 @@ namespace {
 #define FASTDL_ISA FASTDL_ISA_AMX
 #define FASTDL_VEC_BYTES 64
 #pragma GCC push_options
-#ifdef FASTDL_EMULATE_AVX512
-#pragma GCC optimize("O1")
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
-#else
-#pragma GCC target( \
-    "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
-#endif
+FASTDL_TARGET_ABOVE_AVX2("amx-tile,amx-bf16",
+                         "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2",
+                         "prefer-vector-width=512")
 namespace fastdl::cpu::amx {
 namespace {
 #include "common/cpu/vec-inl.h"
