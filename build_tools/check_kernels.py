@@ -1,9 +1,10 @@
-"""Everything that can be said about the CUDA kernels without a GPU (some minutes).
+"""Everything that can be said about the GPU kernels without a GPU (some minutes).
 
 1. The emulation in three builds: plain, AddressSanitizer + UndefinedBehaviorSanitizer, ThreadSanitizer; its feature
    kernels and every family's kernels, larger sizes, 16 schedules (4 and 2 under the sanitizers).
 2. Its own test: every seeded bug, in feature kernels and in the real ones, must be caught by some build and schedule.
-3. Every .cu for every architecture: warnings, spills, registers (check_cuda_static.py --all).
+3. Every .cu and every Triton kernel for every architecture: warnings, spills, registers, shared memory
+   (check_cuda_static.py --all, compile_triton.py --all).
 """
 
 from __future__ import annotations
@@ -116,13 +117,9 @@ def check_architectures() -> None:
         command += ["-Werror", "all-warnings", f"-I{library.CSRC}", f"-I{ROOT}/tests/emulation"]
         if subprocess.run(command).returncode != 0:
             complaints.append("features.cuh does not compile with nvcc")
-    if (
-        subprocess.run(
-            [sys.executable, str(ROOT / "build_tools" / "check_cuda_static.py"), "--all"]
-        ).returncode
-        != 0
-    ):
-        complaints.append("check_cuda_static.py --all")
+    for script in ("check_cuda_static.py", "compile_triton.py"):
+        if subprocess.run([sys.executable, ROOT / "build_tools" / script, "--all"]).returncode != 0:
+            complaints.append(f"{script} --all")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Gates per kernel and architecture: the tensor-core instruction is in the PTX where the products are 16-bit or TF32,
 no register is spilled and no local memory used, and the shared memory fits the chip. Knows neither torch nor fastdl.
+`--arch 80 90` (the default, for CI) or `--all`.
 
-    python build_tools/compile_triton.py --arch 80 90 --kernel grad_weight
+    python build_tools/compile_triton.py --all --kernel grad_weight
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from triton_builds.case import Case  # noqa: E402
 TENSOR_CORE = {80: r"mma\.sync", 90: r"wgmma\.mma_async|mma\.sync", 100: r"tcgen05\.mma|mma\.sync"}
 # Shared memory one block may use, bytes: A100; H100; B200.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+ALL = tuple(SHARED_LIMIT)
+SHORT = (80, 90)
 
 
 class Result(NamedTuple):
@@ -120,9 +123,8 @@ def _compile(job: tuple[int, int]) -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT)
-    )
+    parser.add_argument("--arch", type=int, nargs="+", default=SHORT, choices=ALL)
+    parser.add_argument("--all", action="store_true", help=f"every architecture: {', '.join(map(str, ALL))}")
     parser.add_argument(
         "--kernel", nargs="+", default=[""], help="compile only cases whose label has one of these"
     )
@@ -134,7 +136,8 @@ def main() -> int:
         return 0
     width = max((len(case.label) for case in chosen), default=0)
     compiled, failed = 0, 0
-    jobs = [(index, arch) for index in range(len(chosen)) for arch in arguments.arch]
+    archs = ALL if arguments.all else arguments.arch
+    jobs = [(index, arch) for index in range(len(chosen)) for arch in archs]
     # Processes, since most of a compilation holds the interpreter's lock; each lists the cases for itself.
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), initializer=_start, initargs=(arguments.kernel,)
