@@ -1,7 +1,7 @@
 """What every test shares: poisoned memory, hypothesis profiles, markers, and an honest account of what did not run.
 
 Markers: `long` takes seconds (a compiler, several processes), `slow` minutes, `nightly` longer still. Without -m,
-slow and nightly are left out; `make test-fast` leaves out long as well.
+slow and nightly are left out; `make test-fast` leaves out long as well. What is marked `early` starts first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MARKERS = {
     "long": "seconds: a compiler or other processes; not part of `make test-fast`",
     "slow": "minutes; not part of `make test`",
     "nightly": "longer still",
+    "early": "a minute or more that one worker would be left alone with at the end",
     "isa": "run again in a process of its own for every CPU instruction set, and without compiled kernels",
 }
 
@@ -39,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {meaning}")
     if not config.option.markexpr:
         config.option.markexpr = "not slow and not nightly"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,8 @@ FLAGS = [
     "-Wno-maybe-uninitialized",
 ]
 FLAGS += ["-Wno-unknown-pragmas", "-Icsrc", "-Itests/cpp", "-pthread"]
-# -g1: the lines that a report names, not the variables, whose places take long to follow.
+# What a report needs, in half the time to compile: the lines (-g1), not the variables; of a null pointer and of an
+# object's end ASan tells without UBSan; registers are allocated over whole functions.
 BUILDS = {
     "plain": ["-O3"],
     "asan": [
@@ -47,6 +48,8 @@ BUILDS = {
         "-fno-omit-frame-pointer",
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
+        "-fno-sanitize=null,object-size",
+        "-fira-region=one",
     ],
     "tsan": ["-O1", "-g1", "-fsanitize=thread"],
     "emulated": ["-O1", "-DFASTDL_EMULATE_AVX512"],

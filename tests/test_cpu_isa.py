@@ -32,6 +32,7 @@ def runnable() -> list:
 
 
 @pytest.mark.long
+@pytest.mark.early
 @pytest.mark.skipif(
     "FASTDL_CPU_ISA" in os.environ, reason="FASTDL_CPU_ISA chooses one instruction set for this run"
 )

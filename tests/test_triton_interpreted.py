@@ -12,6 +12,7 @@ FILES = sorted(path.name for path in (Path(__file__).parent / "triton").glob("te
 
 
 @pytest.mark.long
+@pytest.mark.early
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("name", FILES)
 def test_kernels_in_the_interpreter(name: str):
