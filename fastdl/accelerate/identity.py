@@ -7,31 +7,65 @@ from types import CodeType
 
 # What a tensor has of these, torch has once.
 _SINGLETONS = ("dtype", "layout")
-# What leaves the result of a call, or a part of one, for the next instruction.
-_RESULTS = ("CALL", "BINARY_SUBSCR", "UNPACK_SEQUENCE")
+# What leaves it on the stack that the value below, or of which this is a part, is the result of a part.
+_TRANSPARENT = ("PRECALL", "LOAD_CONST", "BINARY_SUBSCR")
 
 
-def asked(code: CodeType) -> str | None:
-    """The first question of code whose answer in a trace may differ, None if there is none.
+def asked(code: CodeType, kind: type) -> str | None:
+    """The first question of code whose answer in a trace may differ, None if there is none; `kind` is self's class.
 
-    `is` may stand between constants, globals and attributes of self, and `is None` after all but the result of a
-    call: a module may give None, alone or in a tuple.
+    `is` may stand between constants, globals and attributes of self, and `is None` after all but what a part of
+    self gave: a module may give None, alone or in a tuple.
     """
     instructions = list(dis.get_instructions(code))
-    results = _results(instructions) - set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    parameters = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    given: set[str] = set()  # local variables with what a part gave
+    top = 0  # how many values on top of the stack are such
     for index, instruction in enumerate(instructions):
-        before = instructions[:index]
-        if instruction.opname == "IS_OP":
-            if (before[-1].opname, before[-1].argval) != ("LOAD_CONST", None):
-                if not _same_in_a_trace(before, code.co_varnames[:1]):
-                    return "one value is another"
-                continue
-            before = before[:-1]
-        elif not instruction.opname.endswith("_NONE"):
-            continue
-        if before[-1].opname.startswith(_RESULTS) or results.intersection(_names(before[-1])[-1:]):
+        kept = instruction.opname in _TRANSPARENT
+        if instruction.opname == "IS_OP" and not _loads_none(instructions[index - 1]):
+            if not _same_in_a_trace(instructions[:index], code.co_varnames[:1]):
+                return "one value is another"
+        elif top and (instruction.opname == "IS_OP" or instruction.opname.endswith("_NONE")):
             return "the result of a call is None"
+        elif instruction.opname.startswith("CALL"):
+            top, kept = int(_calls_a_part(instructions[: index + 1], code.co_varnames[:1], kind)), True
+        elif instruction.opname == "UNPACK_SEQUENCE":
+            top, kept = top and instruction.argval, True
+        elif instruction.opname == "COPY":
+            top, kept = 2 * top, True
+        elif instruction.opname.startswith("STORE_FAST"):
+            names = _names(instruction)
+            given.update(set(names[:top]) - parameters)
+            top, kept = max(top - len(names), 0), True
+        elif instruction.opname.startswith("LOAD_FAST"):
+            top, kept = int(_names(instruction)[-1] in given), True
+        top = top if kept else 0
     return None
+
+
+def _calls_a_part(before: list[dis.Instruction], first: tuple[str, ...], kind: type) -> bool:
+    """Whether the call at the end may be of a module: not of a global, nor of a method of self."""
+    start = _start(before[-1])
+    called = [
+        each for each in before if start is not None and _start(each) == start and each.opname != "PUSH_NULL"
+    ]
+    if not called:
+        return True
+    root, attribute = called[:2]
+    if root.opname == "LOAD_GLOBAL":
+        return False
+    return root.argval not in first or not hasattr(kind, str(attribute.argval))
+
+
+def _start(instruction: dis.Instruction) -> tuple[int | None, int | None] | None:
+    """Line and column where its expression begins, for a call those of what is called; known from Python 3.11 on."""
+    positions = getattr(instruction, "positions", None)
+    return None if positions is None else (positions.lineno, positions.col_offset)
+
+
+def _loads_none(instruction: dis.Instruction) -> bool:
+    return (instruction.opname, instruction.argval) == ("LOAD_CONST", None)
 
 
 def _same_in_a_trace(before: list[dis.Instruction], first: tuple[str, ...]) -> bool:
@@ -53,24 +87,6 @@ def _same_in_a_trace(before: list[dis.Instruction], first: tuple[str, ...]) -> b
     return True
 
 
-def _results(instructions: list[dis.Instruction]) -> set[str]:
-    """The local variables that hold the result of a call, or a part of one."""
-    results: set[str] = set()
-    left = 0  # of the next stores, how many are of one
-    for instruction in instructions:
-        if instruction.opname.startswith("STORE_FAST"):
-            results.update(_names(instruction)[:left])
-            left -= len(_names(instruction))
-        elif instruction.opname.startswith(_RESULTS):
-            left = instruction.argval if instruction.opname == "UNPACK_SEQUENCE" else 1
-        elif instruction.opname != "COPY":
-            left = 0
-        left = max(left, 0)
-    return results
-
-
 def _names(instruction: dis.Instruction) -> list[str]:
     """The local variables an instruction loads or stores."""
-    if "_FAST" not in instruction.opname:
-        return []
     return list(instruction.argval) if isinstance(instruction.argval, tuple) else [instruction.argval]

@@ -90,7 +90,7 @@ class Look:
             raise Untraceable(f"{code.co_name} is a generator or coroutine")
         for instruction in dis.get_instructions(code):
             self._instruction(instruction, code, function)
-        if asked := identity.asked(code):
+        if asked := identity.asked(code, self.owner):
             raise Untraceable(f"{code.co_name} asks whether {asked}")
         if "super" in code.co_names:
             self._inherited(code)
