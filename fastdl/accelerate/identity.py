@@ -7,12 +7,12 @@ from types import CodeType
 
 # What a tensor has of these, torch has once.
 _SINGLETONS = ("dtype", "layout")
-# What leaves it on the stack that the value below, or of which this is a part, is the result of a part.
+# After these the top of the stack is still what a part of self gave, or a part of that.
 _TRANSPARENT = ("PRECALL", "LOAD_CONST", "BINARY_SUBSCR")
 
 
-def asked(code: CodeType, kind: type) -> str | None:
-    """The first question of code whose answer in a trace may differ, None if there is none; `kind` is self's class.
+def asked(code: CodeType, owner: type) -> str | None:
+    """The first question of code whose answer in a trace may differ, None if there is none; `owner` is self's class.
 
     `is` may stand between constants, globals and attributes of self, and `is None` after all but what a part of
     self gave: a module may give None, alone or in a tuple.
@@ -22,40 +22,40 @@ def asked(code: CodeType, kind: type) -> str | None:
     given: set[str] = set()  # local variables with what a part gave
     top = 0  # how many values on top of the stack are such
     for index, instruction in enumerate(instructions):
-        kept = instruction.opname in _TRANSPARENT
-        if instruction.opname == "IS_OP" and not _loads_none(instructions[index - 1]):
+        kind, names = instruction.opname, _names(instruction)
+        if kind == "IS_OP" and not _loads_none(instructions[index - 1]):
             if not _same_in_a_trace(instructions[:index], code.co_varnames[:1]):
                 return "one value is another"
-        elif top and (instruction.opname == "IS_OP" or instruction.opname.endswith("_NONE")):
+        elif top and (kind == "IS_OP" or kind.endswith("_NONE")):
             return "the result of a call is None"
-        elif instruction.opname.startswith("CALL"):
-            top, kept = int(_calls_a_part(instructions[: index + 1], code.co_varnames[:1], kind)), True
-        elif instruction.opname == "UNPACK_SEQUENCE":
-            top, kept = top and instruction.argval, True
-        elif instruction.opname == "COPY":
-            top, kept = 2 * top, True
-        elif instruction.opname.startswith("STORE_FAST"):
-            names = _names(instruction)
+        if kind.startswith("CALL"):
+            top = int(_calls_a_part(instructions[: index + 1], code.co_varnames[:1], owner))
+        elif kind == "UNPACK_SEQUENCE":
+            top = instruction.argval if top else 0
+        elif kind == "COPY":
+            top *= 2
+        elif kind.startswith("STORE_FAST"):
             given.update(set(names[:top]) - parameters)
-            top, kept = max(top - len(names), 0), True
-        elif instruction.opname.startswith("LOAD_FAST"):
-            top, kept = int(_names(instruction)[-1] in given), True
-        top = top if kept else 0
+            top = max(top - len(names), 0)
+        elif kind.startswith("LOAD_FAST"):
+            top = int(names[-1] in given)
+        elif kind not in _TRANSPARENT:
+            top = 0
     return None
 
 
-def _calls_a_part(before: list[dis.Instruction], first: tuple[str, ...], kind: type) -> bool:
+def _calls_a_part(before: list[dis.Instruction], first: tuple[str, ...], owner: type) -> bool:
     """Whether the call at the end may be of a module: not of a global, nor of a method of self."""
     start = _start(before[-1])
     called = [
         each for each in before if start is not None and _start(each) == start and each.opname != "PUSH_NULL"
     ]
-    if not called:
+    if len(called) < 2:
         return True
     root, attribute = called[:2]
     if root.opname == "LOAD_GLOBAL":
         return False
-    return root.argval not in first or not hasattr(kind, str(attribute.argval))
+    return root.argval not in first or not hasattr(owner, str(attribute.argval))
 
 
 def _start(instruction: dis.Instruction) -> tuple[int | None, int | None] | None:
@@ -88,5 +88,5 @@ def _same_in_a_trace(before: list[dis.Instruction], first: tuple[str, ...]) -> b
 
 
 def _names(instruction: dis.Instruction) -> list[str]:
-    """The local variables an instruction loads or stores."""
+    """What an instruction loads or stores; some do so with two local variables."""
     return list(instruction.argval) if isinstance(instruction.argval, tuple) else [instruction.argval]
