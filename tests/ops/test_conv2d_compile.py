@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conv2d_plans import KERNELS, WINOGRAD, call, eager, forced, name, serves, tensors_of
@@ -61,3 +62,11 @@ def test_one_graph_with_dynamic_shapes(plan, flags, backend):
         for N in (2, 3, 5):
             for ours, theirs in zip(run(compiled, N, **flags), run(eager, N, **flags), strict=True):
                 assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_compiles_after_a_call_with_numpys_numbers():
+    """Dynamo reads what is in a dict of the plans, and takes such a number for an array."""
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(2, 4, 3, 3)
+    expected = conv2d(x, weight, stride=np.int64(2), padding=np.int64(1))
+    compiled = torch.compile(conv2d, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, weight, stride=2, padding=1), expected)

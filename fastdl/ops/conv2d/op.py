@@ -69,7 +69,7 @@ def conv2d(
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
     epilogue = Epilogue(scale, residual, bool(relu))
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
-    plan = _planned.get(key)
+    plan = None if key is None else _planned.get(key)
     if plan is None or not epilogue.is_plain(x, weight, plan.g):
         return _checked(x, weight, bias, epilogue, arguments, key)
     return compute(plan, x, weight, bias, epilogue)
@@ -92,7 +92,7 @@ def conv2d_batch_norm(
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
     # the bias that will follow is like the mean
     key = None if torch.compiler.is_compiling() else signature(x, weight, norm.running_mean, arguments)
-    plan = _planned.get(key)
+    plan = None if key is None else _planned.get(key)
     if (
         plan is not None
         and plan.algorithm in backends.NORMALISED
