@@ -6,20 +6,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from kept import reason
-from torch import Tensor, nn
+from kept import Forward, reason
 
 import fastdl
-
-
-class Forward(nn.Module):
-    """conv, norm and pool as attributes; the forward is each test's."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4)
-        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
-        self.register_buffer("scale", torch.ones(1))
 
 
 class SecondConsumer(Forward):
@@ -71,42 +60,11 @@ class Iterates(Forward):
         return [self.relu(self.conv(x)) for x in levels]
 
 
-class Counted(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if len(x.shape) == 4 else x
-
-
 class Loops(Forward):
     def forward(self, x):
         for _ in range(x.size(1) // 2):
             x = self.relu(self.conv(x))
         return x
-
-
-class Rounds(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x[:, :, : round(0.5 * x.shape[2])]))
-
-
-class WritesElements(Forward):
-    def forward(self, x):
-        x[0] = 0
-        return self.relu(self.conv(x))
-
-
-class Unwraps(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x.tensors if hasattr(x, "tensors") else x))
-
-
-class Masks(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)), getattr(x.data, "mask", None)
-
-
-class MakesZeros(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) + torch.zeros(x.shape[0], 1, 1, 1)
 
 
 class ReadsParameters(Forward):
@@ -183,102 +141,6 @@ class DrawsATensor(Forward):
         return self.relu(self.conv(x)) if torch.rand(()) < 0.5 else x
 
 
-class AsksForAType(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if isinstance(x, Tensor) else None
-
-
-class AsksForItself(Forward):
-    def forward(self, x, y):
-        return x if x is y else self.relu(self.conv(x))
-
-
-class AsksForADtype(Forward):
-    def forward(self, x):
-        dtype = x.dtype
-        return self.relu(self.conv(x)) if dtype is torch.float32 else x
-
-
-class AsksForItsDtype(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if torch.float32 is self.conv.weight.dtype else x
-
-
-class AsksForAHistory(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if x.grad_fn is None else x
-
-
-class AsksForATuple(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if isinstance(x.shape, tuple) else x
-
-
-class Matches(Forward):
-    def forward(self, x):
-        match x.shape:
-            case [_, _, _, _]:
-                return self.relu(self.conv(x))
-        return x
-
-
-class MayBeNone(nn.Module):
-    def forward(self, x):
-        return x, None
-
-
-class AsksForNone(Forward):
-    def __init__(self):
-        super().__init__()
-        self.part = MayBeNone()
-
-
-class AsksAfterUnpacking(AsksForNone):
-    def forward(self, x):
-        y, weights = self.part(x)
-        y = self.relu(self.conv(y))
-        return y if weights is None else (y, weights)
-
-
-class AsksForAPart(AsksForNone):
-    def forward(self, x):
-        weights = self.part(x)[1]
-        nothing = weights is None
-        return self.relu(self.conv(x)) if nothing else x
-
-
-class AsksAtOnce(AsksForNone):
-    def forward(self, x):
-        if (given := self.part(x)) is not None:
-            x = given[0]
-        return self.relu(self.conv(x))
-
-
-class LooksUp(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) * {6: 2.0}.get(x.shape[3], 1.0)
-
-
-class IsOneOf(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if x.shape[3] in {6, 8} else x
-
-
-class Holds(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if 6 in x.shape else x
-
-
-class MakesText(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if f"{x.shape[1]} planes" == "3 planes" else x
-
-
-class MakesAName(Forward):
-    def forward(self, x):
-        return self.relu(self.conv(x)) if str(x.dtype) == "torch.float32" else x
-
-
 class AsksForGradMode(Forward):
     def forward(self, x):
         return self.relu(self.conv(x)) if torch.is_grad_enabled() else x
@@ -343,13 +205,7 @@ class Delegates(Forward):
         (DependsOnDevice, "its control flow depends on a tensor's is_cuda"),
         (DependsOnAWeight, "its control flow depends on a tensor's requires_grad"),
         (Iterates, "it iterates over a value of unknown length"),
-        (Counted, "it reads the length of a value"),
         (Loops, "it reads a number from a tensor's size"),
-        (Rounds, "it reads a number from a tensor's shape"),
-        (WritesElements, "it writes elements of a value"),
-        (Unwraps, "it asks a value for tensors by hasattr or getattr"),
-        (Masks, "it asks a value for mask by hasattr or getattr"),
-        (MakesZeros, "the type of a value is asked for, as isinstance and torch.zeros do"),
         (ReadsParameters, "it reads _parameters, as parameters() does"),
         (Starred, "it takes *inputs"),
         (NoGrad, "uses no_grad"),
@@ -362,21 +218,6 @@ class Delegates(Forward):
         (MakesATensor, "does not depend on its input"),
         (DrawsInPython, "uses the module random"),
         (DrawsATensor, "draws random numbers"),
-        (AsksForAType, "the type of a value is asked for"),
-        (AsksForItself, "asks whether one value is another"),
-        (AsksForADtype, "asks whether one value is another"),
-        (AsksForItsDtype, "asks whether one value is another"),
-        (AsksAfterUnpacking, "asks whether the result of a call is None"),
-        (AsksForAPart, "asks whether the result of a call is None"),
-        (AsksAtOnce, "asks whether the result of a call is None"),
-        (AsksForAHistory, "it reads grad_fn of a value"),
-        (AsksForATuple, "the type of a value is asked for"),
-        (Matches, "matches a value with the pattern of a list or dict"),
-        (LooksUp, "it looks a tensor's shape up in a set or dict"),
-        (IsOneOf, "it looks a tensor's shape up in a set or dict"),
-        (Holds, "it asks whether a value holds another"),
-        (MakesText, "it makes text of a tensor's shape"),
-        (MakesAName, "it makes text of a tensor's dtype"),
         (AsksForGradMode, "uses is_grad_enabled"),
         (ReadsAnObject, "self.config: no guard can watch object objects"),
         (ComputesThePool, "the pool's arguments are computed"),
@@ -420,32 +261,6 @@ def test_one_mode_only():
     with fastdl.backend("reference"):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), plain.train(training)(x))
-
-
-def test_what_is_the_same_in_a_trace_may_be_asked_for():
-    class Chooses(Forward):
-        activation = staticmethod(F.relu)
-        doubled = False
-
-        def shift(self, x):
-            return None
-
-        def forward(self, x, scale=None):
-            y = self.conv(x)
-            shift, extra = self.shift(x), getattr(self, "extra", None)
-            if shift is not None or extra is not None:
-                x = x + 1
-            given = getattr(self, "given", None)
-            if given is not None:
-                x = x + given
-            y = F.relu(y) if self.activation is F.relu else y
-            if scale is not None and self.doubled is None:
-                scale = self.relu(scale)
-            if self.doubled is True:
-                y = 2 * y
-            return y if scale is None else scale * y
-
-    assert fastdl.report(fastdl.accelerate(Chooses()))["conv"].action == "fused"
 
 
 def test_forward_of_the_instance():
