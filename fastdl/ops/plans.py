@@ -9,9 +9,12 @@ _MOST = 4096
 
 
 class Plans(dict[tuple, Plan]):
-    """A key that cannot be hashed (a list in it, a symbolic size) has none."""
+    """A key that cannot be hashed (a list in it, a symbolic size) has none.
 
-    def get(self, key: tuple | None) -> Plan | None:
+    Not to be asked while torch.compile traces: Dynamo reads all keys, and cannot those with numpy's numbers.
+    """
+
+    def get(self, key: tuple) -> Plan | None:
         try:
             return super().get(key)
         except TypeError:
