@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import conv2d, conv_relu_maxpool
 from ..ops.conv2d import Normalisation, conv2d_batch_norm
+from ..ops.conv2d.activations import activate, activate_
 from ..transforms import needs_gradient, obstacle
 
 _FEW = 4  # input channels, from which the direct convolution is faster than Winograd
@@ -19,7 +20,7 @@ _FEW = 4  # input channels, from which the direct convolution is faster than Win
 def conv_relu(conv: nn.Conv2d, x: Tensor, **pool: object) -> Tensor:
     """relu(conv(x)), pooled if `pool` says how."""
     if not pool and not _is_direct(conv) and _is_single(x) and not needs_gradient(x, conv.weight, conv.bias):
-        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), relu=True)
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), activation="relu")
     return conv_relu_maxpool(x, conv.weight, conv.bias, **_geometry(conv), **pool)
 
 
@@ -31,12 +32,33 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
     first.
     """
     if not pool and not _is_direct(conv) and _norm_fits(conv, norm, x):
-        return _normalised(conv, norm, x, relu=True)
+        return _normalised(conv, norm, x, activation="relu")
     if _has_batch_statistics(norm) or not _folding_is_faster(conv, x, **pool):
         y = norm(_convolution(conv, x))
-        return relu_max_pool(y, **pool) if pool else _relu(y)
+        return relu_max_pool(y, **pool) if pool else _activated(y, "relu")
     weight, bias = folded(conv, norm)
     return conv_relu_maxpool(x, weight, bias, **_geometry(conv), **pool)
+
+
+def conv_activation(conv: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
+    """activation(conv(x))."""
+    if _is_single(x) and not needs_gradient(x, conv.weight, conv.bias):
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), activation=activation)
+    return _activated(_convolution(conv, x), activation)
+
+
+def conv_batch_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
+    """activation(norm(conv(x)))."""
+    if _norm_fits(conv, norm, x):
+        return _normalised(conv, norm, x, activation=activation)
+    return _activated(norm(_convolution(conv, x)), activation)
+
+
+def conv_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
+    """norm(conv(x)) of a module that ends in its activation."""
+    if _norm_fits(conv, norm, x):
+        return _normalised(conv, norm, x, activation=activation)
+    return norm(_convolution(conv, x))
 
 
 def conv_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -45,22 +67,22 @@ def conv_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def conv_batch_norm_add(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor, relu: bool, **how: bool
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor, activation: str | None, **how: bool
 ) -> Tensor:
-    """norm(conv(x)) + residual, through a ReLU if `relu`; `how` is add's."""
+    """activation(norm(conv(x)) + residual); `how` is add's."""
     if _norm_fits(conv, norm, x) and _residual_fits(conv, x, residual):
-        return _normalised(conv, norm, x, residual=residual, relu=relu)
+        return _normalised(conv, norm, x, residual=residual, activation=activation)
     y = add(norm(_convolution(conv, x)), residual, **how)
-    return _relu(y) if relu else y
+    return _activated(y, activation)
 
 
-def conv_add(conv: nn.Conv2d, x: Tensor, residual: Tensor, relu: bool, **how: bool) -> Tensor:
-    """conv(x) + residual, through a ReLU if `relu`; `how` is add's."""
+def conv_add(conv: nn.Conv2d, x: Tensor, residual: Tensor, activation: str | None, **how: bool) -> Tensor:
+    """activation(conv(x) + residual); `how` is add's."""
     recorded = needs_gradient(x, conv.weight, conv.bias)
     if _is_single(x) and (is_winograd(conv) or not recorded) and _residual_fits(conv, x, residual):
-        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), residual=residual, relu=relu)
+        return conv2d(x, conv.weight, conv.bias, **_geometry(conv), residual=residual, activation=activation)
     y = add(_convolution(conv, x), residual, **how)
-    return _relu(y) if relu else y
+    return _activated(y, activation)
 
 
 def add(y: Tensor, residual: Tensor, in_place: bool = False, swapped: bool = False) -> Tensor:
@@ -108,8 +130,10 @@ def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x)
 
 
-def _relu(y: Tensor) -> Tensor:
-    return y.relu_() if obstacle(y) is None else F.relu(y)
+def _activated(y: Tensor, activation: str | None) -> Tensor:
+    """activation(y) of memory that nobody else reads; autograd keeps what most activations are applied to."""
+    in_place = obstacle(y) is None and (activation == "relu" or not needs_gradient(y, y, None))
+    return activate_(y, activation) if in_place else activate(y, activation)
 
 
 def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **more: object) -> Tensor:

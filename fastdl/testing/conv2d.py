@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import Candidate, Choice, precision
+from ..ops.conv2d.activations import activate
 from ..ops.conv2d.backends import Plan, make_plan
 from ..ops.conv2d.epilogue import Epilogue
 from ..ops.conv2d.op import compute as compute_plan
@@ -31,11 +31,11 @@ class Sample(conv_relu_maxpool.Sample):
 
     scale: bool = False
     residual: bool = False
-    relu: bool = False
+    activation: str | None = None
 
     def __str__(self) -> str:
-        present = (name for name in ("scale", "residual", "relu") if getattr(self, name))
-        return "-".join((super().__str__(), *present))
+        present = (name for name in ("scale", "residual") if getattr(self, name))
+        return "-".join((super().__str__(), *present, *([self.activation] if self.activation else [])))
 
     def epilogue(self, dtype: torch.dtype, seed: int = 0, integers: bool = False) -> Epilogue:
         """Drawn as the inputs are; small integers are -1 and 1 as scales, -2 to 2 as residual."""
@@ -52,27 +52,34 @@ class Sample(conv_relu_maxpool.Sample):
             residual = (drawn.round().clamp(-2, 2) if integers else drawn).to(dtype)
             if self.channels_last:
                 residual = residual.to(memory_format=torch.channels_last)
-        return Epilogue(scale, residual, self.relu)
+        return Epilogue(scale, residual, self.activation)
 
 
 SAME = dict(padding=1)
-ALL = dict(scale=True, residual=True, relu=True)
+ALL = dict(scale=True, residual=True, activation="relu")
 
 SAMPLES = (
     Sample(2, 16, 16, 16, 16, kwargs=SAME),  # the convolution alone, without tails
     Sample(2, 16, 16, 16, 16, kwargs=SAME, **ALL),  # the end of a residual block
     Sample(1, 19, 15, 17, 23, kwargs=SAME, channels_last=True, **ALL),  # tails everywhere
-    Sample(3, 32, 9, 10, 40, scale=True, relu=True),  # no padding
+    Sample(3, 32, 9, 10, 40, scale=True, activation="relu"),  # no padding
     Sample(2, 24, 10, 8, 24, kwargs=dict(padding=2), bias=False, residual=True),
     Sample(1, 40, 13, 18, 36, kwargs=SAME, scale=True, channels_last=True),
-    Sample(2, 9, 21, 30, 33, kwargs=SAME, residual=True, relu=True),
+    Sample(2, 9, 21, 30, 33, kwargs=SAME, residual=True, activation="relu"),
     Sample(5, 1, 5, 5, 1, kwargs=SAME, **ALL),  # one channel: both memory formats are the same
     Sample(2, 12, 11, 9, 20, K=(1, 1), **ALL),  # pointwise
     Sample(2, 6, 13, 12, 8, kwargs=dict(stride=2, padding=1), scale=True, residual=True),
     Sample(2, 12, 15, 17, 12, kwargs=dict(groups=12, padding=1), **ALL),  # depthwise
-    Sample(1, 6, 23, 9, 12, K=(5, 5), kwargs=dict(groups=6, stride=2, padding=2), scale=True, relu=True),
+    Sample(
+        1, 6, 23, 9, 12, K=(5, 5), kwargs=dict(groups=6, stride=2, padding=2), scale=True, activation="relu"
+    ),
     Sample(1, 3, 80, 70, 3, K=(7, 7), kwargs=dict(groups=3, padding=3), residual=True),
     Sample(1, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1, dilation=2), channels_last=True, **ALL),
+    Sample(1, 19, 15, 17, 23, kwargs=SAME, channels_last=True, scale=True, activation="silu"),
+    Sample(2, 24, 10, 8, 24, kwargs=SAME, scale=True, residual=True, activation="relu6"),
+    Sample(2, 12, 11, 9, 20, K=(1, 1), activation="gelu"),
+    Sample(1, 13, 29, 31, 13, kwargs=dict(groups=13, padding=1), scale=True, activation="silu"),
+    Sample(2, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1), scale=True, activation="hardswish"),
 )
 
 
@@ -107,7 +114,7 @@ def _run(
     x, weight, bias, scale, residual = leaves = [
         None if t is None else t.to(device, copy=True).requires_grad_() for t in tensors
     ]
-    g, epilogue = sample.geometry(x, weight, bias), Epilogue(scale, residual, sample.relu)
+    g, epilogue = sample.geometry(x, weight, bias), Epilogue(scale, residual, sample.activation)
     with torch.no_grad():
         output = compute(x, weight, bias, epilogue, g)
     recorded = compute(x, weight, bias, epilogue, g)
@@ -118,21 +125,27 @@ def _run(
     gradients = iter(torch.autograd.grad(recorded, wanted, grad_output.to(device)))
     values = [output, recorded.detach(), *(None if t is None else next(gradients) for t in leaves)]
     values = tuple(None if t is None else t.cpu() for t in values)
-    return Run(values, _truth(tensors, grad_output, values[1], sample.relu, g))
+    return Run(values, _truth(tensors, grad_output, values[1], sample.activation, g))
 
 
 def _truth(
-    tensors: tuple[Tensor | None, ...], grad_output: Tensor, recorded: Tensor, relu: bool, g: Geometry
+    tensors: tuple[Tensor | None, ...],
+    grad_output: Tensor,
+    recorded: Tensor,
+    activation: str | None,
+    g: Geometry,
 ) -> tuple[Tensor | None, ...]:
-    """fp64 outputs and gradients; these through the run's own ReLU: near zero, rounding decides it."""
+    """fp64 outputs and gradients; these through the run's own ReLU: near its kinks, rounding decides it."""
     x, weight, bias, scale, residual = leaves = [
         None if t is None else t.double().requires_grad_() for t in tensors
     ]
-    output = reference(x, weight, bias, scale, residual, False, g)
-    grad = grad_output.double()
-    grad = grad.masked_fill(recorded <= 0, 0) if relu else grad
+    kinks = {"relu": torch.inf, "relu6": 6.0}
+    grad, smooth = grad_output.double(), None if activation in kinks else activation
+    if activation in kinks:
+        grad = grad.masked_fill((recorded <= 0) | (recorded >= kinks[activation]), 0)
+    output = reference(x, weight, bias, scale, residual, smooth, g)
     gradients = iter(torch.autograd.grad(output, [t for t in leaves if t is not None], grad))
-    truth = F.relu(output).detach() if relu else output.detach()
+    truth = (output if activation == smooth else activate(output, activation)).detach()
     return (truth, truth, *(None if t is None else next(gradients) for t in leaves))
 
 

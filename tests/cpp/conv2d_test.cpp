@@ -1,7 +1,7 @@
 // depthwise_conv2d, and in fp32 implicit_gemm_conv2d, against plain loops in fp64, with what follows the
-// sums: scale, bias, residual, ReLU. Small integers must come out exact, NaN and infinities included; other
-// values within the bound of the sum's rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks the
-// instruction set. Exits 1 on failure.
+// sums: scale, bias, residual, activation. Small integers must come out exact, NaN and infinities included;
+// other values within the bound of the sum's rounding. 1, 2 and 4 threads bitwise equal. FASTDL_CPU_ISA picks
+// the instruction set. Exits 1 on failure.
 // links ops/conv2d/depthwise_cpu.cpp
 // links ops/conv_relu_maxpool/implicit_gemm_cpu.cpp
 #include "kernel_test.h"
@@ -17,7 +17,8 @@ int failures = 0;
 
 struct Case {
   ConvGeometry conv;
-  bool has_scale, has_bias, has_residual, relu;
+  bool has_scale, has_bias, has_residual;
+  Activation activation;
   enum Kind { kIntegers, kNotFinite, kUniform } kind;
 };
 
@@ -27,10 +28,35 @@ void fail(const Case& c, const char* what, int64_t i, double got, double expecte
   std::printf(
       "%s x [%ld,%ld,%ld,%ld] weight [%ld,_,%ld,%ld] groups %ld stride %ld,%ld padding %ld,%ld dilation "
       "%ld,%ld "
-      "scale %d bias %d residual %d relu %d: element %ld is %.9g, expected %.9g\n",
+      "scale %d bias %d residual %d activation %d: element %ld is %.9g, expected %.9g\n",
       what, g.N, g.C, g.H, g.W, g.C_out, g.KH, g.KW, g.groups, g.stride[0], g.stride[1], g.padding[0],
-      g.padding[1], g.dilation[0], g.dilation[1], c.has_scale, c.has_bias, c.has_residual, c.relu, i, got,
-      expected);
+      g.padding[1], g.dilation[0], g.dilation[1], c.has_scale, c.has_bias, c.has_residual,
+      static_cast<int>(c.activation), i, got, expected);
+}
+
+double activated(double x, Activation activation) {
+  const double six = x != x ? x : std::fmin(std::fmax(x, 0), 6);
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return x <= 0 ? 0 : x;
+    case Activation::kRelu6:
+      return six;
+    case Activation::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kTanh:
+      return std::tanh(x);
+    case Activation::kSigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Activation::kHardswish:
+      return x * std::fmin(std::fmax(x + 3, 0), 6) / 6;
+  }
+  return NAN;
 }
 
 template <class T, class Kernel>
@@ -51,7 +77,7 @@ void check(const Case& c, const char* what, Random& random, Kernel kernel) {
     if (random.below(60) == 0) assign(&x[i], random.below(2) ? NAN : random.below(2) ? INFINITY : -INFINITY);
 
   Conv2dForward f = {};
-  f.conv = g, f.dtype = kDType<T>, f.x = x.data(), f.weight = weight.data(), f.relu = c.relu;
+  f.conv = g, f.dtype = kDType<T>, f.x = x.data(), f.weight = weight.data(), f.activation = c.activation;
   f.scale = c.has_scale ? scale.data() : nullptr, f.bias = c.has_bias ? bias.data() : nullptr;
   f.residual = c.has_residual ? residual.data() : nullptr, f.output = output.data();
   set_strides(g.C, g.H, g.W, false, f.x_strides);
@@ -81,12 +107,18 @@ void check(const Case& c, const char* what, Random& random, Kernel kernel) {
     double expected = sum * scales + biases;
     magnitude = magnitude * std::fabs(scales) + std::fabs(biases);
     if (c.has_residual) expected += value(residual[i]), magnitude += std::fabs(value(residual[i]));
-    if (c.relu && expected <= 0) expected = 0;
+    const double pre = expected;
+    expected = activated(pre, c.activation);
     const double got = value(output[i]);
     if (uniform) {
       const double eps[] = {0, 0x1p-24, 0x1p-11, 0x1p-8};
-      const double limit = static_cast<double>(taps + 4) * 0x1p-24 * magnitude +
-                           eps[static_cast<int>(kDType<T>)] * std::fabs(expected) + 0x1p-25;
+      // Beyond a ReLU the sum is rounded to T, and the activation, no steeper than 1.2, adds its own error.
+      const bool smooth = c.activation > Activation::kRelu;
+      const double own = smooth ? 1.2 * std::fabs(pre) : 0;
+      const double limit = (smooth ? 1.2 : 1) * static_cast<double>(taps + 4) * 0x1p-24 * magnitude +
+                           (smooth ? 0x1p-22 * std::fabs(expected) : 0) +
+                           eps[static_cast<int>(kDType<T>)] * (std::fabs(expected) + own) +
+                           (smooth ? 2.2 : 1) * 0x1p-25;
       if (!(std::fabs(got - expected) <= limit)) fail(c, what, i, got, expected);
     } else {
       T stored;
@@ -116,8 +148,12 @@ Case draw(Random& random, bool depthwise) {
   g.CH = pooled_size(g.H, g.KH, g.stride[0], g.padding[0], g.dilation[0], false);
   g.CW = pooled_size(g.W, g.KW, g.stride[1], g.padding[1], g.dilation[1], false);
   c.has_scale = random.below(2) == 1, c.has_bias = random.below(3) != 0;
-  c.has_residual = random.below(2) == 1, c.relu = random.below(2) == 1;
+  c.has_residual = random.below(2) == 1;
   c.kind = static_cast<Case::Kind>(random.below(3));
+  // Of integers, those whose results are.
+  const Activation exact[] = {Activation::kNone, Activation::kRelu, Activation::kRelu6};
+  const Activation any = static_cast<Activation>(random.below(static_cast<int>(Activation::kHardswish) + 1));
+  c.activation = c.kind == Case::kUniform ? any : exact[random.below(3)];
   return c;
 }
 

@@ -46,7 +46,7 @@ void run(const Case& c, DType dtype, double tolerance) {
                             c.scaled ? bias.data : nullptr,
                             c.scaled ? scale.data : nullptr,
                             added,
-                            true};
+                            Activation::kRelu};
   if (emulated_conv2d_epilogue(&args)) complain("launch", "status", c);
   if (const char* error = emulation_take_error()) complain(error, "emulator", c);
   for (int64_t i = 0; i < count; ++i) {

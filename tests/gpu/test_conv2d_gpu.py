@@ -88,7 +88,7 @@ def test_small_passes_round_once(
         truth = F.relu(truth) if relu else truth
         present = (with_bias, with_scale, with_residual)
         given = [t if wanted else None for t, wanted in zip(rest, present, strict=True)]
-        ours = finish(backend, y.clone(), *given, relu)
+        ours = finish(backend, y.clone(), *given, int(relu))
         assert ours.stride() == y.stride()
         wide = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
         size = 1 + sum(t.abs() for t in terms)
@@ -125,7 +125,7 @@ def test_the_public_op_by_the_error_rule(
             "cuda", dtype
         )
         added = added if residual else None
-        kwargs = dict(stride=2, padding=1, scale=scale, residual=added, relu=True)
+        kwargs = dict(stride=2, padding=1, scale=scale, residual=added, activation="relu")
         with fastdl.backend(backend):
             said = fastdl.explain("conv2d", x, weight, bias, **kwargs)
             assert (said.backend, said.algorithm) == (backend, "composed")
@@ -154,17 +154,17 @@ def test_small_capture_in_a_graph(backend: str, channels_last: bool) -> None:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compiles, loads and allocates before the capture
-        finish(backend, y, *rest, True)
+        finish(backend, y, *rest, 1)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y.copy_(source)
-        finish(backend, y, *rest, True)
+        finish(backend, y, *rest, 1)
     for _ in range(2):
         source.copy_(torch.randn_like(source))
         rest[2].copy_(torch.randn_like(source))
         graph.replay()
-        assert torch.equal(y, finish(backend, source.clone(), *rest, True))
+        assert torch.equal(y, finish(backend, source.clone(), *rest, 1))
 
 
 @LAYOUTS
@@ -172,7 +172,7 @@ def test_small_capture_of_the_public_op(backend: str, channels_last: bool) -> No
     x, *_ = draw((2, 16, 12, 12), torch.float32, channels_last)
     residual, bias, scale, _ = draw((2, 32, 12, 12), torch.float32, channels_last)
     weight = torch.randn(32, 16, 3, 3, device="cuda") / 12
-    kwargs = dict(padding=1, scale=scale, residual=residual, relu=True)
+    kwargs = dict(padding=1, scale=scale, residual=residual, activation="relu")
     with fastdl.backend(backend), torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -191,14 +191,14 @@ def test_small_capture_of_the_public_op(backend: str, channels_last: bool) -> No
 def test_small_call_on_a_side_stream(backend: str, channels_last: bool) -> None:
     """A kernel on any other stream would come before the copy it has to wait for."""
     source, *rest = draw((2, 32, 10, 6), torch.bfloat16, channels_last)
-    expected = finish(backend, source.clone(), *rest, True)
+    expected = finish(backend, source.clone(), *rest, 1)
     y = torch.zeros_like(source)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         torch.cuda._sleep(100_000_000)
         y.copy_(source)
-        finish(backend, y, *rest, True)
+        finish(backend, y, *rest, 1)
     side.synchronize()
     assert torch.equal(y, expected)
 
@@ -207,7 +207,7 @@ def test_small_call_on_a_side_stream(backend: str, channels_last: bool) -> None:
 def test_small_call_on_a_device_that_is_not_the_current_one(backend: str) -> None:
     y, *rest = draw((2, 32, 10, 6), torch.float32, False)
     elsewhere = [t.to("cuda:1") for t in (y, *rest)]
-    assert torch.equal(finish(backend, *elsewhere, True).cpu(), finish(backend, y, *rest, True).cpu())
+    assert torch.equal(finish(backend, *elsewhere, True).cpu(), finish(backend, y, *rest, 1).cpu())
 
 
 @LAYOUTS

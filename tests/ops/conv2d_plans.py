@@ -23,6 +23,17 @@ from fastdl.testing.conv2d import SAMPLES, Sample
 op = importlib.import_module("fastdl.ops.conv2d.op")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REFERENCE = Choice("reference", "torch")
+TORCH_ACTIVATIONS = {
+    None: lambda y: y,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 COMPOSED, WINOGRAD, IMPLICIT_GEMM, DEPTHWISE, ONEDNN = (
     Choice("cpu", algorithm) for algorithm in ("composed", "winograd", "implicit_gemm", "depthwise", "onednn")
 )
@@ -85,7 +96,7 @@ def cases(plans: tuple[Choice, ...], dtypes: tuple[torch.dtype, ...], samples: t
 
 def eager(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None,
-    residual: Tensor | None = None, relu: bool = False, **conv: object,
+    residual: Tensor | None = None, activation: str | None = None, **conv: object,
 ) -> Tensor:  # fmt: skip
     """The composition in plain torch, written without the package."""
     y = F.conv2d(x, weight, bias if scale is None else None, **conv)
@@ -93,13 +104,13 @@ def eager(
         y = y * scale.reshape(-1, 1, 1)
         y = y if bias is None else y + bias.reshape(-1, 1, 1)
     y = y if residual is None else y + residual
-    return torch.relu(y) if relu else y
+    return TORCH_ACTIVATIONS[activation](y)
 
 
 def call(op, sample: Sample, tensors: tuple[Tensor | None, ...]) -> Tensor:
     """`op` of x, weight, bias, scale and residual as the sample says."""
     x, weight, bias, scale, residual = tensors
-    return op(x, weight, bias, scale=scale, residual=residual, relu=sample.relu, **sample.kwargs)
+    return op(x, weight, bias, scale=scale, residual=residual, activation=sample.activation, **sample.kwargs)
 
 
 def tensors_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conv2d_plans import DEPTHWISE, IMPLICIT_GEMM, WINOGRAD, forced, name
+from conv2d_plans import DEPTHWISE, IMPLICIT_GEMM, TORCH_ACTIVATIONS, WINOGRAD, forced, name
 from conv_relu_maxpool_plans import Operators
 from torch import nn
 from torch.library import opcheck
@@ -35,12 +35,12 @@ def tensors(bias=True, affine=True, C=8, C_out=13, N=2):
     return x, weight, conv_bias, norm, residual
 
 
-def expected(x, weight, bias, norm, residual, relu):
+def expected(x, weight, bias, norm, residual, activation):
     y = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
     mean, variance, scale, shift = (None if t is None else t.double() for t in norm[:4])
     y = F.batch_norm(y, mean, variance, scale, shift, False, 0.0, norm.eps)
     y = y if residual is None else y + residual.double()
-    return y.relu() if relu else y
+    return TORCH_ACTIVATIONS[activation](y)
 
 
 def assert_near(y, truth):
@@ -52,29 +52,31 @@ def assert_near(y, truth):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
-def test_one_operator_is_what_torch_computes(plan, bias, affine, added, relu):
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "hardswish"])
+def test_one_operator_is_what_torch_computes(plan, bias, affine, added, activation):
     x, weight, conv_bias, norm, residual = tensors(bias, affine)
     residual = residual if added else None
     with forced(plan), torch.no_grad():
         for _ in range(2):  # the second call finds the plan
             with Operators() as called:
-                y = conv2d_batch_norm(x, weight, conv_bias, norm, padding=1, residual=residual, relu=relu)
-            assert_near(y, expected(x, weight, conv_bias, norm, residual, relu))
+                y = conv2d_batch_norm(
+                    x, weight, conv_bias, norm, padding=1, residual=residual, activation=activation
+                )
+            assert_near(y, expected(x, weight, conv_bias, norm, residual, activation))
         assert OPERATOR in called.names
 
 
 def test_channels_alone_take_one_operator():
     x, _, conv_bias, norm, _ = tensors(C=13)
     weight = torch.randn(13, 1, 3, 3, generator=torch.Generator().manual_seed(1)) / 3
-    how = dict(padding=1, groups=13, relu=True)
+    how = dict(padding=1, groups=13, activation="relu")
     with forced(DEPTHWISE), torch.no_grad():
         for _ in range(2):  # the second call finds the plan
             with Operators() as called:
                 y = conv2d_batch_norm(x, weight, conv_bias, norm, **how)
     assert OPERATOR in called.names
     each = [
-        expected(x[:, c : c + 1], weight[c : c + 1], conv_bias[c : c + 1], one, None, True)
+        expected(x[:, c : c + 1], weight[c : c + 1], conv_bias[c : c + 1], one, None, "relu")
         for c in range(13)
         for one in [Normalisation(*(t[c : c + 1] for t in norm[:4]), norm.eps)]
     ]
@@ -84,9 +86,9 @@ def test_channels_alone_take_one_operator():
 def test_gradients_take_the_differentiable_way():
     x, weight, bias, norm, residual = tensors()
     norm = norm._replace(weight=norm.weight.requires_grad_())
-    y = conv2d_batch_norm(x, weight, bias, norm, padding=1, residual=residual, relu=True)
+    y = conv2d_batch_norm(x, weight, bias, norm, padding=1, residual=residual, activation="relu")
     (grad,) = torch.autograd.grad(y.sum(), norm.weight)
-    (wanted,) = torch.autograd.grad(expected(x, weight, bias, norm, residual, True).sum(), norm.weight)
+    (wanted,) = torch.autograd.grad(expected(x, weight, bias, norm, residual, "relu").sum(), norm.weight)
     assert_close(grad, wanted, rtol=1e-4, atol=1e-3)
 
 
@@ -100,7 +102,7 @@ def test_other_dtypes_are_not_read_as_float32(what):
             y = conv2d_batch_norm(x, weight, bias, mixed, padding=1)
         except TypeError:  # as conv2d of a scale of another dtype
             return
-        assert_near(y, expected(x, weight, bias, norm, None, False))
+        assert_near(y, expected(x, weight, bias, norm, None, None))
 
 
 def test_changed_statistics_are_seen():
@@ -110,7 +112,7 @@ def test_changed_statistics_are_seen():
             norm.running_var.mul_(factor)
             norm.running_mean.numpy()[:] += 1
             y = conv2d_batch_norm(x, weight, bias, norm, padding=1)
-            assert_near(y, expected(x, weight, bias, norm, None, False))
+            assert_near(y, expected(x, weight, bias, norm, None, None))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name)

@@ -10,6 +10,7 @@ from torch.library import opcheck
 from torch.testing import assert_close
 
 from fastdl.ops import conv2d
+from fastdl.ops.conv2d.activations import ACTIVATIONS
 from fastdl.ops.conv_relu_maxpool.backends import ALGORITHMS
 from fastdl.testing.conv2d import ALL, SAME, SAMPLES, Sample
 
@@ -25,7 +26,9 @@ def test_opcheck_conv2d(sample, training):
     tensors = tensors_of(sample)
     packed = sample.geometry(*tensors[:3]).packed()
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    checked = opcheck(torch.ops.fastdl.conv2d.default, (*leaves, sample.relu, packed, CODE, training))
+    checked = opcheck(
+        torch.ops.fastdl.conv2d.default, (*leaves, ACTIVATIONS[sample.activation], packed, CODE, training)
+    )
     assert set(checked.values()) == {"SUCCESS"}
 
 

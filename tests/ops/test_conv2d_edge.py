@@ -46,7 +46,7 @@ def test_not_finite_values_go_where_eager_takes_them(plan, sample, part, value):
     with forced(plan):
         output = call(conv2d, sample, tensors)
     expected = call(eager, sample, tensors)
-    spoiled = ~call(eager, dataclasses.replace(sample, relu=False), tensors).isfinite()
+    spoiled = ~call(eager, dataclasses.replace(sample, activation=None), tensors).isfinite()
     assert spoiled.any()
     assert not spoiled.all()
     assert_close(output, expected, equal_nan=True, **CLOSE)
@@ -108,7 +108,7 @@ def test_the_residual_may_be_the_input_itself(plan, recorded):
             for t in tensors_of(Sample(2, 16, 9, 10, 16, scale=True, kwargs=SAME))
         )
         with forced(plan):
-            output = op(x, weight, bias, scale=scale, residual=x, relu=True, padding=1)
+            output = op(x, weight, bias, scale=scale, residual=x, activation="relu", padding=1)
         results.append([output])
         if recorded:
             results[-1] += torch.autograd.grad(output.square().sum(), (x, weight, bias, scale))
@@ -176,15 +176,15 @@ def test_strides_of_the_other_inputs(plan):
 def test_inference_mode_and_a_copied_module():
     class Block(torch.nn.Conv2d):
         def forward(self, x):
-            return conv2d(x, self.weight, self.bias, padding=1, residual=x, relu=True)
+            return conv2d(x, self.weight, self.bias, padding=1, residual=x, activation="relu")
 
     block, x = Block(16, 16, 3).eval(), torch.randn(2, 16, 12, 12)
     with torch.inference_mode():
-        expected = eager(x, block.weight, block.bias, padding=1, residual=x, relu=True)
+        expected = eager(x, block.weight, block.bias, padding=1, residual=x, activation="relu")
         assert_close(block(x), expected, **CLOSE)
         copied = copy.deepcopy(block)
         copied.weight.neg_()
-        opposite = eager(x, copied.weight, copied.bias, padding=1, residual=x, relu=True)
+        opposite = eager(x, copied.weight, copied.bias, padding=1, residual=x, activation="relu")
         for _ in range(2):
             assert_close(copied(x), opposite, **CLOSE)
             assert_close(block(x), expected, **CLOSE)

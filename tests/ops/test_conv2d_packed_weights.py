@@ -53,7 +53,7 @@ def called(case, bias=None):
     x, weight, scale, residual, options = case
     with torch.no_grad():
         assert fastdl.explain("conv2d", x, weight, bias, **options).algorithm == "onednn"
-        return conv2d(x, weight, bias, scale=scale, residual=residual, relu=True, **options)
+        return conv2d(x, weight, bias, scale=scale, residual=residual, activation="relu", **options)
 
 
 def expected(case):
@@ -216,7 +216,7 @@ def test_images_of_many_sizes_are_not_packed_for(case):
         residual = torch.ones(F.conv2d(larger, weight, None, **options).shape)
         each = larger, weight, scale, residual, options
         with torch.no_grad():
-            output = conv2d(larger, weight, scale=scale, residual=residual, relu=True, **options)
+            output = conv2d(larger, weight, scale=scale, residual=residual, activation="relu", **options)
         assert_close(output, expected(each), rtol=1e-4, atol=1e-4)
     assert kept._bytes == before
 

@@ -11,6 +11,7 @@ from test_conv_relu_maxpool_properties import TOLERANCE, geometries, strided
 from torch.testing import assert_close
 
 from fastdl.ops import conv2d
+from fastdl.ops.conv2d.activations import NAMES
 
 CONV = ("stride", "padding", "dilation", "groups")
 
@@ -35,7 +36,7 @@ def calls(draw, plan):
     ]
     output = eager(x.to("meta"), weight.to("meta"), **kwargs)
     residual = draw(strided(tuple(output.shape), dtype, seed + 4)) if draw(st.booleans()) else None
-    epilogue = dict(scale=channels[1], residual=residual, relu=draw(st.booleans()))
+    epilogue = dict(scale=channels[1], residual=residual, activation=draw(st.sampled_from(NAMES)))
     return (x, weight, channels[0]), epilogue, kwargs
 
 
@@ -53,7 +54,9 @@ def test_drawn_calls(plan, data):
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     with forced(plan):
         output = conv2d(*inputs, **epilogue, **kwargs)
-        recorded = conv2d(*leaves[:3], scale=leaves[3], residual=leaves[4], relu=epilogue["relu"], **kwargs)
+        recorded = conv2d(
+            *leaves[:3], scale=leaves[3], residual=leaves[4], activation=epilogue["activation"], **kwargs
+        )
         wanted = [t for t in leaves if t is not None]
         gradients = torch.autograd.grad(recorded.sum(), wanted)
     for ours in (output, recorded.detach()):

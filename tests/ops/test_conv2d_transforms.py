@@ -120,7 +120,7 @@ def test_meta_tensors():
 
 class Block(torch.nn.Conv2d):
     def forward(self, x):
-        return conv2d(x, self.weight, self.bias, padding=1, scale=self.bias, residual=x, relu=True)
+        return conv2d(x, self.weight, self.bias, padding=1, scale=self.bias, residual=x, activation="relu")
 
 
 def test_export_sees_plain_torch():

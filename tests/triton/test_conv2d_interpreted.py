@@ -45,7 +45,7 @@ def test_every_call_is_the_reference(shape: tuple[int, ...], channels_last: bool
     for *present, relu in itertools.product((True, False), repeat=4):
         tensors = [t if wanted else None for t, wanted in zip(rest, present, strict=True)]
         y = before.clone()
-        epilogue_op(y, *tensors, relu)
+        epilogue_op(y, *tensors, int(relu))
         assert_close(y, expected(before, *tensors, relu), rtol=0, atol=0, equal_nan=True)
 
 
@@ -55,15 +55,15 @@ def test_tensors_in_other_formats(channels_last: bool):
     y = before.clone()
     strided = torch.stack([bias, scale], 1)
     other = torch.contiguous_format if channels_last else torch.channels_last
-    epilogue_op(y, strided[:, 0], strided[:, 1], residual.contiguous(memory_format=other), True)
+    epilogue_op(y, strided[:, 0], strided[:, 1], residual.contiguous(memory_format=other), 1)
     assert_close(y, expected(before, bias, scale, residual, True), rtol=0, atol=0, equal_nan=True)
     with pytest.raises(ValueError, match="y must be contiguous or channels_last"):
-        epilogue_op(before.transpose(2, 3), None, None, None, True)
+        epilogue_op(before.transpose(2, 3), None, None, None, 1)
 
 
 def test_nothing_to_do():
     y = torch.ones(0, 3, 2, 2)
-    epilogue_op(y, None, None, y, True)
+    epilogue_op(y, None, None, y, 1)
 
 
 @LAYOUTS
@@ -72,7 +72,7 @@ def test_the_public_op_is_served(channels_last: bool):
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     bias, scale, residual = torch.randn(7), torch.randn(7), torch.randn(2, 7, 6, 5)
-    kwargs = dict(padding=1, scale=scale, residual=residual, relu=True)
+    kwargs = dict(padding=1, scale=scale, residual=residual, activation="relu")
     with fastdl.backend("reference"):
         truth = fastdl.ops.conv2d(x, weight, bias, **kwargs)
     with fastdl.backend("triton"):
@@ -83,4 +83,4 @@ def test_the_public_op_is_served(channels_last: bool):
 
 def test_opcheck():
     y, *rest = draw((2, 3, 4, 4), torch.float32, False)
-    torch.library.opcheck(epilogue_op, (y.nan_to_num(1, 1, 1), *rest, True))
+    torch.library.opcheck(epilogue_op, (y.nan_to_num(1, 1, 1), *rest, 1))

@@ -1,8 +1,9 @@
-// scale conv2d(x, weight) + bias + residual, and a ReLU: what the kernels are given and must fill in.
+// activation(scale conv2d(x, weight) + bias + residual): what the kernels are given and must fill in.
 // They are those of conv_relu_maxpool: a convolution is the same, and what follows it is in its epilogue.
 #pragma once
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/dtype.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool.h"
 
@@ -20,7 +21,7 @@ struct Conv2dForward {
   const void* bias;           // [C_out] or null
   const void* scale;          // [C_out] or null: ones
   const void* residual;       // strides of output, or null: zeros
-  bool relu;
+  Activation activation;
 
   void* output;  // [N, C_out, CH, CW], contiguous or channels_last
   int64_t output_strides[4];
@@ -36,7 +37,7 @@ struct Conv2dEpilogue {
   const void* bias;      // [C] or null
   const void* scale;     // [C] or null: ones
   const void* residual;  // or null: zeros
-  bool relu;
+  Activation activation;
 };
 
 }  // namespace fastdl

@@ -14,6 +14,9 @@ std::optional<Tensor> channel_values(const char* name, const std::optional<Tenso
 // The residual in the memory format of the output.
 std::optional<Tensor> image_like(const std::optional<Tensor>& residual, const Tensor& output);
 
+// Of the codes of fastdl/ops/conv2d/activations.py.
+Activation conv2d_activation(int64_t code);
+
 // One call of the pass over a finished convolution: what keeps its tensors alive, and what a kernel is given.
 struct EpilogueCall {
   std::optional<Tensor> bias, scale, residual;
@@ -21,6 +24,6 @@ struct EpilogueCall {
 };
 EpilogueCall epilogue_call(const Tensor& y, const std::optional<Tensor>& bias,
                            const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
-                           bool relu);
+                           int64_t activation);
 
 }  // namespace fastdl

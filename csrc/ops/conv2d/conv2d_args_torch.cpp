@@ -23,9 +23,15 @@ std::optional<Tensor> image_like(const std::optional<Tensor>& residual, const Te
   return in_memory_format(*residual, is_channels_last(output));
 }
 
+Activation conv2d_activation(int64_t code) {
+  constexpr int64_t most = static_cast<int64_t>(Activation::kHardswish);
+  check(code >= 0 && code <= most, "activation must be from 0 to ", most, ", got ", code);
+  return static_cast<Activation>(code);
+}
+
 EpilogueCall epilogue_call(const Tensor& y, const std::optional<Tensor>& bias,
                            const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
-                           bool relu) {
+                           int64_t activation) {
   check(y.dim() == 4, "y must have shape [N, C_out, CH, CW], got ", shape_text(y));
   const bool channels_last = is_channels_last(y);
   check(channels_last || y.is_contiguous(), "y must be contiguous or channels_last");
@@ -35,7 +41,7 @@ EpilogueCall epilogue_call(const Tensor& y, const std::optional<Tensor>& bias,
   call.args.bias = call.bias ? call.bias->data_ptr() : nullptr;
   call.args.scale = call.scale ? call.scale->data_ptr() : nullptr;
   call.args.residual = call.residual ? call.residual->data_ptr() : nullptr;
-  call.args.relu = relu;
+  call.args.activation = conv2d_activation(activation);
   return call;
 }
 

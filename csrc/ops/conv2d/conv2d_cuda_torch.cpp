@@ -8,9 +8,10 @@ namespace fastdl {
 namespace {
 
 void conv2d_epilogue(Tensor y, std::optional<Tensor> bias, std::optional<Tensor> scale,
-                     std::optional<Tensor> residual, bool relu) {
+                     std::optional<Tensor> residual, int64_t activation) {
   const OnDevice device(y);
-  const EpilogueCall call = epilogue_call(y, bias, scale, residual, relu);
+  const EpilogueCall call = epilogue_call(y, bias, scale, residual, activation);
+  check(call.args.activation <= Activation::kRelu, "no CUDA kernel for activation ", activation);
   check_launch(cuda::conv2d_epilogue(call.args, device.stream()), "conv2d_epilogue");
 }
 

@@ -52,7 +52,7 @@ auto kernel_of(int64_t algorithm) {
 }
 
 Tensor output_of(Convolution c, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
-                 bool relu, bool training) {
+                 int64_t activation, bool training) {
   Conv2dForward& args = c.args;
   const bool winograd = c.algorithm == kConv2dWinograd;
   const Tensor image = winograd ? x : in_memory_format(x, false);
@@ -65,7 +65,7 @@ Tensor output_of(Convolution c, const Tensor& x, const Tensor& weight, const std
   args.weight = inputs.weight.data_ptr();
   args.weight_channels_last = !inputs.weight.is_contiguous();
   args.residual = added ? added->data_ptr() : nullptr;
-  args.relu = relu;
+  args.activation = conv2d_activation(activation);
   args.output = output.data_ptr();
   copy_strides(output, args.output_strides);
   args.training = training;
@@ -79,18 +79,19 @@ const T* data_of(const std::optional<Tensor>& t) {
 }
 
 Tensor conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale,
-              std::optional<Tensor> residual, bool relu, IntList geometry, int64_t algorithm, bool training) {
+              std::optional<Tensor> residual, int64_t activation, IntList geometry, int64_t algorithm,
+              bool training) {
   Convolution c = convolution(x, weight, geometry, algorithm);
   const std::optional<Tensor> biases = channel_values("bias", bias, x, c.args.conv.C_out),
                               scales = channel_values("scale", scale, x, c.args.conv.C_out);
   c.args.bias = data_of(biases), c.args.scale = data_of(scales);
-  return output_of(c, x, weight, residual, relu, training);
+  return output_of(c, x, weight, residual, activation, training);
 }
 
 Tensor conv2d_batch_norm(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor running_mean,
                          Tensor running_var, std::optional<Tensor> norm_weight,
                          std::optional<Tensor> norm_bias, double eps, std::optional<Tensor> residual,
-                         bool relu, IntList geometry, int64_t algorithm) {
+                         int64_t activation, IntList geometry, int64_t algorithm) {
   check(dtype_of(x) == DType::kFloat32, "conv2d_batch_norm is for float32");
   Convolution c = convolution(x, weight, geometry, algorithm);
   const int64_t C_out = c.args.conv.C_out;
@@ -103,7 +104,7 @@ Tensor conv2d_batch_norm(Tensor x, Tensor weight, std::optional<Tensor> bias, Te
   cpu::batch_norm_scale({C_out, eps, data_of<float>(mean), data_of<float>(variance), data_of<float>(weights),
                          data_of<float>(biases), data_of<float>(conv_biases), scale.data(), shift.data()});
   c.args.bias = shift.data(), c.args.scale = scale.data();
-  return output_of(c, x, weight, residual, relu, false);
+  return output_of(c, x, weight, residual, activation, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
@@ -124,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(Tensor grad_output, Tensor x,
 }
 
 void conv2d_epilogue(Tensor y, std::optional<Tensor> bias, std::optional<Tensor> scale,
-                     std::optional<Tensor> residual, bool relu) {
-  const EpilogueCall call = epilogue_call(y, bias, scale, residual, relu);
+                     std::optional<Tensor> residual, int64_t activation) {
+  const EpilogueCall call = epilogue_call(y, bias, scale, residual, activation);
   cpu::conv2d_epilogue(call.args, torch_thread_pool());
 }
 

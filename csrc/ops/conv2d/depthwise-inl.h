@@ -1,9 +1,11 @@
-// scale conv2d(x, weight) + bias + residual, and a ReLU, where an output channel reads one input channel;
+// activation(scale conv2d(x, weight) + bias + residual) where an output channel reads one input channel;
 // fp32 inside. A task is some planes of contiguous images: rows are staged in L1 with their padding, a part
 // of a plane at a time, and a vector holds neighbouring outputs. Saves nothing.
 
 // clang-format off: in the order of use
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"
+#include "common/cpu/math-inl.h"
+#include "common/cpu/math_activation-inl.h"
 #include "ops/conv2d/epilogue-inl.h"
 #include "ops/conv_relu_maxpool/direct_input-inl.h"
 #include "ops/conv_relu_maxpool/task-inl.h"
@@ -176,9 +178,10 @@ void depthwise_plane(const Conv2dForward& a, const DepthwisePlan& plan, int64_t 
       for (int64_t t = 0; t < plan.taps; ++t) weight[t] = to_float(weights[k * plan.taps + t]);
       const DepthwiseFinish<T> finish = {
           scale == nullptr ? 1 : to_float(scale[k]), bias == nullptr ? 0 : to_float(bias[k]),
-          a.residual == nullptr ? nullptr : static_cast<const T*>(a.residual) + image, a.relu,
-          static_cast<T*>(a.output) + image};
+          a.residual == nullptr ? nullptr : static_cast<const T*>(a.residual) + image,
+          a.activation == Activation::kRelu, static_cast<T*>(a.output) + image};
       depthwise_channel(plan, scratch, weight, finish, rows);
+      activate_values(finish.output + rows.begin * g.CW, (rows.end - rows.begin) * g.CW, a.activation);
     }
   }
 }

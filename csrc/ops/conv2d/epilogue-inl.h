@@ -1,6 +1,6 @@
-// scale y + bias + residual, and a ReLU, over values of one channel or pixels of all: what follows a
-// convolution. Included by foreach_isa.h sources only, after bias_relu_maxpool_window-inl.h: no include
-// guard.
+// activation(scale y + bias + residual) over values of one channel or pixels of all: what follows a
+// convolution. Included by foreach_isa.h sources only, after bias_relu_maxpool_window-inl.h and
+// common/cpu/math_activation-inl.h: no include guard.
 
 // V of `left` values, at most a vector.
 template <class T>
@@ -46,5 +46,40 @@ FASTDL_INLINE void finish_pixel(T* y, const typename Compute<T>::Scalar* scale,
     auto v = load_values(y + c, C - c) * load(scale + c) + load(bias + c);
     if constexpr (kResidual) v += load_values(residual + c, C - c);
     store_values(y + c, closed_where_negative<kRelu, T>(v), C - c);
+  }
+}
+
+template <Activation kActivation, class T>
+void activate_each(T* values, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    for (int64_t i = 0; i < count; ++i) values[i] = activate<kActivation>(values[i]);
+  } else {
+    for (int64_t i = 0; i < count; i += kLanes)
+      store_values(values + i, activate<kActivation>(load_values(values + i, count - i)), count - i);
+  }
+}
+
+// What is neither nothing nor a ReLU, of values just stored: they are in L1, and the sums keep their
+// registers.
+template <class T>
+__attribute__((noinline)) void activate_values(T* values, int64_t count, Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+    case Activation::kRelu:
+      return;
+    case Activation::kGelu:
+      return activate_each<Activation::kGelu>(values, count);
+    case Activation::kGeluTanh:
+      return activate_each<Activation::kGeluTanh>(values, count);
+    case Activation::kSilu:
+      return activate_each<Activation::kSilu>(values, count);
+    case Activation::kTanh:
+      return activate_each<Activation::kTanh>(values, count);
+    case Activation::kSigmoid:
+      return activate_each<Activation::kSigmoid>(values, count);
+    case Activation::kRelu6:
+      return activate_each<Activation::kRelu6>(values, count);
+    case Activation::kHardswish:
+      return activate_each<Activation::kHardswish>(values, count);
   }
 }

@@ -1,8 +1,10 @@
-// scale y + bias + residual, and a ReLU, in place after somebody else's convolution.
+// y = activation(scale y + bias + residual), in place after somebody else's convolution.
 // Work is split over planes (contiguous) or pixels (channels_last). Saves nothing.
 
+#include "common/cpu/math-inl.h"
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"
 // clang-format off: in the order of use
+#include "common/cpu/math_activation-inl.h"
 #include "ops/conv2d/epilogue-inl.h"
 // clang-format on
 
@@ -25,21 +27,24 @@ void finish_image(const Conv2dEpilogue& a, const ThreadPool& pool) {
   const int64_t run = a.channels_last ? a.C : a.plane, runs = a.channels_last ? a.N * a.plane : a.N * a.C;
   const int64_t some = run < kTaskElements ? kTaskElements / run : 1;
   parallel_tasks(pool, (runs + some - 1) / some, [&](int64_t task, int64_t) {
-    for (int64_t i = task * some; i < smaller(runs, (task + 1) * some); ++i)
+    for (int64_t i = task * some; i < smaller(runs, (task + 1) * some); ++i) {
+      T* const to = y + i * run;
       if (a.channels_last)
-        finish_pixel<kResidual, kRelu>(y + i * run, scale, bias, at(i * run), run);
+        finish_pixel<kResidual, kRelu>(to, scale, bias, at(i * run), run);
       else
-        finish_channel<kResidual, kRelu>(y + i * run, scale[i % a.C], bias[i % a.C], at(i * run), run,
-                                         y + i * run);
+        finish_channel<kResidual, kRelu>(to, scale[i % a.C], bias[i % a.C], at(i * run), run, to);
+      if (!kRelu && a.activation != Activation::kNone) activate_values(to, run, a.activation);
+    }
   });
 }
 
 template <class T>
 void finish_any(const Conv2dEpilogue& a, const ThreadPool& pool) {
   if (a.N * a.C * a.plane == 0) return;
+  const bool relu = a.activation == Activation::kRelu;
   if (a.residual != nullptr)
-    return a.relu ? finish_image<true, true, T>(a, pool) : finish_image<true, false, T>(a, pool);
-  return a.relu ? finish_image<false, true, T>(a, pool) : finish_image<false, false, T>(a, pool);
+    return relu ? finish_image<true, true, T>(a, pool) : finish_image<true, false, T>(a, pool);
+  return relu ? finish_image<false, true, T>(a, pool) : finish_image<false, false, T>(a, pool);
 }
 
 // By DType. AVX-512 takes the fp64 of AVX2: it moves bytes more than it computes.

@@ -4,6 +4,8 @@
 // clang-format off: in the order of use
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_contiguous-inl.h"
+#include "common/cpu/math-inl.h"
+#include "common/cpu/math_activation-inl.h"
 #include "ops/conv2d/epilogue-inl.h"
 #include "ops/conv_relu_maxpool/direct_input-inl.h"
 #include "ops/conv_relu_maxpool/task-inl.h"
@@ -25,7 +27,7 @@ inline void implicit_gemm_conv2d(const Conv2dForward& args, const ThreadPool& th
 
 inline void implicit_gemm_forward(const ConvReluMaxpoolForward& args, const ThreadPool& threads) {
   Conv2dForward relu = {};
-  relu.bias = args.bias, relu.relu = true;
+  relu.bias = args.bias, relu.activation = Activation::kRelu;
   implicit_gemm(args, args.pool.present ? nullptr : &relu, threads);
 }
 

@@ -135,7 +135,7 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForw
       return values == nullptr ? nullptr : static_cast<const float*>(values) + at;
     };
     finish = {from(epilogue->scale, channels.begin), from(epilogue->bias, channels.begin),
-              from(epilogue->residual, first), epilogue->relu};
+              from(epilogue->residual, first), epilogue->activation};
     target = {output + first, plane, false, &finish};
   }
   if (in.begin < in.end)

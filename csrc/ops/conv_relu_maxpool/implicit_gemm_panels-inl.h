@@ -20,7 +20,7 @@ FASTDL_INLINE Vec load_some(const T* p, int64_t n) {
 // What a finished sum goes through: of the tile's rows and, for the residual, of its first element.
 struct TileFinish {
   const float *scale, *bias, *residual;  // or null
-  bool relu;
+  Activation activation;                 // a ReLU is a tile's, others a panel's
 };
 
 // Where a tile lies: rows `row` apart, of the residual too; `rows` of them and the first `last` lanes of its
@@ -75,7 +75,7 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
 template <bool kWhole, bool kFinish, bool kResidual>
 FASTDL_INLINE void put_tile(const TileSums& sums, int64_t vecs, const Tile& t) {
   const TileFinish f = kFinish ? *t.finish : TileFinish{};
-  const bool relu = kFinish && f.relu;
+  const bool relu = f.activation == Activation::kRelu;
   for (int64_t i = 0; i < (kWhole ? kPanelRows : t.rows); ++i) {
     const Vec scale = set1(kFinish && f.scale != nullptr ? f.scale[i] : 1);
     const Vec bias = set1(kFinish && f.bias != nullptr ? f.bias[i] : 0);

@@ -212,6 +212,9 @@ inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan
                          target.whole ? kLanes : static_cast<int>(smaller(last, kLanes)), b > 0,
                          finishes ? &finish : nullptr});
         }
+        if (target.finish != nullptr && b == plan.blocks - 1)
+          for (int64_t i = 0; i < here.rows; ++i)
+            activate_values(target.conv + (channel + i) * target.row + from, some, target.finish->activation);
       }
     }
   }

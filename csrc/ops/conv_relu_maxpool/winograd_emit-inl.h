@@ -14,9 +14,9 @@ struct OutputTarget {
   int64_t CH, CW;          // before the pool: windows are cut there
   const void* plain_bias;  // [K] in the dtype of data, or null
   // without a pool:
-  const void* plain_scale = nullptr;  // [K] in the dtype of data, or null
-  const void* residual = nullptr;     // strides of data, added as it is stored, or null
-  bool relu = false;                  // after the residual
+  const void* plain_scale = nullptr;          // [K] in the dtype of data, or null
+  const void* residual = nullptr;             // strides of data, added as it is stored, or null
+  Activation activation = Activation::kNone;  // after the residual; a ReLU without one is the emission's
 
   const float* bias = nullptr;   // [round_up(K, kLanes)], zeros where there is none
   const float* scale = nullptr;  // [round_up(K, kLanes)], ones where there is none
@@ -58,8 +58,6 @@ FASTDL_INLINE bool all_finite(const Vec (&y)[kTile][kTile]) {
   for (int i = 0; i < kTile; ++i) sum += (y[i][0] + y[i][1]) + (y[i][2] + y[i][3]);
   return is_finite(sum);
 }
-
-FASTDL_INLINE Vec relu(Vec v) { return max(zero(), v); }  // keeps NaN
 
 // The first maximum of a window, and its position; a later NaN replaces all.
 template <bool kNan>

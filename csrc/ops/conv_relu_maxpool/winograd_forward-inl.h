@@ -54,9 +54,10 @@ void conv2d_of(const Conv2dForward& args, const float* u, const ThreadPool& pool
   const ImageSource source = {args.x, args.x_strides, 0};
   Convolution conv = convolution_of<T>(args, source, u);
   conv.shape = {g.N, g.C, g.H, g.W, g.C_out, g.CH, g.CW, {g.padding[0], g.padding[1]}};
-  conv.emission = args.relu && args.residual == nullptr ? Emission::kRelu : Emission::kConvolution;
+  conv.emission = args.activation == Activation::kRelu && args.residual == nullptr ? Emission::kRelu
+                                                                                   : Emission::kConvolution;
   conv.target = {args.output, nullptr, args.output_strides, g.C_out,    g.CH,          g.CW,
-                 g.CH,        g.CW,    args.bias,           args.scale, args.residual, args.relu};
+                 g.CH,        g.CW,    args.bias,           args.scale, args.residual, args.activation};
   plan_and_convolve<T>(conv, pool);
 }
 

@@ -84,12 +84,18 @@ void store_group(const float* from, const WinogradGroup& group, int64_t side, in
       T* out = static_cast<T*>(to) + at;
       Residual<T> residual = {};
       if constexpr (kResidual)
-        residual = {static_cast<const T*>(target.residual) + at, set1(target.relu ? 0 : -__builtin_inff())};
+        residual = {static_cast<const T*>(target.residual) + at,
+                    set1(target.activation == Activation::kRelu ? 0 : -__builtin_inff())};
       const int64_t count = joined ? rows * cols : cols;
       if (channels_last)
         store_channels_last<kResidual>(line, count, out, residual, strides[3], channels);
       else
         store_channels_first<kResidual>(line, count, out, residual, strides[1], channels);
+      if (target.activation <= Activation::kRelu) continue;
+      // pixels of some channels, or channels of some pixels
+      const int64_t runs = channels_last ? count : channels, step = strides[channels_last ? 3 : 1];
+      for (int64_t j = 0; j < runs; ++j)
+        activate_values(out + j * step, channels_last ? channels : count, target.activation);
     }
 }
 

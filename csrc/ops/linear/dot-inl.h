@@ -4,6 +4,7 @@
 // wants it.
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/math-inl.h"
+#include "common/cpu/math_activation-inl.h"
 #include "common/cpu/philox-inl.h"
 #include "ops/linear/activation-inl.h"
 

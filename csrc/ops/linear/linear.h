@@ -2,13 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/dtype.h"
 
 namespace fastdl {
 
-// The codes of fastdl/ops/linear/activations.py.
-enum class Activation : int { kNone = 0, kRelu, kGelu, kGeluTanh, kSilu, kTanh, kSigmoid };
-constexpr int kActivations = 7;
+constexpr int kActivations = 7;  // the first ones
 
 // Element i of the output, counted row by row, is dropped if word i % 4 of Philox at counter i / 4 is below
 // `threshold`; the others are multiplied by `scale`.

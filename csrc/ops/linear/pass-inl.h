@@ -3,6 +3,7 @@
 // M alone says) and then takes the others'; partial bias sums are added in the order of the parts. Saves
 // nothing of its own: the mask is drawn again from the seed.
 #include "common/cpu/math-inl.h"
+#include "common/cpu/math_activation-inl.h"
 #include "common/cpu/philox-inl.h"
 #include "ops/linear/activation-inl.h"
 

@@ -11,6 +11,7 @@ from ...dispatch import Choice
 from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
 from . import packed_weights, registration, triton_ops  # noqa: F401, the operators below must be defined
+from .activations import ACTIVATIONS, ON_GPUS, activate, activate_
 from .epilogue import Epilogue
 from .normalisation import Normalisation
 
@@ -45,19 +46,27 @@ def forward(
     plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue, training: bool
 ) -> Tensor:
     """The output; `training`: the weight is about to change, nothing made of it is worth keeping."""
-    scale, residual, relu = epilogue
+    scale, residual, activation = epilogue
     if plan.algorithm == "onednn":
         y = packed_weights.forward(plan.g, x, weight, bias, epilogue)
         if y is not None:
             return y
     elif not plan.torch_alone:
         code = ALGORITHMS[plan.algorithm]
-        return _forward(x, weight, bias, scale, residual, relu, plan.packed, code, training)
+        return _forward(
+            x, weight, bias, scale, residual, ACTIVATIONS[activation], plan.packed, code, training
+        )
     y = convolve(x, weight, bias if scale is None else None, plan.g)
-    if scale is None and residual is None:
-        return y.relu_() if relu else y
-    _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, relu)
-    return y
+    fused = activation if plan.backend == "cpu" or ACTIVATIONS[activation] in ON_GPUS else None
+    if scale is not None or residual is not None or _slow_in_torch(fused, y):
+        _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, ACTIVATIONS[fused])
+        return y if fused == activation else activate_(y, activation)
+    return activate_(y, activation)
+
+
+def _slow_in_torch(activation: str | None, y: Tensor) -> bool:
+    """Whether the pass is faster than torch's activation of a finished convolution, in place."""
+    return y.is_cpu and y.dtype is torch.float32 and activation not in (None, "relu", "relu6", "hardswish")
 
 
 def forward_normalised(
@@ -67,16 +76,17 @@ def forward_normalised(
     bias: Tensor | None,
     norm: Normalisation,
     residual: Tensor | None,
-    relu: bool,
+    activation: str | None,
 ) -> Tensor:
-    """relu(norm(conv2d(x)) + residual) by a plan with a kernel of its own, in one call."""
-    return _batch_norm(x, weight, bias, *norm, residual, relu, plan.packed, ALGORITHMS[plan.algorithm])
+    """activation(norm(conv2d(x)) + residual) by a plan with a kernel of its own, in one call."""
+    code = ALGORITHMS[plan.algorithm]
+    return _batch_norm(x, weight, bias, *norm, residual, ACTIVATIONS[activation], plan.packed, code)
 
 
-def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """What follows a recorded convolution, in its place."""
+def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    """What follows a recorded convolution, in its place where it can."""
     y = y if residual is None else y.add_(residual)
-    return y.relu_() if relu else y
+    return y.relu_() if activation == "relu" else activate(y, activation)
 
 
 def backward(

@@ -10,11 +10,11 @@ from ..conv_relu_maxpool.geometry import Geometry
 
 
 class Epilogue(NamedTuple):
-    """scale y + bias + residual, through a ReLU if `relu`."""
+    """activation(scale y + bias + residual)."""
 
     scale: Tensor | None = None  # [C_out]
     residual: Tensor | None = None  # the shape of the output
-    relu: bool = False
+    activation: str | None = None
 
     def is_plain(self, x: Tensor, weight: Tensor, g: Geometry) -> bool:
         """Whether nothing needs to be checked or converted that the plan does not know of."""

@@ -1,4 +1,4 @@
-"""Convolution, and the scale, residual and ReLU that may follow it: public function, autograd."""
+"""Convolution, and the scale, residual and activation that may follow it: public function, autograd."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..conv_relu_maxpool.geometry import Geometry, IntPair, check_kinds, normali
 from ..conv_relu_maxpool.signature import signature
 from ..plans import Plans
 from . import backends
+from .activations import check as check_activation
 from .epilogue import Epilogue, scaled
 from .normalisation import Normalisation
 from .reference import reference
@@ -33,13 +34,13 @@ def conv2d(
     groups: int = 1,
     scale: Tensor | None = None,
     residual: Tensor | None = None,
-    relu: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
-    """scale * conv2d(x, weight) + bias + residual, through a ReLU if `relu`. Differentiable.
+    """activation(scale * conv2d(x, weight) + bias + residual). Differentiable.
 
     With `scale` and `bias` made of a BatchNorm's running statistics this is the end of a block of a residual
-    network, in one kernel or in torch's convolution and one pass. Where gradients are wanted the convolution is one
-    kernel, what follows it torch's.
+    network, in one kernel or in torch's convolution and one pass; on GPUs that pass knows no activation but ReLU.
+    Where gradients are wanted the convolution is one kernel, what follows it torch's.
 
     Args:
         x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16. channels_last is kept.
@@ -48,7 +49,8 @@ def conv2d(
         stride, padding, dilation, groups: as torch.nn.functional.conv2d; padding also "same" and "valid".
         scale: [C_out], dtype of x, or None: 1.
         residual: what is added, the shape and dtype of the output, or None.
-        relu: whether the sum goes through a ReLU.
+        activation: None, "relu", "relu6", "silu", "hardswish", "gelu", "gelu_tanh" (its tanh approximation), "tanh" or
+            "sigmoid".
 
     Returns:
         [N, C_out, CH, CW] or [C_out, CH, CW] in the dtype of x (under autocast: its dtype).
@@ -62,12 +64,14 @@ def conv2d(
 
     >>> import fastdl, torch
     >>> x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
-    >>> fastdl.ops.conv2d(x, w, padding=1, scale=torch.tensor([-1.0]), residual=5 * x, relu=True)
+    >>> fastdl.ops.conv2d(x, w, padding=1, scale=torch.tensor([-1.0]), residual=5 * x, activation="relu")
     tensor([[[[1., 1.],
               [1., 1.]]]])
     """
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
-    epilogue = Epilogue(scale, residual, bool(relu))
+    if activation is not None:
+        check_activation(activation)
+    epilogue = Epilogue(scale, residual, activation)
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
     plan = None if key is None else _planned.get(key)
     if plan is None or not epilogue.is_plain(x, weight, plan.g):
@@ -86,7 +90,7 @@ def conv2d_batch_norm(
     dilation: IntPair = 1,
     groups: int = 1,
     residual: Tensor | None = None,
-    relu: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """conv2d with the scale and bias of a normalisation; a remembered plan of a kernel takes one operator for all."""
     arguments = (stride, padding, dilation, groups, *_NO_POOL)
@@ -102,10 +106,10 @@ def conv2d_batch_norm(
         and norm.is_plain(bias)
         and Epilogue(None, residual).is_plain(x, weight, plan.g)
     ):
-        return backends.forward_normalised(plan, x, weight, bias, norm, residual, relu)
+        return backends.forward_normalised(plan, x, weight, bias, norm, residual, activation)
     scale, shift = norm.scale_and_shift(bias)
     more = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return conv2d(x, weight, shift, **more, scale=scale, residual=residual, relu=relu)
+    return conv2d(x, weight, shift, **more, scale=scale, residual=residual, activation=activation)
 
 
 def _checked(
@@ -122,7 +126,7 @@ def _checked(
     g, uneven = normalise(x, weight, bias, *arguments)
     if uneven:
         x = F.pad(x, uneven)
-    epilogue = Epilogue(scale, residual, epilogue.relu)
+    epilogue = Epilogue(scale, residual, epilogue.activation)
     epilogue.check(x, weight, g, unbatched)
     reason = obstacle(x, weight, bias, scale, residual)
     plan = backends.make_plan(dispatch.choose("conv2d", x, weight, bias, g), g)
@@ -140,7 +144,7 @@ def compute(
     plan: backends.Plan, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue
 ) -> Tensor:
     """The output by a plan."""
-    g, (scale, residual, relu) = plan.g, epilogue
+    g, (scale, residual, activation) = plan.g, epilogue
     if plan.backend == "reference":
         return reference(x, weight, bias, *epilogue, g)
     if not (needs_gradient(x, weight, bias) or (torch.is_grad_enabled() and epilogue.requires_grad)):
@@ -150,11 +154,11 @@ def compute(
         if not own:  # oneDNN's gradient of a bias, and that of a scaled weight, are less exact
             return reference(x, weight, bias, *epilogue, g)
         weight = scaled(weight, scale)
-    if relu and residual is None:
+    if activation == "relu" and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)
     y = Conv2d.apply(*distinct(x, weight, bias), plan) if own else backends.convolve(x, weight, bias, g)
-    return backends.finish(y, residual, relu)
+    return backends.finish(y, residual, activation)
 
 
 _planned: Plans[backends.Plan] = Plans()
@@ -211,8 +215,8 @@ class Conv2dBackward(torch.autograd.Function):
 
 
 def _dispatch_arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, scale: Tensor | None, residual: Tensor | None, relu: bool,
-    **arguments: object,
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, scale: Tensor | None, residual: Tensor | None,
+    activation: str | None, **arguments: object,
 ) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:  # fmt: skip
     """What the refusals see of a call."""
     x, weight, bias = autocast(x[None] if x.dim() == 3 else x, weight, bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..conv_relu_maxpool.geometry import Geometry
 from . import registration  # noqa: F401, the operator below must be defined
+from .activations import activate_
 from .epilogue import Epilogue, scaled
 
 MOST_BYTES = 512 * 2**20
@@ -152,7 +153,7 @@ def window_in_padding(weight: Tensor, g: Geometry) -> bool:
 
 def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue) -> Tensor | None:
     """conv2d by oneDNN, in the memory format of x, None where it cannot; nothing of the call is recorded."""
-    scale, residual, relu = epilogue
+    scale, residual, activation = epilogue
     if _traced() or x.shape[0] == 0 or window_in_padding(weight, g) or not torch._C._get_mkldnn_enabled():
         return None
     packed = packed_weights.of(weight, scale, x, g)
@@ -168,6 +169,5 @@ def forward(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, epilogu
     else:
         residual = residual.contiguous(memory_format=torch.channels_last)
         y = _pointwise.binary(x, residual, packed, bias, *conv, "add", None, None, [], None)
-    if relu:
-        y.relu_()  # oneDNN's own takes NaN for a number below zero
+    y = activate_(y, activation)  # oneDNN's own ReLU takes NaN for a number below zero
     return y if channels_last else y.contiguous()

@@ -1,4 +1,4 @@
-"""A convolution and what may follow it in a residual network, in plain PyTorch: the definition."""
+"""A convolution and what may follow it, in plain PyTorch: the definition."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..conv_relu_maxpool.geometry import Geometry
+from .activations import activate
 
 
 def reference(
@@ -14,14 +15,14 @@ def reference(
     bias: Tensor | None,
     scale: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: str | None,
     g: Geometry,
 ) -> Tensor:
-    """scale conv2d(x) + bias + residual, through a ReLU if `relu`: [N, C, H, W] -> [N, C_out, CH, CW]."""
+    """activation(scale conv2d(x) + bias + residual): [N, C, H, W] -> [N, C_out, CH, CW]."""
     if scale is None:
         y = F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
     else:
         y = F.conv2d(x, weight, None, g.stride, g.padding, g.dilation, g.groups) * scale[:, None, None]
         y = y if bias is None else y + bias[:, None, None]
     y = y if residual is None else y + residual
-    return F.relu(y) if relu else y
+    return activate(y, activation)

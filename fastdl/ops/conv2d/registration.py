@@ -11,6 +11,7 @@ from ..conv_relu_maxpool.geometry import Geometry
 from ..conv_relu_maxpool.registration import fake_conv_relu_maxpool, fake_conv_relu_maxpool_backward
 from ..raw_operators import define
 from . import schema
+from .activations import activate, named
 from .normalisation import Normalisation
 from .reference import reference
 
@@ -21,12 +22,12 @@ def conv2d(
     bias: Tensor | None,
     scale: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: int,
     geometry: list[int],
     algorithm: int,
     training: bool,
 ) -> Tensor:
-    return reference(x, weight, bias, scale, residual, relu, Geometry.unpack(geometry))
+    return reference(x, weight, bias, scale, residual, named(activation), Geometry.unpack(geometry))
 
 
 def conv2d_batch_norm(
@@ -39,12 +40,12 @@ def conv2d_batch_norm(
     norm_bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
-    relu: bool,
+    activation: int,
     geometry: list[int],
     algorithm: int,
 ) -> Tensor:
     scale, shift = Normalisation(running_mean, running_var, norm_weight, norm_bias, eps).scale_and_shift(bias)
-    return reference(x, weight, shift, scale, residual, relu, Geometry.unpack(geometry))
+    return reference(x, weight, shift, scale, residual, named(activation), Geometry.unpack(geometry))
 
 
 def conv2d_backward(
@@ -59,7 +60,7 @@ def conv2d_backward(
 
 
 def conv2d_epilogue(
-    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
+    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, activation: int
 ) -> None:
     if scale is not None:
         y.mul_(scale[:, None, None])
@@ -67,8 +68,8 @@ def conv2d_epilogue(
         y.add_(bias[:, None, None])
     if residual is not None:
         y.add_(residual)
-    if relu:
-        y.relu_()
+    if activation:
+        y.copy_(activate(y, named(activation)))
 
 
 def weight_fingerprint(weight: Tensor) -> int:
@@ -82,7 +83,7 @@ def fake_conv2d(
     bias: Tensor | None,
     scale: Tensor | None,
     residual: Tensor | None,
-    relu: bool,
+    activation: int,
     geometry: list[int],
     algorithm: int,
     training: bool,
@@ -102,7 +103,7 @@ def fake_conv2d_backward(
 
 
 def fake_conv2d_epilogue(
-    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
+    y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, activation: int
 ) -> None:
     """Nothing is made."""
 
