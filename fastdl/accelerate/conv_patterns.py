@@ -13,31 +13,34 @@ from torch import Tensor, fx, nn
 
 from .. import nn as fused_nn
 from ..nn.conv_relu_maxpool import pool_attributes
+from ..ops.conv2d.activations import activate
 from ..ops.conv_relu_maxpool.geometry import MAX_WINDOW, check_groups, pair
-from . import calls, in_place
+from . import activations, calls, in_place, norm_activations
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
 # Of each form of a sum whether it changes its first operand.
 _SUMS = {operator.add: False, torch.add: False, in_place.FUNCTIONS["iadd"]: True, "add": False, "add_": True}
-_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _POOLS = (F.max_pool2d, torch.max_pool2d)
 # What may follow, by what was seen so far. max(relu(x)) == relu(max(x)), so the pool may come first.
 _FOLLOWS = {
-    (): ("norm", "relu", "pool", "add"),
-    ("norm",): ("relu", "pool", "add"),
+    (): ("norm", "norm_activation", "relu", "activation", "pool", "add"),
+    ("norm",): ("relu", "activation", "pool", "add"),
     ("relu",): ("pool",),
     ("pool",): ("relu",),
     ("norm", "relu"): ("pool",),
     ("norm", "pool"): ("relu",),
-    ("add",): ("relu",),
-    ("norm", "add"): ("relu",),
+    ("add",): ("relu", "activation"),
+    ("norm", "add"): ("relu", "activation"),
 }
+_NORMS = ("norm", "norm_activation")
+_ENDS = ("relu", "activation", "norm_activation", "add")
 # The attributes a fused call does not read itself, by the class of the module it stands for.
 _WATCHED = {
     nn.Conv2d: ("padding_mode",),
     nn.BatchNorm2d: (),
-    nn.ReLU: (),
+    nn.Identity: (),
+    **activations.WATCHED,
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
 _METHODS = ("__call__", "__getattr__", "forward", "_conv_forward")
@@ -47,6 +50,8 @@ _METHODS = ("__call__", "__getattr__", "forward", "_conv_forward")
 class ConvPattern(Chain):
     """A convolution call and the calls after it that one fused call can replace, unless `refusal` says no."""
 
+    # after the sum, if there is one; a ReLU may stand behind its pool
+    activation: str | None = None
     pool: dict[str, object] = field(default_factory=dict)
     # modules that must write nothing while the input waits
     waits_for: list[str] = field(default_factory=list)
@@ -54,7 +59,15 @@ class ConvPattern(Chain):
 
     @property
     def norm(self) -> nn.BatchNorm2d | None:
-        return self.modules[self.nodes[1].target] if "norm" in self.kinds else None
+        return self.modules[self.nodes[1].target] if self.kinds[0] in _NORMS else None
+
+    @property
+    def members(self) -> dict[str, nn.Module]:
+        found = super().members
+        if norm_activations.is_one(self.norm):
+            path = self.nodes[1].target
+            found |= {f"{path}.{name}": part for name, part in norm_activations.parts(self.norm).items()}
+        return found
 
     @property
     def measured(self) -> dict[str, nn.Module]:
@@ -62,7 +75,9 @@ class ConvPattern(Chain):
 
     @property
     def description(self) -> str:
-        names = dict(norm="BatchNorm2d", relu="ReLU", pool="MaxPool2d", add="add")
+        shown = activations.SHOWN.get(self.activation)
+        names = dict(norm="BatchNorm2d", relu="ReLU", activation=shown, pool="MaxPool2d", add="add")
+        names["norm_activation"] = f"{type(self.norm).__name__}({shown})"
         return " → ".join(["Conv2d", *(names[kind] for kind in self.kinds)])
 
     @property
@@ -96,7 +111,12 @@ class ConvPattern(Chain):
         """The fused call, and its arguments that are constants."""
         if "add" in self.kinds:
             call = calls.conv_add if self.norm is None else calls.conv_batch_norm_add
-            return call, {"relu": "relu" in self.kinds, **self.form}
+            return call, {"activation": self.activation, **self.form}
+        if "norm_activation" in self.kinds:
+            return calls.conv_norm_activation, {"activation": self.activation}
+        if "activation" in self.kinds:
+            call = calls.conv_activation if self.norm is None else calls.conv_batch_norm_activation
+            return call, {"activation": self.activation}
         if "relu" not in self.kinds:
             return calls.conv_batch_norm, {}
         return (calls.conv_relu if self.norm is None else calls.conv_batch_norm_relu), self.pool
@@ -113,7 +133,7 @@ class ConvPattern(Chain):
             y, indices = self._call(modules, args[0], fused, return_indices=True)
             return y, torch.where(y > 0, indices, -1)
         y = self._call(modules, args[0], fused)
-        return y, torch.where(y > 0, 0, -1) if exact and "relu" in self.kinds else None
+        return y, activations.piece(y, self.activation) if exact else None
 
     def _call(
         self, modules: dict[str, nn.Module], x: Tensor, fused: bool, **pool: bool
@@ -127,7 +147,9 @@ class ConvPattern(Chain):
         y = y if norm is None else norm(y)
         if residual:
             y = calls.add(y, *residual, in_place=True) if self.form["in_place"] else y + residual[0]
-        return calls.relu_max_pool(y, **self.pool, **pool) if "relu" in self.kinds else y
+        if "norm_activation" in self.kinds or self.activation is None:
+            return y
+        return activate(y, self.activation) if not self.pool else calls.relu_max_pool(y, **self.pool, **pool)
 
     def _stand_in(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """A residual for a measurement: the shape and layout of the output, the same numbers in every dtype."""
@@ -187,6 +209,11 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
     if not _is_complete(kinds, grouped):
         return None
     pattern = ConvPattern(str(conv.target), nodes, kinds, modules, refusal)
+    if "norm_activation" in kinds:
+        pattern.activation = norm_activations.activation(pattern.norm)
+    for kind in ("relu", "activation"):
+        if kind in kinds:
+            pattern.activation = activations.of_call(pattern.after(kind), modules)
     if refusal is None:
         _refuse_or_configure(pattern)
     return pattern
@@ -194,7 +221,8 @@ def _follow(conv: fx.Node, modules: Mapping[str, nn.Module], taken: set[fx.Node]
 
 def _is_complete(kinds: tuple[str, ...], grouped: bool) -> bool:
     """Whether a fused call may end here: with groups a normalisation alone saves no more than the call costs."""
-    return "relu" in kinds or "add" in kinds or (kinds == ("norm",) and not grouped)
+    last = kinds[-1] if kinds else ""
+    return last in _ENDS or "relu" in kinds or (last == "norm" and not grouped)
 
 
 def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
@@ -203,14 +231,14 @@ def _kind(node: fx.Node, y: fx.Node, modules: Mapping[str, nn.Module]) -> str | 
         return "add"
     if node.op == "call_module":
         module = modules.get(node.target)
-        norms = (nn.BatchNorm2d, nn.LazyBatchNorm2d)
-        kinds = ((norms, "norm"), (nn.ReLU, "relu"), (nn.MaxPool2d, "pool"))
-        return next((kind for of, kind in kinds if isinstance(module, of)), None)
-    if node.op == "call_method":
-        return "relu" if node.target in ("relu", "relu_") else None
-    if node.op == "call_function":
-        return "relu" if node.target in _RELUS else "pool" if node.target in _POOLS else None
-    return None
+        if isinstance(module, (nn.BatchNorm2d, nn.LazyBatchNorm2d)):
+            return "norm" if norm_activations.activation(module) is None else "norm_activation"
+        if isinstance(module, nn.MaxPool2d):
+            return "pool"
+    if node.op == "call_function" and node.target in _POOLS:
+        return "pool"
+    activation = activations.of_call(node, modules)
+    return activation and ("relu" if activation == "relu" else "activation")
 
 
 def _is_sum(node: fx.Node, y: fx.Node) -> bool:
@@ -224,8 +252,12 @@ def _is_sum(node: fx.Node, y: fx.Node) -> bool:
 
 
 def _refuse_or_configure(pattern: ConvPattern) -> None:
-    for module in pattern.members.values():
-        pattern.refusal = pattern.refusal or module_refusal(module, _WATCHED, _METHODS)
+    if norm_activations.is_one(pattern.norm):
+        pattern.refusal = norm_activations.refusal(pattern.norm)
+    if pattern.refusal is None:
+        bases = (*norm_activations.classes(), *_WATCHED)
+        reasons = (module_refusal(module, bases, _METHODS) for module in pattern.members.values())
+        pattern.refusal = next((reason for reason in reasons if reason is not None), None)
     if pattern.refusal is None:
         pattern.refusal = _conv_refusal(pattern.head, pattern.norm, len(pattern.nodes[0].args))
     if pattern.refusal is None and "add" in pattern.kinds:

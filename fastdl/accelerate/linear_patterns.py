@@ -7,31 +7,18 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
-from ..nn.plain_parts import MODULES
-from . import linear_calls
+from ..ops.linear.activations import ACTIVATIONS, activate
+from . import activations, linear_calls
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
-# The op's names of the activations; nn.GELU and F.gelu have two.
-_FUNCTIONS = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
-    F.gelu: "gelu",
-    F.silu: "silu",
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_), "tanh"),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), "sigmoid"),
-}
-_METHODS = {f"{name}{in_place}": name for name in ("relu", "tanh", "sigmoid") for in_place in ("", "_")}
-_SHOWN = dict(relu="ReLU", gelu="GELU", gelu_tanh="GELU(tanh)", silu="SiLU", tanh="Tanh", sigmoid="Sigmoid")
 # The attributes a fused call does not read itself, by the class of the module it stands for.
-_WATCHED = {
-    nn.Linear: (), **dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",), nn.Dropout: (),
-}  # fmt: skip
+_WATCHED = {nn.Linear: (), **activations.WATCHED, nn.Dropout: ()}
 
 
 @dataclass
@@ -53,7 +40,7 @@ class LinearPattern(Chain):
 
     @property
     def description(self) -> str:
-        shown = [_SHOWN[self.activation]] if self.activation else []
+        shown = [activations.SHOWN[self.activation]] if self.activation else []
         return " → ".join(["Linear", *shown, *(["Dropout"] if "dropout" in self.kinds else [])])
 
     def fuse(self, graph: fx.Graph, guards: Guards) -> None:
@@ -79,17 +66,8 @@ class LinearPattern(Chain):
         if fused:
             return linear_calls.linear_activation(modules[""], args[0], self.activation, dropout_p), None
         y = modules[""](args[0])
-        y = _EAGER[self.activation](y) if self.activation else y
+        y = activate(y, self.activation)
         return (F.dropout(y, dropout_p) if dropout_p else y), None
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-_EAGER = dict(
-    relu=F.relu, gelu=F.gelu, gelu_tanh=_gelu_tanh, silu=F.silu, tanh=torch.tanh, sigmoid=torch.sigmoid
-)
 
 
 def is_head(module: nn.Module) -> bool:
@@ -139,22 +117,8 @@ def _follow(head: fx.Node, modules: Mapping[str, nn.Module]) -> LinearPattern:
 
 def _activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     """The op's name of an activation, None for another call."""
-    if node.op == "call_module":
-        module = modules.get(node.target)
-        name = next((name for kind, name in MODULES.items() if isinstance(module, kind)), None)
-        return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
-    if node.op == "call_method":
-        return _METHODS.get(node.target) if len(node.args) == 1 and not node.kwargs else None
-    if node.op != "call_function" or node.target not in _FUNCTIONS:
-        return None
-    name, options = _FUNCTIONS[node.target], dict(node.kwargs)
-    options.pop("inplace", None)
-    if name == "gelu" and options == {"approximate": "tanh"}:
-        return "gelu_tanh"
-    if name == "gelu" and options == {"approximate": "none"}:
-        return name
-    # An argument more than the input would be `inplace`.
-    return None if options or len(node.args) > (2 if name in ("relu", "silu") else 1) else name
+    name = activations.of_call(node, modules)
+    return name if name in ACTIVATIONS else None
 
 
 def _dropout(node: fx.Node, modules: Mapping[str, nn.Module]) -> float | None:

@@ -208,12 +208,16 @@ CASES = {
     ),
     "pre-activation": Case(PreActivation, {"conv1": RELU, "conv2": "Conv2d → add in"}),
     "dense layer": Case(DenseLayer, {"conv1": RELU, "conv2": ALONE}),
-    "conv, norm, silu": Case(ConvNormSiLU, {"conv": f"{NORM} in"}),
+    "conv, norm, silu": Case(ConvNormSiLU, {"conv": f"{NORM} → SiLU in"}),
     "two readers of a norm": Case(TwoReaders, {"conv": f"{NORM} in"}),
     "inverted residual": Case(InvertedResidual, {"conv": "Conv2d → add in"}),
     "mobile": Case(
         MobileBlock,
-        {"expand.0": f"{NORM} in", "depthwise.0": f"{NORM} in", "project": f"{NORM} → add in"},
+        {
+            "expand.0": f"{NORM} → ReLU6 in",
+            "depthwise.0": f"{NORM} → ReLU6 in",
+            "project": f"{NORM} → add in",
+        },
     ),
     "in place": Case(InPlaceResidual, {"conv": "Conv2d → add in"}),
     "methods": Case(MethodResidual, {"conv": "Conv2d → add → ReLU in"}),
@@ -223,5 +227,5 @@ CASES = {
         TimedBlock, {"conv1": "Conv2d → add in", "conv2": "Conv2d → add in", "time": "Linear as"}
     ),
     "untraceable": Case(GroupNormBlock, {"conv1": ALONE, "conv2": ALONE, "time": "Linear as"}),
-    "sequential": Case(sequential, {"0": f"{NORM} in Sequential", "3": ALONE}),
+    "sequential": Case(sequential, {"0": f"{NORM} → ReLU6 in Sequential", "3": ALONE}),
 }

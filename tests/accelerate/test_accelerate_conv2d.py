@@ -183,7 +183,7 @@ def test_the_kernel_does_it_all(monkeypatch):
     seen, conv2d_batch_norm = [], calls.conv2d_batch_norm
 
     def watched(*args, **options):
-        seen.append({name for name in ("residual", "relu") if options.get(name) is not None})
+        seen.append({name for name in ("residual", "activation") if options.get(name) is not None})
         return conv2d_batch_norm(*args, **options)
 
     model, _ = twins(CASES["basic block"])
@@ -192,7 +192,7 @@ def test_the_kernel_does_it_all(monkeypatch):
         monkeypatch.setattr(layer, "forward", None)
     with torch.no_grad():
         model(inputs())
-    assert seen == [{"relu"}, {"residual", "relu"}]
+    assert seen == [{"activation"}, {"residual", "activation"}]
 
 
 class Added(nn.Module):
