@@ -36,18 +36,21 @@ def cases(device: str) -> list[Case]:
 
 
 @dataclass(frozen=True)
-class ResNetCase(Case):
+class NetworkCase(Case):
     """The same weights, images and labels for every provider. The gate compares the logits of eval mode."""
 
     network: str = ""
     batch: int = 1
     training: bool = False
 
+    def make(self) -> nn.Module:
+        raise NotImplementedError
+
     def workload(self, device: str) -> Workload:
         torch.manual_seed(0)
         x = torch.randn(self.batch, 3, 224, 224, device=device)
         labels = torch.randint(1000, (self.batch,), device=device)
-        state = drawn(ResNet(*NETWORKS[self.network])).state_dict()
+        state = drawn(self.make()).state_dict()
         with torch.no_grad():
             truth = {"output": self._model(state).to(device, torch.float64)(x.double())}
 
@@ -76,9 +79,15 @@ class ResNetCase(Case):
         return Workload(truth, tuple(providers))
 
     def _model(self, state: dict[str, Tensor]) -> nn.Module:
-        model = ResNet(*NETWORKS[self.network]).eval()
+        model = self.make().eval()
         model.load_state_dict(state)
         return model
+
+
+@dataclass(frozen=True)
+class ResNetCase(NetworkCase):
+    def make(self) -> nn.Module:
+        return ResNet(*NETWORKS[self.network])
 
 
 def drawn(model: nn.Module) -> nn.Module:

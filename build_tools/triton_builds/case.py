@@ -26,8 +26,10 @@ class Case(NamedTuple):
 
 
 def load(family: str, name: str) -> ModuleType:
-    """A module of the family, without running the package's own `__init__` (which needs torch)."""
-    package = ModuleType(family)
-    package.__path__ = [str(OPS / family)]
-    sys.modules.setdefault(family, package)
-    return importlib.import_module(f"{family}.{name}")
+    """A module of the family, without running any package's own `__init__` (which needs torch)."""
+    folders = [OPS, *(folder for folder in OPS.iterdir() if folder.is_dir())]
+    for folder in folders:
+        package = ModuleType(".".join(folder.relative_to(OPS.parent).parts))
+        package.__path__ = [str(folder)]
+        sys.modules.setdefault(package.__name__, package)
+    return importlib.import_module(f"{OPS.name}.{family}.{name}")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from .case import Case, load
 
+# Codes of ops/conv2d/activations.py.
+RELU, SILU = 1, 4
 # (memory format, columns of the matrix): a plane of 28 x 28, one of 7 x 7, 256 channels.
 LAYOUTS = (("nchw", 784), ("nchw", 49), ("nhwc", 256))
 
@@ -15,10 +17,11 @@ def cases() -> Iterator[Case]:
     kernel, tiles = load("conv2d", "triton_kernels").conv2d_epilogue_kernel, load("conv2d", "triton_tiles")
     for dtype in ("fp16", "bf16", "fp32"):
         for layout, columns in LAYOUTS:
-            for large in (False, True) if columns == 784 else (False,):
+            others = ((True, RELU), (False, SILU)) if columns == 784 else ()
+            for large, activation in ((False, RELU), *others):
                 BLOCK_M, BLOCK_N = tiles.epilogue_tile(columns)
                 constants = {
-                    "CHANNELS_LAST": layout == "nhwc", "RELU": True, "INDEX_64": large,
+                    "CHANNELS_LAST": layout == "nhwc", "ACTIVATION": activation, "INDEX_64": large,
                     "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N,
                 }  # fmt: skip
                 types = {
@@ -30,4 +33,5 @@ def cases() -> Iterator[Case]:
                 if columns % 16 == 0:
                     aligned.add("columns")
                 label = f"conv2d epilogue {dtype} {layout} of {columns}{' large' if large else ''}"
+                label += " silu" if activation == SILU else ""
                 yield Case(label, kernel, types, constants, frozenset(aligned), 4, 3, False)

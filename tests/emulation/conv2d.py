@@ -7,6 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from fastdl.ops.conv2d.activations import ACTIVATIONS
+
 from . import library
 from .guard import Guarded
 from .structs import structs
@@ -24,13 +26,20 @@ class Emulated:
         self.library = library.load("conv2d")
 
     def epilogue(
-        self, y: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None, relu: bool
+        self,
+        y: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        residual: Tensor | None,
+        activation: str | None,
     ) -> Tensor:
         N, C, H, W = y.shape
         channels_last = not y.is_contiguous()
         blocks = [None if t is None else self._block(t) for t in (y, bias, scale, residual)]
         addresses = [None if b is None else b.address + self.skew * y.element_size() for b in blocks]
-        args = Conv2dEpilogue(N, C, H * W, DTYPES[y.dtype], channels_last, *addresses, relu)
+        args = Conv2dEpilogue(
+            N, C, H * W, DTYPES[y.dtype], channels_last, *addresses, ACTIVATIONS[activation]
+        )
         library.run(self.library, "emulated_conv2d_epilogue", ctypes.byref(args), schedule=self.schedule)
         if not all(block is None or block.slack_is_untouched() for block in blocks):
             raise library.EmulationError("bytes behind a tensor were written")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastdl
 from fastdl import _extension
+from fastdl.ops.conv2d.activations import ACTIVATIONS, NAMES, activate
 from fastdl.ops.conv_relu_maxpool import triton_ops
 from fastdl.testing.check import is_ok
 from fastdl.testing.error_rule import SEEDS, judge
@@ -145,6 +146,23 @@ def in_eager(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, residual: T
     y = F.batch_norm(y, zeros, ones, scale, bias, eps=0.0)
     y = y if residual is None else y.add_(residual)
     return y.relu_()
+
+
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize("activation", NAMES, ids=str)
+def test_small_activations(
+    backend: str, activation: str | None, channels_last: bool, dtype: torch.dtype
+) -> None:
+    needs_kernel(backend, dtype)
+    y, *rest = draw((3, 24, 7, 7), dtype, channels_last)
+    bias, scale, residual = (t.double() for t in rest)
+    pre = y.double() * scale[:, None, None] + bias[:, None, None] + residual
+    ours = finish(backend, y.clone(), *rest, ACTIVATIONS[activation])
+    # a GPU's exp is right to 2 ulps and its tanh and erf to a few
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    limits = dict(rtol=torch.finfo(dtype).eps + 8 * eps, atol=16 * eps)
+    torch.testing.assert_close(ours.double(), activate(pre, activation), **limits)
 
 
 @LAYOUTS

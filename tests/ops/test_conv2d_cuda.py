@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fastdl.ops.conv2d.activations import NAMES, activate
 from tests.emulation import library
 from tests.emulation.driver import compile_driver, run_driver
 
@@ -67,27 +68,39 @@ def test_every_call_is_the_reference(shape: tuple[int, ...], channels_last: bool
     for i, (*present, relu) in enumerate(itertools.product((True, False), repeat=4)):
         tensors = [t if wanted else None for t, wanted in zip(rest, present, strict=True)]
         emulated = Emulated(SCHEDULES[i % len(SCHEDULES)])
-        assert_same(emulated.epilogue(y, *tensors, relu), expected(y, *tensors, relu))
+        assert_same(emulated.epilogue(y, *tensors, "relu" if relu else None), expected(y, *tensors, relu))
+
+
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize("activation", NAMES, ids=str)
+def test_activations(activation: str | None, channels_last: bool, dtype: torch.dtype) -> None:
+    y, *rest = draw((2, 16, 3, 3), dtype, channels_last)
+    truth = activate(expected(*(t.double() for t in (y, *rest)), False), activation)
+    found = Emulated(7).epilogue(y, *rest, activation).double()
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    assert_close(found, truth, rtol=torch.finfo(dtype).eps + 4 * eps, atol=16 * eps, equal_nan=True)
+    assert truth.isfinite().sum() > 0.7 * truth.numel()
 
 
 @DTYPES
 @LAYOUTS
 def test_memory_off_alignment(channels_last: bool, dtype: torch.dtype) -> None:
     y, *rest = draw((2, 16, 4, 4), dtype, channels_last)
-    assert_same(Emulated(7, skew=1).epilogue(y, *rest, True), expected(y, *rest, True))
+    assert_same(Emulated(7, skew=1).epilogue(y, *rest, "relu"), expected(y, *rest, True))
 
 
 @LAYOUTS
 def test_every_schedule_gives_the_same_bits(channels_last: bool) -> None:
     y, *rest = draw((3, 24, 9, 8), torch.bfloat16, channels_last)
-    first = Emulated(0).epilogue(y, *rest, True)
+    first = Emulated(0).epilogue(y, *rest, "relu")
     for schedule in range(1, 6):
-        assert_same(Emulated(schedule).epilogue(y, *rest, True), first)
+        assert_same(Emulated(schedule).epilogue(y, *rest, "relu"), first)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2, 2), (2, 0, 3, 3), (2, 3, 0, 4)], ids=str)
 def test_nothing_to_do(shape: tuple[int, ...]) -> None:
-    assert Emulated().epilogue(torch.ones(shape), None, None, torch.ones(shape), True).shape == shape
+    assert Emulated().epilogue(torch.ones(shape), None, None, torch.ones(shape), "relu").shape == shape
 
 
 def test_what_31_bits_cannot_number_is_cut_into_launches(tmp_path: Path) -> None:

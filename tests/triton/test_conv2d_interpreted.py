@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastdl
+from fastdl.ops.conv2d.activations import ACTIVATIONS, NAMES, activate
 
 epilogue_op = torch.ops.fastdl.conv2d_epilogue_triton.default
 # Several tiles of rows and of columns, tails, planes of one position, more positions than a tile.
@@ -47,6 +48,23 @@ def test_every_call_is_the_reference(shape: tuple[int, ...], channels_last: bool
         y = before.clone()
         epilogue_op(y, *tensors, int(relu))
         assert_close(y, expected(before, *tensors, relu), rtol=0, atol=0, equal_nan=True)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("activation", NAMES, ids=str)
+def test_activations(activation: str | None, dtype: torch.dtype, channels_last: bool):
+    before, *rest = draw((3, 17, 5, 3), dtype, channels_last)
+    y = before.clone()
+    epilogue_op(y, *rest, ACTIVATIONS[activation])
+    truth = activate(expected(*(t.float() for t in (before, *rest)), False).double(), activation)
+    assert_close(y.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=2e-6, equal_nan=True)
+    assert truth.isfinite().sum() > 0.8 * truth.numel()
+
+
+def test_a_code_of_no_activation():
+    with pytest.raises(ValueError, match="activation must be from 0 to 8, got 9"):
+        epilogue_op(torch.ones(1, 1, 2, 2), None, None, None, 9)
 
 
 @LAYOUTS

@@ -1,5 +1,4 @@
-// Launcher of the pass after somebody else's convolution: scale, bias, residual and ReLU, in place. It knows
-// no other activation.
+// Launcher of the pass after somebody else's convolution: scale, bias, residual and activation, in place.
 #include "ops/conv2d/conv2d_cuda.h"
 #include "ops/conv2d/epilogue.cuh"
 
@@ -12,7 +11,7 @@ cudaError_t finish(const Conv2dEpilogue& e, cudaStream_t stream) {
   EpiloguePass<T> p{};
   p.y = static_cast<T*>(e.y), p.residual = static_cast<const T*>(e.residual);
   p.bias = static_cast<const T*>(e.bias), p.scale = static_cast<const T*>(e.scale);
-  p.relu = e.activation == Activation::kRelu, p.by_channels = fd::Divider(e.C);
+  p.activation = e.activation, p.by_channels = fd::Divider(e.C);
   const bool vectors = fd::aligned(e.y, 16) && fd::aligned(e.residual, 16);
   const int64_t C = e.C, plane = e.plane;
   // Planes of one position are the channels of a pixel.

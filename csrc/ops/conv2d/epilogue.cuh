@@ -1,7 +1,8 @@
-// y = scale y + bias + residual, and a ReLU, in place after somebody else's convolution.
+// y = activation(scale y + bias + residual), in place after somebody else's convolution.
 // A thread makes 16 bytes of one plane (contiguous) or of one pixel's channels (channels_last), or one value.
 // Saves nothing.
 #pragma once
+#include "common/cuda/activation.cuh"
 #include "common/cuda/scalar.cuh"
 #include "ops/conv_relu_maxpool/pass_launch.cuh"
 
@@ -11,7 +12,7 @@ template <class T>
 struct EpiloguePass {
   T* y;
   const T *bias, *scale, *residual;  // or null
-  bool relu;
+  Activation activation;
   uint32_t first_channel;  // contiguous: of the launch's first plane
   fd::Divider by_channels, by_inner, by_middle, by_outer;
   uint32_t items;
@@ -25,6 +26,29 @@ FD_DEVICE fd::Vector<T, V> repeated(T value) {
   return v;
 }
 
+// Chosen at run time: the kernel waits for memory, and one for each activation would be nine times as many.
+template <class C>
+FD_DEVICE C activated(C x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return activate<Activation::kGelu>(x);
+    case Activation::kGeluTanh:
+      return activate<Activation::kGeluTanh>(x);
+    case Activation::kSilu:
+      return activate<Activation::kSilu>(x);
+    case Activation::kTanh:
+      return activate<Activation::kTanh>(x);
+    case Activation::kSigmoid:
+      return activate<Activation::kSigmoid>(x);
+    case Activation::kRelu6:
+      return activate<Activation::kRelu6>(x);
+    case Activation::kHardswish:
+      return activate<Activation::kHardswish>(x);
+    default:
+      return x;  // a ReLU follows the rounding
+  }
+}
+
 template <class T, int V>
 FD_DEVICE void finish(const EpiloguePass<T>& p, uint32_t item, const fd::Vector<T, V>& scale,
                       const fd::Vector<T, V>& bias) {
@@ -35,8 +59,9 @@ FD_DEVICE void finish(const EpiloguePass<T>& p, uint32_t item, const fd::Vector<
   for (int i = 0; i < V; ++i) {
     fd::Compute<T> v = fd::to_compute(y.value[i]) * fd::to_compute(scale.value[i]) +
                        fd::to_compute(bias.value[i]) + fd::to_compute(residual.value[i]);
-    T rounded = fd::from_compute<T>(v);
-    y.value[i] = p.relu && fd::to_compute(rounded) <= 0 ? fd::from_compute<T>(0) : rounded;
+    T rounded = fd::from_compute<T>(activated(v, p.activation));
+    const bool closed = p.activation == Activation::kRelu && fd::to_compute(rounded) <= 0;
+    y.value[i] = closed ? fd::from_compute<T>(0) : rounded;
   }
   fd::store_vector<V>(p.y + at, y);
 }

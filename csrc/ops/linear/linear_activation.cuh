@@ -3,6 +3,7 @@
 // of one part for 16 vectors of columns, 16 rows at a time, and adds up its columns in shared memory. Saves
 // nothing: the mask is drawn again from the seed. The number of parts depends on shapes alone.
 #pragma once
+#include "common/cuda/activation.cuh"
 #include "common/cuda/scalar.cuh"
 #include "common/philox.h"
 #include "ops/linear/linear.h"
@@ -10,24 +11,6 @@
 namespace fastdl::cuda {
 
 constexpr int kActivationThreads = 256, kSide = 16;
-
-template <class C>
-FD_DEVICE C sigmoid(C x) {
-  return C(1) / (C(1) + exp(-x));
-}
-
-template <Activation kActivation, class C>
-FD_DEVICE C activate(C x) {
-  constexpr C kSqrtHalf = C(0.70710678118654752440), kSqrtTwoOverPi = C(0.79788456080286535588);
-  if constexpr (kActivation == Activation::kRelu) return x <= C(0) ? C(0) : x;
-  if constexpr (kActivation == Activation::kTanh) return tanh(x);
-  if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);
-  if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
-  if constexpr (kActivation == Activation::kGelu) return C(0.5) * x * (C(1) + erf(x * kSqrtHalf));
-  if constexpr (kActivation == Activation::kGeluTanh)
-    return C(0.5) * x * (C(1) + tanh(kSqrtTwoOverPi * (x + C(0.044715) * x * x * x)));
-  return x;
-}
 
 // grad * activation'; `saved` is the output, or for gelu and silu its input.
 template <Activation kActivation, class C>

@@ -14,8 +14,6 @@ from ..linear import activations as linear
 ACTIVATIONS = {**linear.ACTIVATIONS, "relu6": 7, "hardswish": 8}
 NAMES = tuple(ACTIVATIONS)
 _BY_CODE = {code: name for name, code in ACTIVATIONS.items()}
-# The codes that the passes on GPUs know.
-ON_GPUS = (ACTIVATIONS[None], ACTIVATIONS["relu"])
 
 _OWN = {"relu6": F.relu6, "hardswish": F.hardswish}
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,7 +27,9 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def named(code: int) -> str | None:
-    """The name of a code."""
+    """The name of a code. Raises ValueError for another number."""
+    if code not in _BY_CODE:
+        raise ValueError(f"activation must be from 0 to {len(NAMES) - 1}, got {code}")
     return _BY_CODE[code]
 
 

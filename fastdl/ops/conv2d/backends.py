@@ -11,7 +11,7 @@ from ...dispatch import Choice
 from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
 from . import packed_weights, registration, triton_ops  # noqa: F401, the operators below must be defined
-from .activations import ACTIVATIONS, ON_GPUS, activate, activate_
+from .activations import ACTIVATIONS, activate, activate_
 from .epilogue import Epilogue
 from .normalisation import Normalisation
 
@@ -57,11 +57,10 @@ def forward(
             x, weight, bias, scale, residual, ACTIVATIONS[activation], plan.packed, code, training
         )
     y = convolve(x, weight, bias if scale is None else None, plan.g)
-    fused = activation if plan.backend == "cpu" or ACTIVATIONS[activation] in ON_GPUS else None
-    if scale is not None or residual is not None or _slow_in_torch(fused, y):
-        _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, ACTIVATIONS[fused])
-        return y if fused == activation else activate_(y, activation)
-    return activate_(y, activation)
+    if scale is None and residual is None and not _slow_in_torch(activation, y):
+        return activate_(y, activation)
+    _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, ACTIVATIONS[activation])
+    return y
 
 
 def _slow_in_torch(activation: str | None, y: Tensor) -> bool:

@@ -39,8 +39,8 @@ def conv2d(
     """activation(scale * conv2d(x, weight) + bias + residual). Differentiable.
 
     With `scale` and `bias` made of a BatchNorm's running statistics this is the end of a block of a residual
-    network, in one kernel or in torch's convolution and one pass; on GPUs that pass knows no activation but ReLU.
-    Where gradients are wanted the convolution is one kernel, what follows it torch's.
+    network, in one kernel or in torch's convolution and one pass. Where gradients are wanted the convolution is one
+    kernel, what follows it torch's.
 
     Args:
         x: [N, C, H, W] or [C, H, W]; float64, float32, bfloat16 or float16. channels_last is kept.

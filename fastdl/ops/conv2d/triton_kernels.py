@@ -1,9 +1,26 @@
-# y = scale y + bias + residual, and a ReLU, in place after somebody else's convolution.
+# y = activation(scale y + bias + residual), in place after somebody else's convolution.
 # One program: a tile of the matrix of planes by positions (contiguous) or of pixels by channels (channels_last).
 # Saves nothing.
 
 import triton
 import triton.language as tl
+
+from ..linear.triton_epilogue import RELU, activate
+
+# The codes of activations.py that linear has not.
+RELU6, HARDSWISH = tl.constexpr(7), tl.constexpr(8)
+
+
+@triton.jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    """activation(x) in fp32; a NaN passes."""
+    y = activate(x, ACTIVATION)
+    if ACTIVATION == RELU6:
+        y = tl.where(x <= 0, 0.0, tl.where(x >= 6, 6.0, x))
+    elif ACTIVATION == HARDSWISH:
+        # x * 0 is NaN where x is -inf, as in torch
+        y = x * tl.where(x <= -3, 0.0, tl.where(x >= 3, 6.0, x + 3)) * 0.16666666666666666
+    return y
 
 
 @triton.jit
@@ -17,7 +34,7 @@ def _of_channels(values_ptr, channel, mask, without: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "C"])
 def conv2d_epilogue_kernel(
     y_ptr, bias_ptr, scale_ptr, residual_ptr, rows, columns, C,
-    CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, INDEX_64: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr, INDEX_64: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program m * ceil(columns / BLOCK_N) + n: tile (m, n)."""
@@ -37,8 +54,10 @@ def conv2d_epilogue_kernel(
     y = y * scale + bias
     if residual_ptr is not None:
         y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION != RELU:
+        y = _activate(y, ACTIVATION)
     rounded = y.to(y_ptr.dtype.element_ty)
-    if RELU:
+    if ACTIVATION == RELU:
         # what rounds to 0 is closed as well; NaN passes
         rounded = tl.where(rounded.to(tl.float32) <= 0, 0.0, rounded)
     tl.store(y_ptr + at, rounded, mask=mask)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..conv_relu_maxpool.triton_ops import INTERPRETED
 from ..raw_operators import define_triton
 from . import registration, schema, triton_tiles
-from .activations import ON_GPUS
+from .activations import named
 
 _INT32 = 2**31 - 2**16
 
@@ -25,8 +25,7 @@ def conv2d_epilogue(
 ) -> None:
     from .triton_kernels import conv2d_epilogue_kernel
 
-    if activation not in ON_GPUS:
-        raise ValueError(f"no kernel for activation {activation}")
+    named(activation)
     if y.numel() == 0:
         return
     N, C, plane = y.shape[0], y.shape[1], y.shape[2] * y.shape[3]
@@ -42,7 +41,7 @@ def conv2d_epilogue(
     with device:
         conv2d_epilogue_kernel[(-(-rows // BLOCK_M) * -(-columns // BLOCK_N),)](
             y, bias, scale, residual, rows, columns, C,
-            CHANNELS_LAST=channels_last, RELU=bool(activation), INDEX_64=y.numel() >= _INT32,
+            CHANNELS_LAST=channels_last, ACTIVATION=activation, INDEX_64=y.numel() >= _INT32,
             BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
         )  # fmt: skip
 
