@@ -13,6 +13,7 @@ from ..ops import conv2d, conv_relu_maxpool
 from ..ops.conv2d import Normalisation, conv2d_batch_norm
 from ..ops.conv2d.activations import activate, activate_
 from ..transforms import needs_gradient, obstacle
+from .quick_calls import quickly, remember
 
 _FEW = 4  # input channels, from which the direct convolution is faster than Winograd
 
@@ -31,8 +32,12 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
     call, where that is faster; the parameters are only read. With batch statistics it needs the whole convolution
     first.
     """
-    if not pool and not _is_direct(conv) and _norm_fits(conv, norm, x):
-        return _normalised(conv, norm, x, activation="relu")
+    if not pool:
+        y = quickly(conv, norm, x, None, "relu")
+        if y is not None:
+            return y
+        if not _is_direct(conv) and _norm_fits(conv, norm, x):
+            return _normalised(conv, norm, x, activation="relu")
     if _has_batch_statistics(norm) or not _folding_is_faster(conv, x, **pool):
         y = norm(_convolution(conv, x))
         return relu_max_pool(y, **pool) if pool else _activated(y, "relu")
@@ -49,6 +54,9 @@ def conv_activation(conv: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
 
 def conv_batch_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
     """activation(norm(conv(x)))."""
+    y = quickly(conv, norm, x, None, activation)
+    if y is not None:
+        return y
     if _norm_fits(conv, norm, x):
         return _normalised(conv, norm, x, activation=activation)
     return _activated(norm(_convolution(conv, x)), activation)
@@ -56,6 +64,9 @@ def conv_batch_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor,
 
 def conv_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
     """norm(conv(x)) of a module that ends in its activation."""
+    y = quickly(conv, norm, x, None, activation)
+    if y is not None:
+        return y
     if _norm_fits(conv, norm, x):
         return _normalised(conv, norm, x, activation=activation)
     return norm(_convolution(conv, x))
@@ -63,6 +74,9 @@ def conv_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activ
 
 def conv_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """norm(conv(x))."""
+    y = quickly(conv, norm, x, None, None)
+    if y is not None:
+        return y
     return _normalised(conv, norm, x) if _norm_fits(conv, norm, x) else norm(_convolution(conv, x))
 
 
@@ -70,6 +84,9 @@ def conv_batch_norm_add(
     conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor, activation: str | None, **how: bool
 ) -> Tensor:
     """activation(norm(conv(x)) + residual); `how` is add's."""
+    y = quickly(conv, norm, x, residual, activation)
+    if y is not None:
+        return y
     if _norm_fits(conv, norm, x) and _residual_fits(conv, x, residual):
         return _normalised(conv, norm, x, residual=residual, activation=activation)
     y = add(norm(_convolution(conv, x)), residual, **how)
@@ -138,7 +155,9 @@ def _activated(y: Tensor, activation: str | None) -> Tensor:
 
 def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **more: object) -> Tensor:
     """norm(conv(x)) with running statistics, and what follows, by the op: nothing as large as the weight is made."""
-    return conv2d_batch_norm(x, conv.weight, conv.bias, _normalisation(norm), **_geometry(conv), **more)
+    y = conv2d_batch_norm(x, conv.weight, conv.bias, _normalisation(norm), **_geometry(conv), **more)
+    remember(conv, norm, x)
+    return y
 
 
 def _normalisation(norm: nn.BatchNorm2d) -> Normalisation:

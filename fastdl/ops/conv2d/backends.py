@@ -37,6 +37,25 @@ class Plan(NamedTuple):
     torch_alone: bool
 
 
+class OneOperator(NamedTuple):
+    """A convolution, the normalisation after it and what follows, by the kernel of a plan. Checks what it reads."""
+
+    packed: list[int]
+    algorithm: int
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Normalisation,
+        residual: Tensor | None,
+        activation: str | None,
+    ) -> Tensor:
+        code = ACTIVATIONS[activation]
+        return _batch_norm(x, weight, bias, *norm, residual, code, self.packed, self.algorithm)
+
+
 def make_plan(choice: Choice, g: Geometry) -> Plan:
     """The plan of a choice."""
     return Plan(*choice, g, g.packed(), choice.algorithm == "composed")
@@ -78,8 +97,8 @@ def forward_normalised(
     activation: str | None,
 ) -> Tensor:
     """activation(norm(conv2d(x)) + residual) by a plan with a kernel of its own, in one call."""
-    code = ALGORITHMS[plan.algorithm]
-    return _batch_norm(x, weight, bias, *norm, residual, ACTIVATIONS[activation], plan.packed, code)
+    one = OneOperator(plan.packed, ALGORITHMS[plan.algorithm])
+    return one(x, weight, bias, norm, residual, activation)
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,23 +95,40 @@ def conv2d_batch_norm(
     activation: str | None = None,
 ) -> Tensor:
     """conv2d with the scale and bias of a normalisation; a remembered plan of a kernel takes one operator for all."""
-    arguments = (stride, padding, dilation, groups, *_NO_POOL)
+    plan = _normalised_plan(x, weight, bias, norm, (stride, padding, dilation, groups))
+    if plan is not None and Epilogue(None, residual).is_plain(x, weight, plan.g):
+        return backends.forward_normalised(plan, x, weight, bias, norm, residual, activation)
+    scale, shift = norm.scale_and_shift(bias)
+    more = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return conv2d(x, weight, shift, **more, scale=scale, residual=residual, activation=activation)
+
+
+def one_operator(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Normalisation, geometry: tuple
+) -> Callable[..., Tensor] | None:
+    """What conv2d_batch_norm calls for a remembered plan, if that takes one operator: `backends.OneOperator`."""
+    plan = _normalised_plan(x, weight, bias, norm, geometry)
+    return None if plan is None else backends.OneOperator(plan.packed, backends.ALGORITHMS[plan.algorithm])
+
+
+def _normalised_plan(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Normalisation, geometry: tuple
+) -> backends.Plan | None:
+    """A remembered plan of a kernel that takes the normalisation too; `geometry`: stride, padding, dilation, groups."""
+    if torch.compiler.is_compiling():
+        return None
     # the bias that will follow is like the mean
-    key = None if torch.compiler.is_compiling() else signature(x, weight, norm.running_mean, arguments)
+    key = signature(x, weight, norm.running_mean, (*geometry, *_NO_POOL))
     plan = None if key is None else _planned.get(key)
-    if (
+    fits = (
         plan is not None
         and plan.algorithm in backends.NORMALISED
         and plan.backend == "cpu"
         and x.dtype is torch.float32
         and not torch.is_grad_enabled()
         and norm.is_plain(bias)
-        and Epilogue(None, residual).is_plain(x, weight, plan.g)
-    ):
-        return backends.forward_normalised(plan, x, weight, bias, norm, residual, activation)
-    scale, shift = norm.scale_and_shift(bias)
-    more = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return conv2d(x, weight, shift, **more, scale=scale, residual=residual, activation=activation)
+    )
+    return plan if fits else None
 
 
 def _checked(
