@@ -70,11 +70,11 @@ class InvertedResidual(nn.Module):
         layers.append(_convolution(wide, wide, K, act, stride=stride, groups=wide))
         if network.squeeze:
             layers.append(SqueezeExcitation(wide, int(C * network.squeeze), act))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(wide, C_out, 1, bias=False))
-        self.norm, self.has_residual = nn.BatchNorm2d(C_out), stride == 1 and C_out == C
+        self.layers = nn.Sequential(*layers, nn.Conv2d(wide, C_out, 1, bias=False), nn.BatchNorm2d(C_out))
+        self.has_residual = stride == 1 and C_out == C
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.layers(x))
+        y = self.layers(x)
         return y + x if self.has_residual else y
 
 
