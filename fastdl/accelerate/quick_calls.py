@@ -24,8 +24,8 @@ class Known(NamedTuple):
     compute: Callable[..., Tensor]
 
 
-# By the convolution's id: itself, and by the shape of the input what is known.
-_known: dict[int, tuple[Callable[[], nn.Conv2d | None], dict[Size, Known]]] = {}
+# By the convolution's id: itself, and by the shape of the input what is known; None: there is no such kernel for it.
+_known: dict[int, tuple[Callable[[], nn.Conv2d | None], dict[Size, Known | None]]] = {}
 _SHAPES_MOST = 64
 
 
@@ -58,21 +58,21 @@ def remember(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> None:
     """What a call without gradients was served by, if that is a kernel that takes all in one call."""
     if not settings.automatic or is_grad_enabled() or not eager() or type(x) is not Tensor:
         return
-    tensors = _tensors(conv, norm)
-    if tensors is None or not x.is_contiguous():
-        return
-    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    compute = one_operator(x, *tensors, geometry)
-    if compute is None:
-        return
     key = id(conv)
     found = _known.get(key)
     if found is None or found[0]() is not conv:
         found = _known[key] = (ref(conv, lambda _: _known.pop(key, None)), {})
     shapes = found[1]
+    if x.shape in shapes and shapes[x.shape] is None:
+        return
+    tensors = _tensors(conv, norm)
+    if tensors is None or not x.is_contiguous():
+        return
     if len(shapes) >= _SHAPES_MOST:
         shapes.clear()
-    shapes[x.shape] = Known(*geometry, compute)
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    compute = one_operator(x, *tensors, geometry)
+    shapes[x.shape] = None if compute is None else Known(*geometry, compute)
 
 
 def _tensors(
