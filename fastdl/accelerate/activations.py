@@ -29,7 +29,7 @@ SHOWN = dict(
     sigmoid="Sigmoid",
 )  # fmt: skip
 # The attributes a fused call does not read itself, by the class of the module it stands for.
-WATCHED = {**dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",)}
+WATCHED = {**dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",), nn.ReLU6: ("min_val", "max_val")}
 
 
 def of_call(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
@@ -52,6 +52,8 @@ def of_call(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
 def of_module(module: nn.Module | None) -> str | None:
     """The name of the activation that a module is, None for another module."""
     name = next((name for kind, name in MODULES.items() if isinstance(module, kind)), None)
+    if name == "relu6" and (module.min_val, module.max_val) != (0, 6):  # it is an nn.Hardtanh
+        return None
     return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
 
 

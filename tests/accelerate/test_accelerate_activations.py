@@ -110,6 +110,22 @@ def test_an_attribute_of_the_activation_changes():
     assert relative_l2(model(x), plain(x)) < 1e-6
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_a_relu6_with_other_limits(before):
+    torch.manual_seed(0)
+    model = Block(nn.ReLU6(), True, False).eval()
+    if before:
+        model.activation.max_val = 0.5
+    plain = copy.deepcopy(model)
+    assert fastdl.report(fastdl.accelerate(model))["conv"].reason.endswith(
+        "Conv2d → BatchNorm2d in Block.forward" if before else "→ ReLU6 in Block.forward"
+    )
+    for m in (model, plain):
+        m.activation.max_val = 0.5
+    x = 3 * torch.randn(2, 8, 9, 10)
+    assert relative_l2(model(x), plain(x)) < 1e-5
+
+
 @pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish", "silu"])
 def test_pieces_change_where_the_derivative_jumps(activation):
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64, requires_grad=True)
