@@ -32,7 +32,7 @@ CALLS = {
     "linear": (lambda x: ops.linear(x, x, activation="gelu"), SQUARE),
     "add_noise": (lambda x: ops.add_noise(x, 1, SCHEDULE, noise=x), SQUARE),
     "conv_relu_maxpool": (lambda x: ops.conv_relu_maxpool(x, x, padding=1, pool_size=2), PIXELS),
-    "conv2d": (lambda x: ops.conv2d(x, x, padding=1, residual=x, relu=True), PIXELS),
+    "conv2d": (lambda x: ops.conv2d(x, x, padding=1, residual=x, activation="relu"), PIXELS),
 }  # fmt: skip
 
 

@@ -49,7 +49,9 @@ class Block(nn.Module):
         scale = (bn.weight * (bn.running_var + bn.eps).rsqrt()).detach()
         bias = (bn.bias - bn.running_mean * scale).detach()
         weight = self.conv.weight.detach()
-        return lambda x: fastdl.ops.conv2d(x, weight, bias, padding=1, scale=scale, residual=x, relu=True)
+        return lambda x: fastdl.ops.conv2d(
+            x, weight, bias, padding=1, scale=scale, residual=x, activation="relu"
+        )
 
 
 @dataclass(frozen=True)
