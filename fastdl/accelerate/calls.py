@@ -52,24 +52,17 @@ def conv_activation(conv: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
     return _activated(_convolution(conv, x), activation)
 
 
-def conv_batch_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
-    """activation(norm(conv(x)))."""
+def conv_batch_norm_activation(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str, included: bool = False
+) -> Tensor:
+    """activation(norm(conv(x))); `included`: `norm` is a module that ends in the activation."""
     y = quickly(conv, norm, x, None, activation)
     if y is not None:
         return y
     if _norm_fits(conv, norm, x):
         return _normalised(conv, norm, x, activation=activation)
-    return _activated(norm(_convolution(conv, x)), activation)
-
-
-def conv_norm_activation(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, activation: str) -> Tensor:
-    """norm(conv(x)) of a module that ends in its activation."""
-    y = quickly(conv, norm, x, None, activation)
-    if y is not None:
-        return y
-    if _norm_fits(conv, norm, x):
-        return _normalised(conv, norm, x, activation=activation)
-    return norm(_convolution(conv, x))
+    y = norm(_convolution(conv, x))
+    return y if included else _activated(y, activation)
 
 
 def conv_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:

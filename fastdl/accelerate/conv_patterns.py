@@ -113,7 +113,7 @@ class ConvPattern(Chain):
             call = calls.conv_add if self.norm is None else calls.conv_batch_norm_add
             return call, {"activation": self.activation, **self.form}
         if "norm_activation" in self.kinds:
-            return calls.conv_norm_activation, {"activation": self.activation}
+            return calls.conv_batch_norm_activation, {"activation": self.activation, "included": True}
         if "activation" in self.kinds:
             call = calls.conv_activation if self.norm is None else calls.conv_batch_norm_activation
             return call, {"activation": self.activation}

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 class OneOperator(NamedTuple):
-    """A convolution, the normalisation after it and what follows, by the kernel of a plan. Checks what it reads."""
+    """activation(norm(conv2d(x)) + residual) by a kernel, in one call that checks what it reads."""
 
     packed: list[int]
     algorithm: int
@@ -54,6 +54,11 @@ class OneOperator(NamedTuple):
     ) -> Tensor:
         code = ACTIVATIONS[activation]
         return _batch_norm(x, weight, bias, *norm, residual, code, self.packed, self.algorithm)
+
+
+def one_operator(plan: Plan) -> OneOperator:
+    """By a plan with a kernel of its own, one of NORMALISED."""
+    return OneOperator(plan.packed, ALGORITHMS[plan.algorithm])
 
 
 def make_plan(choice: Choice, g: Geometry) -> Plan:
@@ -85,20 +90,6 @@ def forward(
 def _slow_in_torch(activation: str | None, y: Tensor) -> bool:
     """Whether the pass is faster than torch's activation of a finished convolution, in place."""
     return y.is_cpu and y.dtype is torch.float32 and activation not in (None, "relu", "relu6", "hardswish")
-
-
-def forward_normalised(
-    plan: Plan,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Normalisation,
-    residual: Tensor | None,
-    activation: str | None,
-) -> Tensor:
-    """activation(norm(conv2d(x)) + residual) by a plan with a kernel of its own, in one call."""
-    one = OneOperator(plan.packed, ALGORITHMS[plan.algorithm])
-    return one(x, weight, bias, norm, residual, activation)
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:

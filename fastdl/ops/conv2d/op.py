@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,7 +95,7 @@ def conv2d_batch_norm(
     """conv2d with the scale and bias of a normalisation; a remembered plan of a kernel takes one operator for all."""
     plan = _normalised_plan(x, weight, bias, norm, (stride, padding, dilation, groups))
     if plan is not None and Epilogue(None, residual).is_plain(x, weight, plan.g):
-        return backends.forward_normalised(plan, x, weight, bias, norm, residual, activation)
+        return backends.one_operator(plan)(x, weight, bias, norm, residual, activation)
     scale, shift = norm.scale_and_shift(bias)
     more = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     return conv2d(x, weight, shift, **more, scale=scale, residual=residual, activation=activation)
@@ -105,10 +103,10 @@ def conv2d_batch_norm(
 
 def one_operator(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: Normalisation, geometry: tuple
-) -> Callable[..., Tensor] | None:
-    """What conv2d_batch_norm calls for a remembered plan, if that takes one operator: `backends.OneOperator`."""
+) -> backends.OneOperator | None:
+    """What conv2d_batch_norm calls for a remembered plan, if that takes one operator."""
     plan = _normalised_plan(x, weight, bias, norm, geometry)
-    return None if plan is None else backends.OneOperator(plan.packed, backends.ALGORITHMS[plan.algorithm])
+    return None if plan is None else backends.one_operator(plan)
 
 
 def _normalised_plan(
