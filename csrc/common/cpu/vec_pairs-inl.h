@@ -17,9 +17,40 @@ FASTDL_INLINE void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
   b = __builtin_shuffle(even, odd, high);
 }
 
+// The same of 2 kLanes elements in memory.
+FASTDL_INLINE void load_deinterleaved(const float* p, Vec& even, Vec& odd) {
+#if FASTDL_ISA == FASTDL_ISA_AVX2
+  // Halves brought where their lanes stay: GCC's own shuffles cross them, which takes Zen six operations.
+  const Vec a = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 8), 1);
+  const Vec b = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 12), 1);
+  even = _mm256_shuffle_ps(a, b, 0x88);
+  odd = _mm256_shuffle_ps(a, b, 0xdd);
+#else
+  deinterleave(load(p), load(p + kLanes), even, odd);
+#endif
+}
+
+// Elements p[0], p[2], ... where lane i holds that of even_lane(i), and a vector of such lanes in order: AVX2
+// has no cheap way to bring elements from one half to the other.
+#if FASTDL_ISA == FASTDL_ISA_AVX2
+FASTDL_INLINE Vec load_even(const float* p) { return _mm256_shuffle_ps(load(p), load(p + kLanes), 0x88); }
+constexpr int even_lane(int lane) { return (lane & 1) | (lane & 2) << 1 | (lane & 4) >> 1; }
+FASTDL_INLINE Vec even_in_order(Vec v) {
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
+}
+#else
+FASTDL_INLINE Vec load_even(const float* p) {
+  Vec even, odd;
+  deinterleave(load(p), load(p + kLanes), even, odd);
+  return even;
+}
+constexpr int even_lane(int lane) { return lane; }
+FASTDL_INLINE Vec even_in_order(Vec v) { return v; }
+#endif
+
 // The first n pairs of a row, 0 <= n <= kLanes: their first and their second elements.
 FASTDL_INLINE void load_pairs(const float* p, int n, Vec& first, Vec& second) {
-  if (n == kLanes) return deinterleave(load(p), load(p + kLanes), first, second);
+  if (n == kLanes) return load_deinterleaved(p, first, second);
   const int low = 2 * n < kLanes ? 2 * n : kLanes;
   deinterleave(load_first(p, low), load_first(p + low, 2 * n - low), first, second);
 }

@@ -12,7 +12,7 @@ FASTDL_INLINE typename Compute<T>::V load_values(const T* from, int64_t left) {
 template <class T, class V>
 FASTDL_INLINE void store_values(T* to, V v, int64_t left) {
   constexpr int64_t lanes = sizeof(V) / sizeof(typename Compute<T>::Scalar);
-  left >= lanes ? store(to, v) : store_first(to, v, static_cast<int>(left));
+  __builtin_expect(left >= lanes, 1) ? store(to, v) : store_first(to, v, static_cast<int>(left));
 }
 
 template <bool kRelu, class T, class V>
