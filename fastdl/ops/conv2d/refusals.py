@@ -60,10 +60,12 @@ def refuse_cpu_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geom
     if max(weight.shape[2:]) > 7 or max(g.stride) > 2 or max(g.dilation) > 1:
         return "only kernels up to 7x7, strides up to 2 and dense ones are faster"
     N, (CH, CW) = x.shape[0], g.conv_size(x, weight)
-    if (N > 1 and CH * CW < 32) or (N > 2 and (CH * CW < 196 or x.numel() < 2**22)):
-        return "oneDNN's vectors of channels are faster for batches of small images"
     if N > 2 and weight.shape[2] not in (3, 5, 7):
         return "no kernel made for its height: oneDNN's is as fast for a batch"
+    in_place = x.dtype is torch.float32 and CH >= 7 and g.stride[0] == g.stride[1]
+    few = CH * CW < 196 or x.numel() < 2**22
+    if (N > 1 and CH * CW < 32) or (N > 2 and few and not in_place):
+        return "oneDNN's vectors of channels are faster for batches of small images"
     return None
 
 
