@@ -11,6 +11,7 @@ import ast
 import dis
 import functools
 import inspect
+import symtable
 from collections.abc import Callable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 
@@ -96,13 +97,10 @@ class Names:
         return _MISSING
 
     def imported(self) -> list[str]:
-        """The globals that come from other modules: Python compiles calls of their attributes in another way."""
-        here, found = self.function.__globals__, []
-        for name in {name for code in self._codes for name in code.co_names} & here.keys():
-            home = getattr(here[name], "__module__", None)
-            if isinstance(here[name], ModuleType) or home not in (None, here.get("__name__")):
-                found.append(name)
-        return found
+        """The globals that its file imports: Python compiles calls of their attributes in another way."""
+        lines, _ = inspect.findsource(self.function.__code__)
+        imports = _imports("".join(lines))
+        return [name for name in {name for code in self._codes for name in code.co_names} if name in imports]
 
     def imports(self, name: str) -> bool:
         """Whether the function, which mentions the name, imports anything itself."""
@@ -122,6 +120,16 @@ class Names:
 
 def _member(value: object, name: str) -> object:
     return vars(value).get(name, _MISSING) if isinstance(value, ModuleType) else _MISSING
+
+
+@functools.lru_cache(8)
+def _imports(source: str) -> frozenset[str]:
+    """The names that a file imports, outside of its functions and classes."""
+    try:
+        symbols = symtable.symtable(source, "<file>", "exec").get_symbols()
+    except SyntaxError:  # it has changed since
+        return frozenset()
+    return frozenset(symbol.get_name() for symbol in symbols if symbol.is_imported())
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
