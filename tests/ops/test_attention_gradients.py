@@ -77,18 +77,24 @@ def test_only_what_is_needed():
         assert all(g.shape == t.shape for g, t in zip(found, wanted, strict=True))
 
 
-def attend(q, k, v, bias=None, sink=None):
-    return fastdl.ops.attention(q, k, v, bias=bias, sink=sink, causal="bottom_right", enable_gqa=True)
+def attend(q, k, v, bias=None, sink=None, scale=None):
+    return fastdl.ops.attention(
+        q, k, v, bias=bias, sink=sink, causal="bottom_right", scale=scale, enable_gqa=True
+    )
 
 
 @pytest.mark.long
-def test_compiles_whole_with_dynamic_shapes(dynamo):
-    compiled = torch.compile(lambda *t: attend(*t).sum(), fullgraph=True, dynamic=True, backend="aot_eager")
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_compiles_whole_with_dynamic_shapes(dynamo, scale):
+    def total(*tensors, scale=scale):
+        return attend(*tensors, scale=scale).sum()
+
+    compiled = torch.compile(total, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (5, 8):
         tensors = [t.detach().requires_grad_() for t in inputs(torch.float32)]
         tensors[0] = torch.randn(2, 4, length, 3, requires_grad=True)
-        ours = torch.autograd.grad(compiled(*tensors), tensors)
-        plain = torch.autograd.grad(attend(*tensors).sum(), tensors)
+        ours = torch.autograd.grad(compiled(*tensors, scale=scale), tensors)
+        plain = torch.autograd.grad(total(*tensors), tensors)
         for a, b in zip(ours, plain, strict=True):
             torch.testing.assert_close(a, b)
 

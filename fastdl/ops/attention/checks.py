@@ -145,9 +145,9 @@ def check_call(
         raise ValueError(f"window must be (left, right), each a number of keys or -1, got {window}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be a finite number above 0, got {softcap}")
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     scale = (D**-0.5 if D else 1.0) if scale is None else scale
     return Call(float(scale), causal, window, float(softcap or 0.0), float(dropout_p), max_q, max_k)
