@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 
@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..nn import functional
-from .substitution import Substitution, Unwritable, is_library
+from .registries import Entries
+from .substitution import Substitution, is_library, registries_of
+from .unwritable import Unwritable
 
 _TORCH, _OURS = F.scaled_dot_product_attention, functional.scaled_dot_product_attention
 _FUSED = Substitution(_TORCH, _OURS)
@@ -37,7 +39,14 @@ def methods(kind: type, substitution: Substitution = _FUSED) -> dict[str, object
             elif made is not None:
                 found[name] = type(value)(made) if bound else made
             above.setdefault(name, []).extend(function.__code__.co_names)
+    for entries in _registries(found.values()):
+        entries.look()
     return found
+
+
+def _registries(found: Iterable[object]) -> list[Entries]:
+    """Those that methods read."""
+    return [each for made in found for each in registries_of(getattr(made, "__func__", made))]
 
 
 def _module(kind: type) -> dict[str, object]:
@@ -59,8 +68,10 @@ class Calls:
     def __init__(self, module: nn.Module, kind: type, refusal: str | None) -> None:
         """`kind`: the class the module has without fused calls."""
         self.module, self.kind, self.names, self.refusal = module, kind, (), refusal
+        self.registries: list[Entries] = []
         try:
-            self.names = tuple(methods(kind))
+            found = methods(kind)
+            self.names, self.registries = tuple(found), _registries(found.values())
         except Unwritable as reason:
             self.names, self.refusal = ("forward",), self.refusal or str(reason)
         if "forward" in module.__dict__:
@@ -74,7 +85,9 @@ class Calls:
 
     @property
     def description(self) -> str:
-        return f"scaled_dot_product_attention in {self.kind.__name__}.{', '.join(self.names)}"
+        kept = sorted({reason for entries in self.registries for reason in entries.kept()})
+        where = f"scaled_dot_product_attention in {self.kind.__name__}.{', '.join(self.names)}"
+        return "; ".join([where, *(f"kept in its registry: {reason}" for reason in kept)])
 
     def compute(
         self,

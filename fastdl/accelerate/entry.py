@@ -35,8 +35,8 @@ def accelerate(
     MultiheadAttention and the Transformer layers become instances of fastdl.nn's classes wherever they are called.
     Of these, LSTM, GRU and RNN are no instances of torch's classes
     (torch.compile breaks the graph at those), except to the function given to `model.apply`. Where the methods of a
-    module, or functions they call by name, call torch.nn.functional.scaled_dot_product_attention, this module's
-    calls go to fastdl's.
+    module, or functions they call by name or take out of a registry (a dict, transformers' AttentionInterface), call
+    torch.nn.functional.scaled_dot_product_attention, this module's calls go to fastdl's.
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
     The layers of a fused call stay where and what they are: called alone, sliced or searched for they are themselves,
     and if one is replaced, hooked or parametrized later, the forward calls each of them again. What has to stay as

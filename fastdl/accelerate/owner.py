@@ -19,8 +19,8 @@ from .doubles import can_be_subclassed
 from .guards import Guards, define
 from .purity import Untraceable
 from .shared_classes import shared
-from .substitution import Unwritable
 from .tracing import Trace
+from .unwritable import Unwritable
 
 
 def refusal(kind: type) -> str | None:

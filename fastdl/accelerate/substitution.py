@@ -15,6 +15,9 @@ import symtable
 from collections.abc import Callable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 
+from . import registries
+from .unwritable import Unwritable
+
 _MISSING = object()
 _FUTURES = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -22,26 +25,25 @@ _FUTURES = functools.reduce(
 _PREFIX = "_fastdl_"
 
 
-class Unwritable(Exception):
-    """A function cannot be copied from its source; the message says why."""
-
-
 class Substitution:
-    """`new` in place of `old` in functions, and in the functions that they call by name."""
+    """`new` in place of `old` in functions, in those that they call by name, and in those of registries they read."""
 
     def __init__(self, old: Callable, new: Callable) -> None:
         self.old, self.new = old, new
         self._copies: dict[FunctionType, FunctionType | None] = {}
+        self._entries: dict[int, registries.Entries] = {}  # by the id of their registry
 
     def copy(self, function: FunctionType) -> FunctionType | None:
         """The function with the substitution made, None if there is nothing to substitute. Raises Unwritable."""
         if function not in self._copies:
             self._copies[function] = None  # what a function that calls itself finds
             try:
-                self._copies[function] = self._copy(function)
+                made = self._copies[function] = self._copy(function)
             except Unwritable:
                 del self._copies[function]
                 raise
+            if made is not None:
+                self._copies[made] = None
         return self._copies[function]
 
     def _copy(self, function: FunctionType) -> FunctionType | None:
@@ -51,16 +53,40 @@ class Substitution:
                 raise Unwritable(f"{function.__name__} is decorated by {function.__globals__['__name__']}")
             return None
         names = Names(function)
-        reached = any(self._stands_for(value) is not None for value in names.values())
-        made = _written(function, names, self._stands_for) if reached else None
+        reached = any(
+            self.stands_for(value) is not None or self.entries(value) is not None for value in names.values()
+        )
+        made = _written(function, names, self) if reached else None
         if made is None and names.imports(self.old.__name__):
             raise Unwritable(f"{function.__name__} imports it")
         return made
 
-    def _stands_for(self, value: object) -> object | None:
+    def stands_for(self, value: object) -> object | None:
         if value is self.old:
             return self.new
         return self.copy(value) if isinstance(value, FunctionType) else None
+
+    def entries(self, registry: object) -> registries.Entries | None:
+        """What stands for what a registry gives, None if nothing has to."""
+        key = id(registry)
+        if key not in self._entries and registries.functions(registry):
+            self._entries[key] = registries.Entries(registry, self.stands_for)
+        found = self._entries.pop(key, None)
+        if found is None or not (found.look() or found.kept()):
+            return None
+        self._entries[key] = found
+        return found
+
+
+def registries_of(function: FunctionType) -> Iterator[registries.Entries]:
+    """What stands for the entries that a copied function reads, or a function that it calls by name."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name.startswith(_PREFIX):
+            value = cell.cell_contents
+            if isinstance(value, registries.Entries):
+                yield value
+            elif isinstance(value, FunctionType) and not is_library(value.__globals__):
+                yield from registries_of(value)
 
 
 def is_library(namespace: Mapping[str, object]) -> bool:
@@ -88,7 +114,7 @@ class Names:
                 return _MISSING
         return self.function.__globals__.get(name, _MISSING)
 
-    def dotted(self, node: ast.expr) -> object:
+    def dotted(self, node: ast.expr | None) -> object:
         """The value of a name, or of what it leads to through modules."""
         if isinstance(node, ast.Name):
             return self.value(node.id)
@@ -139,14 +165,12 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _written(
-    function: FunctionType, names: Names, stands_for: Callable[[object], object | None]
-) -> FunctionType | None:
+def _written(function: FunctionType, names: Names, substitution: Substitution) -> FunctionType | None:
     """The function compiled again from its source, with what stands for a value in a new cell."""
     node = _source(function)
     imported = names.imported()
     faithful = _same(_compiled(function, node, (), imported), function.__code__)
-    rewriter = _Rewriter(names, stands_for)
+    rewriter = _Rewriter(names, substitution)
     node = rewriter.visit(node)
     if not rewriter.cells:
         return None
@@ -164,22 +188,56 @@ def _written(
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Puts names of new cells in the places of what is substituted."""
+    """Puts names of new cells in the places of what is substituted, and around the reads of registries."""
 
-    def __init__(self, names: Names, stands_for: Callable[[object], object | None]) -> None:
-        self.names, self.stands_for = names, stands_for
+    def __init__(self, names: Names, substitution: Substitution) -> None:
+        self.names, self.substitution = names, substitution
         self.cells: dict[str, CellType] = {}
 
     def _substituted(self, node: ast.Name | ast.Attribute) -> ast.expr:
-        new = self.stands_for(self.names.dotted(node)) if isinstance(node.ctx, ast.Load) else None
-        if new is None:
-            return self.generic_visit(node)
-        known = (name for name, cell in self.cells.items() if cell.cell_contents is new)
-        name = next(known, f"{_PREFIX}{len(self.cells)}")
-        self.cells.setdefault(name, CellType(new))
-        return ast.copy_location(ast.Name(name, ast.Load()), node)
+        new = self._new(node)
+        return self.generic_visit(node) if new is None else ast.copy_location(self._cell(new), node)
 
     visit_Name = visit_Attribute = _substituted
+
+    def _read(self, node: ast.Subscript | ast.Call) -> ast.expr:
+        entries = self._new(node)
+        node = self.generic_visit(node)
+        if entries is None:
+            return node
+        if not entries.look():
+            raise Unwritable(entries.kept()[0])
+        return ast.copy_location(ast.Call(self._cell(entries), [node], []), node)
+
+    visit_Subscript = _read
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self._refuse_writing(node)
+        return self._read(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        self._refuse_writing(node)
+        return self.generic_visit(node)
+
+    def _new(self, node: ast.expr) -> object | None:
+        """What stands for the function that a node gives: by name, or out of a registry (its entries)."""
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            loaded = isinstance(node.ctx, ast.Load)
+            return self.substitution.stands_for(self.names.dotted(node)) if loaded else None
+        return self.substitution.entries(self.names.dotted(registries.read(node)))
+
+    def _refuse_writing(self, node: ast.Assign | ast.Call) -> None:
+        """What stands for a function in one model must not get into a registry, where others find it."""
+        places, values = registries.write(node)
+        written = any(registries.is_one(self.names.dotted(place)) for place in places)
+        if written and any(self._new(value) is not None for value in values):
+            raise Unwritable(f"{self.names.function.__name__} writes it to a registry")
+
+    def _cell(self, value: object) -> ast.Name:
+        known = (name for name, cell in self.cells.items() if cell.cell_contents is value)
+        name = next(known, f"{_PREFIX}{len(self.cells)}")
+        self.cells.setdefault(name, CellType(value))
+        return ast.Name(name, ast.Load())
 
 
 def _source(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef:
