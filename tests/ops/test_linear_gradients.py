@@ -67,6 +67,22 @@ def test_only_what_is_asked_for_is_computed(plan, activation):
                     assert_close(t.grad, complete.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("plan", [REFERENCE, COMPOSED], ids=name)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu_tanh"])
+def test_a_transposed_weight_gets_its_gradient_in_its_layout(plan, activation):
+    """So what it is a view of takes it without a copy."""
+    x, weight, bias = (t.requires_grad_() for t in SAMPLES[0].inputs(torch.float32))
+    stored = weight.detach().t().contiguous().requires_grad_()
+    arrived = []
+    with forced(plan):
+        (expected,) = torch.autograd.grad(linear(x, weight, bias, activation=activation).sin().sum(), weight)
+        view = stored.t()
+        view.register_hook(arrived.append)
+        linear(x, view, bias, activation=activation).sin().sum().backward()
+    assert arrived[0].stride() == view.stride()
+    assert_close(stored.grad.t(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("plan", KERNELS, ids=name)
 @pytest.mark.parametrize("activation", NAMES)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])

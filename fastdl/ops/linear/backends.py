@@ -118,9 +118,16 @@ def backward(
     rows = as_rows(grad_pre)
     return (
         products.product(rows, weight).view(x.shape) if need_input else None,
-        products.product(rows.t(), as_rows(x)) if need_weight else None,
+        _grad_weight(rows, as_rows(x), weight) if need_weight else None,
         grad_bias if need_bias else None,
     )
+
+
+def _grad_weight(grad_rows: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """In the layout of the weight: in another, it would be copied on its way to what the weight is a view of."""
+    if weight.t().is_contiguous():
+        return products.product(rows.t(), grad_rows).t()
+    return products.product(grad_rows.t(), rows)
 
 
 def as_rows(t: Tensor) -> Tensor:
