@@ -32,6 +32,8 @@ _MOMENTARY = {
     *("manual_seed", "initial_seed", "set_default_dtype", "set_default_device"),
 }
 _MODULES = ("torch", "math", "operator", "typing", "collections", "functools", "itertools", "__future__")
+# What a function is made of; the rest of inspect looks at the moment of the call.
+_OF_INSPECT = {"signature"}
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
     torch.memory_format, torch.layout, enum.Enum,
@@ -115,13 +117,15 @@ class Look:
         if kind in ("STORE_ATTR", "DELETE_ATTR"):
             raise Untraceable(f"{code.co_name} writes the attribute {name}")
         if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
-            self._name(name, function)
+            self._name(name, code, function)
         elif kind in ("LOAD_ATTR", "LOAD_METHOD") and name in _MOMENTARY:
             raise Untraceable(f"{code.co_name} uses {name}")
 
-    def _name(self, name: str, function: FunctionType) -> None:
+    def _name(self, name: str, code: CodeType, function: FunctionType) -> None:
         if name in function.__globals__:
             value = function.__globals__[name]
+            if value is inspect and vars(inspect).keys() & set(code.co_names) <= _OF_INSPECT:
+                return
             if is_plain(value) and not isinstance(value, (list, dict, set)):
                 self.constants[id(function.__globals__), name] = (function.__globals__, name, value)
             else:

@@ -1,6 +1,7 @@
 """Forwards that accelerate() keeps, because a trace would not be the same, and the reason its report gives."""
 
 import copy
+import inspect
 import random
 
 import pytest
@@ -155,6 +156,11 @@ class ReadsAnObject(Forward):
         return self.relu(self.conv(x)) if self.config else x
 
 
+class AsksForItsCaller(Forward):
+    def forward(self, x):
+        return self.relu(self.conv(x)) if inspect.currentframe() else x
+
+
 class ComputesThePool(Forward):
     def forward(self, x):
         return F.max_pool2d(F.relu(self.conv(x)), x.shape[2] // 3)
@@ -217,6 +223,7 @@ class Delegates(Forward):
         (ReadsABuffer, "it reads a number from data"),
         (MakesATensor, "does not depend on its input"),
         (DrawsInPython, "uses the module random"),
+        (AsksForItsCaller, "uses the module inspect"),
         (DrawsATensor, "draws random numbers"),
         (AsksForGradMode, "uses is_grad_enabled"),
         (ReadsAnObject, "self.config: no guard can watch object objects"),
@@ -277,6 +284,17 @@ def test_forward_of_the_instance():
     model.forward, before = model.forward, fastdl.report(model)
     assert before["conv"].action == "fused"
     assert fastdl.report(fastdl.accelerate(model, strict=True)) == before
+
+
+def test_a_signature_is_read():
+    class InParts(Forward):
+        def part(self, x):
+            return self.relu(self.conv(x))
+
+        def forward(self, x):
+            return self.part(*[x] * len(inspect.signature(self.part).parameters))
+
+    assert fastdl.report(fastdl.accelerate(InParts()))["conv"].action == "fused"
 
 
 def test_a_method_of_a_builtin_s_name():
