@@ -13,13 +13,13 @@ from ..nn import plain_parts
 MODULES = {**plain_parts.MODULES, nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 # nn.GELU and F.gelu have two names.
 _FUNCTIONS = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
+    **plain_parts.FUNCTIONS,
+    F.relu_: "relu",
+    torch.relu_: "relu",
     F.relu6: "relu6",
-    F.gelu: "gelu",
-    F.silu: "silu",
     F.hardswish: "hardswish",
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_), "tanh"),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), "sigmoid"),
+    torch.tanh_: "tanh",
+    torch.sigmoid_: "sigmoid",
 }
 _METHODS = {f"{name}{in_place}": name for name in ("relu", "tanh", "sigmoid") for in_place in ("", "_")}
 # Functions whose second argument is `inplace`.
