@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..nn import plain_parts
+from . import transformers_classes
 
 MODULES = {**plain_parts.MODULES, nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 # nn.GELU and F.gelu have two names.
@@ -28,8 +29,12 @@ SHOWN = dict(
     relu="ReLU", relu6="ReLU6", gelu="GELU", gelu_tanh="GELU(tanh)", silu="SiLU", hardswish="Hardswish", tanh="Tanh",
     sigmoid="Sigmoid",
 )  # fmt: skip
-# The attributes a fused call does not read itself, by the class of the module it stands for.
-WATCHED = {**dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",), nn.ReLU6: ("min_val", "max_val")}
+_WATCHED = {**dict.fromkeys(MODULES, ()), nn.GELU: ("approximate",), nn.ReLU6: ("min_val", "max_val")}
+
+
+def watched() -> dict[type[nn.Module], tuple[str, ...]]:
+    """The attributes a fused call does not read itself, by the class of the module it stands for."""
+    return {**_WATCHED, **transformers_classes.watched()}
 
 
 def of_call(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
@@ -52,6 +57,8 @@ def of_call(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
 def of_module(module: nn.Module | None) -> str | None:
     """The name of the activation that a module is, None for another module."""
     name = next((name for kind, name in MODULES.items() if isinstance(module, kind)), None)
+    if name is None:
+        return transformers_classes.activation(module)
     if name == "relu6" and (module.min_val, module.max_val) != (0, 6):  # it is an nn.Hardtanh
         return None
     return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name

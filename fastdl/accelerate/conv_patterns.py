@@ -35,12 +35,10 @@ _FOLLOWS = {
 }
 _NORMS = ("norm", "norm_activation")
 _ENDS = ("relu", "activation", "norm_activation", "add")
-# The attributes a fused call does not read itself, by the class of the module it stands for.
 _WATCHED = {
     nn.Conv2d: ("padding_mode",),
     nn.BatchNorm2d: (),
     nn.Identity: (),
-    **activations.WATCHED,
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
 _METHODS = ("__call__", "__getattr__", "forward", "_conv_forward")
@@ -100,12 +98,12 @@ class ConvPattern(Chain):
         paths = (self.path,) if self.norm is None else (self.path, self.nodes[1].target)
         call, options = self._replacement()
         if "add" not in self.kinds:
-            self.put(graph, call, paths, options, guards, _WATCHED)
+            self.put(graph, call, paths, options, guards, _watched())
             return
         # The residual is known at the place of the sum.
         for path in self.waits_for:
             guards.add(path, "{0}({m})", in_place.writes_nothing)
-        self.put(graph, call, paths, options, guards, _WATCHED, self.after("add"), (self.residual,))
+        self.put(graph, call, paths, options, guards, _watched(), self.after("add"), (self.residual,))
 
     def _replacement(self) -> tuple[Callable[..., Tensor], dict[str, object]]:
         """The fused call, and its arguments that are constants."""
@@ -160,6 +158,11 @@ class ConvPattern(Chain):
                 numbers = torch.arange(y.numel(), device=y.device) % 17 - 8
                 self._stand_ins[key] = torch.empty_like(y).copy_(numbers.view(y.shape) / 8)
         return self._stand_ins[key]
+
+
+def _watched() -> dict[type[nn.Module], tuple[str, ...]]:
+    """The attributes a fused call does not read itself, by the class of the module it stands for."""
+    return {**_WATCHED, **activations.watched()}
 
 
 def is_head(module: nn.Module) -> bool:
@@ -255,7 +258,7 @@ def _refuse_or_configure(pattern: ConvPattern) -> None:
     if norm_activations.is_one(pattern.norm):
         pattern.refusal = norm_activations.refusal(pattern.norm)
     if pattern.refusal is None:
-        bases = (*norm_activations.classes(), *_WATCHED)
+        bases = (*norm_activations.classes(), *_watched())
         reasons = (module_refusal(module, bases, _METHODS) for module in pattern.members.values())
         pattern.refusal = next((reason for reason in reasons if reason is not None), None)
     if pattern.refusal is None:

@@ -6,10 +6,12 @@ never kept, so the same code serves copies of the model.
 
 from __future__ import annotations
 
+import functools
 import keyword
 import linecache
 import zlib
 from collections.abc import Callable
+from types import MethodType
 
 from torch import nn
 
@@ -40,11 +42,19 @@ class Guards:
         self._checks.update(others._checks)
 
     def equal(self, path: str, name: str, value: object) -> None:
-        """An attribute compared by type and value."""
+        """An attribute compared by type and value, a method and a partial function by what they are made of."""
         if value is None or isinstance(value, bool):
             self.same(path, name, value)
             return
+        if isinstance(value, MethodType):
+            self.method(path, name, value.__func__)
+            return
         read = _attribute(name)
+        if isinstance(value, functools.partial):
+            self.add(path, f"type({read}) is {{0}}", type(value))
+            self.add(path, f"{read}.func is {{0}}", value.func)
+            self.add(path, f"({read}.args, {read}.keywords) == {{0}}", (value.args, dict(value.keywords)))
+            return
         if is_nan(value):
             self.add(path, f"type({read}) is float and {read} != {read}")
             return
@@ -81,6 +91,8 @@ class Guards:
         """A module whose call a fused call stands for: same type, forward and attributes, hooks nowhere."""
         for check in _MEMBER:
             self.add(path, check, *([type(module)] if "{0}" in check else []))
+        if not type(module).__module__.startswith("torch."):
+            self.method(path, "forward", type(module).forward)
         self.add("", "not ({0} or {1} or {2} or {3})", *_HOOKS_OF_EVERY_MODULE)
         for name in attributes:
             self.equal(path, name, getattr(module, name))

@@ -13,12 +13,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
 from ..ops.linear.activations import ACTIVATIONS, activate
-from . import activations, linear_calls
+from . import activations, linear_calls, transformers_classes
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
-
-# The attributes a fused call does not read itself, by the class of the module it stands for.
-_WATCHED = {nn.Linear: (), **activations.WATCHED, nn.Dropout: ()}
 
 
 @dataclass
@@ -31,7 +28,11 @@ class LinearPattern(Chain):
     @property
     def dropout(self) -> nn.Dropout | None:
         """The module, if the dropout is one."""
-        node = self.after("dropout")
+        return self._module("dropout")
+
+    def _module(self, kind: str) -> nn.Module | None:
+        """What is called after the head, if that is a module."""
+        node = self.after(kind)
         return self.modules[node.target] if node is not None and node.op == "call_module" else None
 
     @property
@@ -41,16 +42,23 @@ class LinearPattern(Chain):
     @property
     def description(self) -> str:
         shown = [activations.SHOWN[self.activation]] if self.activation else []
-        return " → ".join(["Linear", *shown, *(["Dropout"] if "dropout" in self.kinds else [])])
+        head = "Linear" if isinstance(self.head, nn.Linear) else "Conv1D"
+        return " → ".join([head, *shown, *(["Dropout"] if "dropout" in self.kinds else [])])
 
     def fuse(self, graph: fx.Graph, guards: Guards) -> None:
         """Replace the calls in `graph`; `guards` get what the fused call takes for granted."""
-        call, paths, options = linear_calls.linear_activation, (self.path,), {"activation": self.activation}
+        call, paths, options = linear_calls.linear_activation, (self.path,), self._options
         if self.dropout is not None:
             call, paths = linear_calls.linear_activation_dropout, (self.path, self.after("dropout").target)
         elif self.dropout_p:
             options["dropout_p"] = self.dropout_p
-        self.put(graph, call, paths, options, guards, _WATCHED)
+        self.put(graph, call, paths, options, guards, _watched())
+
+    @property
+    def _options(self) -> dict[str, object]:
+        """What the fused call takes that is constant."""
+        transposed = {} if isinstance(self.head, nn.Linear) else {"transposed": True}
+        return {"activation": self.activation, **transposed}
 
     def compute(
         self,
@@ -64,17 +72,28 @@ class LinearPattern(Chain):
         if not exact and dropout is not None and dropout.training:
             dropout_p = dropout.p
         if fused:
-            return linear_calls.linear_activation(modules[""], args[0], self.activation, dropout_p), None
+            y = linear_calls.linear_activation(modules[""], args[0], dropout_p=dropout_p, **self._options)
+            return y, None
         y = modules[""](args[0])
-        y = activate(y, self.activation)
+        called = self._module("activation")
+        y = activate(y, self.activation) if called is None else called(y)
         return (F.dropout(y, dropout_p) if dropout_p else y), None
+
+
+def _heads() -> tuple[type[nn.Module], ...]:
+    return (nn.Linear, *transformers_classes.transposed_linear())
+
+
+def _watched() -> dict[type[nn.Module], tuple[str, ...]]:
+    """The attributes a fused call does not read itself, by the class of the module it stands for."""
+    return {**dict.fromkeys(_heads(), ()), **activations.watched(), nn.Dropout: ()}
 
 
 def is_head(module: nn.Module) -> bool:
     """Whether a pattern can begin with a call of `module`."""
     # The output projection of nn.MultiheadAttention holds parameters and is never called.
     others = (fused_nn.Linear, NonDynamicallyQuantizableLinear)
-    return isinstance(module, nn.Linear) and not isinstance(module, others)
+    return isinstance(module, _heads()) and not isinstance(module, others)
 
 
 def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[LinearPattern]:
@@ -91,7 +110,7 @@ def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[LinearPatter
 
 def whole(module: nn.Module) -> Whole | None:
     """A Linear as it is; the op decides at each call whether its own kernel or torch's product runs."""
-    if not is_head(module):
+    if not is_head(module) or not isinstance(module, nn.Linear):
         return None
     refusal = _linear_refusal(module)
     if refusal is None and type(module) is not nn.Linear:
@@ -139,12 +158,12 @@ def _refusal(pattern: LinearPattern) -> str | None:
     if len(pattern.nodes[0].args) != 1:
         return "it is called with keyword arguments"
     others = (m for m in pattern.members.values() if m is not pattern.head)
-    reasons = (module_refusal(module, _WATCHED) for module in others)
+    reasons = (module_refusal(module, _watched()) for module in others)
     return _linear_refusal(pattern.head) or next((reason for reason in reasons if reason), None)
 
 
-def _linear_refusal(layer: nn.Linear) -> str | None:
-    reason = module_refusal(layer, (nn.Linear,))
+def _linear_refusal(layer: nn.Module) -> str | None:
+    reason = module_refusal(layer, _heads())
     if reason is not None:
         return reason
     if "weight" not in layer._parameters:
