@@ -47,7 +47,7 @@ class Guards:
             self.same(path, name, value)
             return
         if isinstance(value, MethodType):
-            self.method(path, name, value.__func__)
+            self.add(path, f'getattr({_attribute(name)}, "__func__", None) is {{0}}', value.__func__)
             return
         read = _attribute(name)
         if isinstance(value, functools.partial):
@@ -66,7 +66,12 @@ class Guards:
 
     def method(self, path: str, name: str, function: Callable) -> None:
         """A method neither replaced on the class nor hidden by an attribute of the instance."""
-        self.add(path, f'getattr({_attribute(name)}, "__func__", None) is {{0}}', function)
+        # torch.compile reads getattr(m.method, "__func__", None) as None
+        self.add(
+            path,
+            f"getattr(type({{m}}), {name!r}, None) is {{0}} and {name!r} not in {{m}}.__dict__",
+            function,
+        )
 
     def absent(self, path: str, name: str) -> None:
         self.add(path, "not hasattr({m}, {0})", name)

@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -258,9 +259,18 @@ def test_repeated_blocks_share_a_class(library, name):
 def test_compiles_in_one_graph(library, name):
     act = getattr(library, name.partition(" ")[0])(*ACTIVATIONS[name][0])
     model = fastdl.accelerate(Block(library.Conv1D(7, 5), act, library.Conv1D(3, 7)))
-    for x in (torch.randn(2, 5), torch.randn(40, 5)):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), model(x))
+    called = []
+
+    def backend(graph: torch.fx.GraphModule, _: list) -> Callable:
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    x = torch.randn(40, 5)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend=backend)(x), model(x))
+    assert called
+    assert torch.addmm not in called  # as the layer's own forward does
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_measured_against_the_module(library, monkeypatch):
