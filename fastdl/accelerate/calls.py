@@ -47,7 +47,8 @@ def conv_batch_norm_relu(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, **poo
 
 def conv_activation(conv: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
     """activation(conv(x))."""
-    if _is_single(x) and not needs_gradient(x, conv.weight, conv.bias):
+    # For one position, a squeezed image, a call of the op takes as long as the layers do.
+    if x.numel() > conv.in_channels and _is_single(x) and not needs_gradient(x, conv.weight, conv.bias):
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv), activation=activation)
     return _activated(_convolution(conv, x), activation)
 
@@ -135,7 +136,8 @@ def _geometry(conv: nn.Conv2d) -> dict[str, object]:
 
 def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(x), by the op's kernel where there is one."""
-    if has_kernel(conv) and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
+    kernel = is_winograd(conv) or (is_depthwise(conv) and x.is_contiguous())
+    if kernel and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv))
     return conv(x)
 

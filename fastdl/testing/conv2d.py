@@ -80,6 +80,8 @@ SAMPLES = (
     Sample(2, 12, 11, 9, 20, K=(1, 1), activation="gelu"),
     Sample(1, 13, 29, 31, 13, kwargs=dict(groups=13, padding=1), scale=True, activation="silu"),
     Sample(2, 8, 11, 12, 12, kwargs=dict(groups=4, padding=1), scale=True, activation="hardswish"),
+    Sample(5, 33, 1, 1, 21, K=(1, 1), **ALL),  # images of one position, as squeezed ones
+    Sample(9, 40, 1, 1, 51, K=(1, 1), activation="silu"),
 )
 
 

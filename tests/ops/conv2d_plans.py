@@ -34,10 +34,11 @@ TORCH_ACTIVATIONS = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
-COMPOSED, WINOGRAD, IMPLICIT_GEMM, DEPTHWISE, ONEDNN = (
-    Choice("cpu", algorithm) for algorithm in ("composed", "winograd", "implicit_gemm", "depthwise", "onednn")
+COMPOSED, WINOGRAD, IMPLICIT_GEMM, DEPTHWISE, ONEDNN, PRODUCT = (
+    Choice("cpu", algorithm)
+    for algorithm in ("composed", "winograd", "implicit_gemm", "depthwise", "onednn", "product")
 )
-# Those that need no groups; DEPTHWISE has tests of its own besides.
+# Those for images of any size without groups; DEPTHWISE has tests of its own besides.
 KERNELS = (COMPOSED, WINOGRAD, IMPLICIT_GEMM, *((ONEDNN,) if packed_weights.AVAILABLE else ()))
 PLANS = (REFERENCE, *KERNELS)
 
@@ -53,6 +54,8 @@ def serves(plan: Choice, sample: Sample, dtype: torch.dtype) -> bool:
     if plan == DEPTHWISE:
         whole = dtype is not torch.float64 and not sample.channels_last
         return whole and sample.kwargs.get("groups") == sample.C
+    if plan == PRODUCT:
+        return (sample.H, sample.W, sample.K, sample.kwargs) == (1, 1, (1, 1), {})
     if plan == ONEDNN:
         return dtype is not torch.float64 and not products.slow_in_torch(torch.empty(0, dtype=dtype))
     if plan != WINOGRAD:

@@ -12,6 +12,7 @@ from conv2d_plans import (
     KERNELS,
     ONEDNN,
     PLANS,
+    PRODUCT,
     REFERENCE,
     WINOGRAD,
     call,
@@ -41,7 +42,7 @@ def full_plan(plan, sample, dtype):
     return make_plan(plan, sample.geometry(*sample.inputs(dtype)))
 
 
-@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), DTYPES[1:]))
+@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), DTYPES[1:]))
 def test_error_rule(plan, sample, dtype):
     for quantity, report in reports(sample, full_plan(plan, sample, dtype), dtype).items():
         assert is_ok(report, plan.algorithm, dtype), f"{quantity}: {report}"
@@ -56,7 +57,7 @@ def test_float64_is_of_reference_quality(plan, sample, dtype):
 OF_INTEGERS = tuple(s for s in SAMPLES if s.activation in (None, "relu", "relu6"))
 
 
-@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), DTYPES, OF_INTEGERS))
+@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), DTYPES, OF_INTEGERS))
 def test_small_integers_are_exact(plan, sample, dtype):
     """Any wrong index shows; in 16 bits the output alone: sums over a batch round."""
     run = run_plan(sample, full_plan(plan, sample, dtype), dtype, 0, integers=True)
@@ -69,7 +70,7 @@ def test_small_integers_are_exact(plan, sample, dtype):
         assert_close(value.to(dtype), truth.to(dtype), rtol=0, atol=0, msg=quantity)
 
 
-@pytest.mark.parametrize("plan", [*PLANS, DEPTHWISE], ids=name)
+@pytest.mark.parametrize("plan", [*PLANS, DEPTHWISE, PRODUCT], ids=name)
 def test_this_backend_ran(plan):
     """explain() names it, and the operators that ran are its own."""
     sample = next(s for s in SAMPLES[1:] if serves(plan, s, torch.float32))
@@ -90,10 +91,13 @@ def test_this_backend_ran(plan):
         IMPLICIT_GEMM: ["fastdl::conv2d"],
         DEPTHWISE: ["fastdl::conv2d"],
         ONEDNN: ["fastdl::weight_fingerprint"],
+        PRODUCT: ["fastdl::conv2d_epilogue"],
     }
     assert ours == expected[plan]
     if plan in (WINOGRAD, IMPLICIT_GEMM, DEPTHWISE):
         assert inference.names == ours  # one kernel and no pass besides
+    if plan == PRODUCT:
+        assert not any("convolution" in name for name in inference.names)
     if plan == ONEDNN:
         assert "mkldnn::_convolution_pointwise.binary" in inference.names
     if plan == WINOGRAD:

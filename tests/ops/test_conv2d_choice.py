@@ -68,6 +68,13 @@ def test_where_the_depthwise_kernel_is_no_faster(conv):
     assert "faster" in refused["depthwise"] or "oneDNN" in refused["depthwise"]
 
 
+@pytest.mark.parametrize("N", [1, 64])
+def test_images_of_one_position_are_a_product(N):
+    assert chosen(N, 96, 1, 40, K=1).algorithm == "product"
+    assert chosen(N, 96, 1, 40, K=1, groups=2).algorithm == "composed"
+    assert chosen(N, 96, 1, 40, K=1, padding=1).algorithm != "product"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -20,7 +20,7 @@ def ours(sample: Sample, tensors) -> torch.Tensor:
         return call(conv2d, sample, tensors)
 
 
-@pytest.mark.parametrize("H", [1, 2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize("H", [1, 2, 3, 4, 5, 6, 9, 15])
 @pytest.mark.parametrize("W", [1, 3, 7, 8, 9, 16, 17, 33])
 @pytest.mark.parametrize("K", [(3, 3), (5, 5), (1, 3), (4, 2)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, 3])

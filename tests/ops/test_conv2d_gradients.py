@@ -11,6 +11,7 @@ from conv2d_plans import (
     DEPTHWISE,
     KERNELS,
     PLANS,
+    PRODUCT,
     REFERENCE,
     WINOGRAD,
     call,
@@ -65,7 +66,7 @@ def test_numerical_gradients(plan, sample, check):
 
 
 @pytest.mark.parametrize(
-    ("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE), (torch.float32,), (*SAMPLES, *EPILOGUES))
+    ("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), (torch.float32,), (*SAMPLES, *EPILOGUES))
 )
 def test_second_derivative(plan, sample, dtype):
     results = []

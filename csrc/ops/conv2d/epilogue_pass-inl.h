@@ -24,12 +24,14 @@ void finish_image(const Conv2dEpilogue& a, const ThreadPool& pool) {
   T* y = static_cast<T*>(a.y);
   const T* residual = static_cast<const T*>(a.residual);
   const auto at = [&](int64_t i) { return kResidual ? residual + i : nullptr; };
-  const int64_t run = a.channels_last ? a.C : a.plane, runs = a.channels_last ? a.N * a.plane : a.N * a.C;
+  // The channels of a single pixel are neighbours in both layouts.
+  const bool by_pixel = a.channels_last || a.plane == 1;
+  const int64_t run = by_pixel ? a.C : a.plane, runs = by_pixel ? a.N * a.plane : a.N * a.C;
   const int64_t some = run < kTaskElements ? kTaskElements / run : 1;
   parallel_tasks(pool, (runs + some - 1) / some, [&](int64_t task, int64_t) {
     for (int64_t i = task * some; i < smaller(runs, (task + 1) * some); ++i) {
       T* const to = y + i * run;
-      if (a.channels_last)
+      if (by_pixel)
         finish_pixel<kResidual, kRelu>(to, scale, bias, at(i * run), run);
       else
         finish_channel<kResidual, kRelu>(to, scale[i % a.C], bias[i % a.C], at(i * run), run, to);

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...dispatch import Choice
+from .. import products
 from ..conv_relu_maxpool.backends import ALGORITHMS, convolve
 from ..conv_relu_maxpool.geometry import Geometry
 from . import packed_weights, registration, triton_ops  # noqa: F401, the operators below must be defined
@@ -15,6 +17,8 @@ from .activations import ACTIVATIONS, activate, activate_
 from .epilogue import Epilogue
 from .normalisation import Normalisation
 
+# Elements from which a pass of our own saves more than the 10 us that calling it takes.
+_MANY = 2**14
 # What finishes a normalisation in its place.
 NORMALISED = ("winograd", "implicit_gemm", "depthwise")
 
@@ -34,7 +38,7 @@ class Plan(NamedTuple):
     algorithm: str
     g: Geometry
     packed: list[int]
-    torch_alone: bool
+    by_torch: bool
 
 
 class OneOperator(NamedTuple):
@@ -63,7 +67,7 @@ def one_operator(plan: Plan) -> OneOperator:
 
 def make_plan(choice: Choice, g: Geometry) -> Plan:
     """The plan of a choice."""
-    return Plan(*choice, g, g.packed(), choice.algorithm == "composed")
+    return Plan(*choice, g, g.packed(), choice.algorithm in ("composed", "product"))
 
 
 def forward(
@@ -75,21 +79,41 @@ def forward(
         y = packed_weights.forward(plan.g, x, weight, bias, epilogue)
         if y is not None:
             return y
-    elif not plan.torch_alone:
+    elif not plan.by_torch:
         code = ALGORITHMS[plan.algorithm]
         return _forward(
             x, weight, bias, scale, residual, ACTIVATIONS[activation], plan.packed, code, training
         )
-    y = convolve(x, weight, bias if scale is None else None, plan.g)
+    early = bias if scale is None else None
+    if plan.algorithm == "product":
+        y = _image(products.linear(x.flatten(1), weight.flatten(1), early))
+    else:
+        y = convolve(x, weight, early, plan.g)
     if scale is None and residual is None and not _slow_in_torch(activation, y):
         return activate_(y, activation)
     _EPILOGUES[plan.backend](y, None if scale is None else bias, scale, residual, ACTIVATIONS[activation])
     return y
 
 
+def recorded(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Torch's convolution, or its product where an image is one position, with torch's gradients."""
+    if plan.algorithm != "product":
+        return convolve(x, weight, bias, plan.g)
+    operands = x.flatten(1), weight.flatten(1), bias
+    slow = products.slow_in_torch(x)
+    y = products.through_float32(F.linear, *operands) if slow else F.linear(*operands)
+    return _image(y)
+
+
+def _image(y: Tensor) -> Tensor:
+    """[N, C] as images of one position."""
+    return y.view(*y.shape, 1, 1)
+
+
 def _slow_in_torch(activation: str | None, y: Tensor) -> bool:
     """Whether the pass is faster than torch's activation of a finished convolution, in place."""
-    return y.is_cpu and y.dtype is torch.float32 and activation not in (None, "relu", "relu6", "hardswish")
+    many = y.is_cpu and y.dtype is torch.float32 and y.numel() >= _MANY
+    return many and activation not in (None, "relu", "relu6", "hardswish")
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:

@@ -174,7 +174,7 @@ def compute(
     if activation == "relu" and residual is None:
         conv = dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
         return conv_relu_maxpool(x, weight, bias, **conv)
-    y = Conv2d.apply(*distinct(x, weight, bias), plan) if own else backends.convolve(x, weight, bias, g)
+    y = Conv2d.apply(*distinct(x, weight, bias), plan) if own else backends.recorded(plan, x, weight, bias)
     return backends.finish(y, residual, activation)
 
 

@@ -104,6 +104,15 @@ def refuse_cpu_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometr
     )
 
 
+def refuse_cpu_product(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not torch's product of two matrices: oneDNN and torch's own loops take an image of one position badly."""
+    if (reason := refusals.refuse_cpu(x)) is not None:
+        return reason
+    if x.shape[2:] != (1, 1) or weight.shape[2:] != (1, 1) or g.groups != 1 or any(g.padding):
+        return "only 1x1 kernels on images of one position"
+    return None
+
+
 def _is_dense(weight: Tensor) -> bool:
     return weight.is_contiguous() or is_channels_last(weight)
 
@@ -118,6 +127,7 @@ CANDIDATES = [
     Candidate("cpu", "implicit_gemm", refuse_cpu_implicit_gemm),
     Candidate("cpu", "depthwise", refuse_cpu_depthwise),
     Candidate("cpu", "onednn", refuse_cpu_onednn),
+    Candidate("cpu", "product", refuse_cpu_product),
     Candidate("cpu", "composed", refuse_cpu_composed),
     Candidate("cuda", "composed", refuse_cuda_composed),
     Candidate("triton", "composed", refuse_triton_composed),
