@@ -57,7 +57,9 @@ def test_float64_is_of_reference_quality(plan, sample, dtype):
 OF_INTEGERS = tuple(s for s in SAMPLES if s.activation in (None, "relu", "relu6"))
 
 
-@pytest.mark.parametrize(("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), DTYPES, OF_INTEGERS))
+@pytest.mark.parametrize(
+    ("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), DTYPES, OF_INTEGERS)
+)
 def test_small_integers_are_exact(plan, sample, dtype):
     """Any wrong index shows; in 16 bits the output alone: sums over a batch round."""
     run = run_plan(sample, full_plan(plan, sample, dtype), dtype, 0, integers=True)

@@ -60,7 +60,9 @@ def test_channels_alone_go_to_the_depthwise_kernel(conv):
 
 
 @pytest.mark.parametrize(
-    "conv", [dict(N=8, size=6), dict(N=64, size=56, K=2), dict(dilation=2), dict(stride=3), dict(K=9)], ids=str
+    "conv",
+    [dict(N=8, size=6), dict(N=64, size=56, K=2), dict(dilation=2), dict(stride=3), dict(K=9)],
+    ids=str,
 )
 def test_where_the_depthwise_kernel_is_no_faster(conv):
     sizes = dict(N=1, C=24, size=14, C_out=24, groups=24) | conv

@@ -66,7 +66,8 @@ def test_numerical_gradients(plan, sample, check):
 
 
 @pytest.mark.parametrize(
-    ("plan", "sample", "dtype"), cases((*KERNELS, DEPTHWISE, PRODUCT), (torch.float32,), (*SAMPLES, *EPILOGUES))
+    ("plan", "sample", "dtype"),
+    cases((*KERNELS, DEPTHWISE, PRODUCT), (torch.float32,), (*SAMPLES, *EPILOGUES)),
 )
 def test_second_derivative(plan, sample, dtype):
     results = []
