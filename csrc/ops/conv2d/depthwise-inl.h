@@ -116,10 +116,6 @@ FASTDL_INLINE bool within(const ConvGeometry& g, int64_t before, int64_t ahead) 
          ahead >= (g.H - 1) * g.W + (right + kLanes) * g.stride[1] + g.KW - 1 - g.padding[1];
 }
 
-FASTDL_INLINE bool is_rectified(Activation activation) {
-  return activation == Activation::kRelu || activation == Activation::kRelu6;
-}
-
 // What follows the sums of output channel k, whose values begin at `image`.
 template <class T>
 FASTDL_INLINE DepthwiseFinish<T> depthwise_finish(const Conv2dForward& a, int64_t CW, int64_t k,
@@ -127,8 +123,8 @@ FASTDL_INLINE DepthwiseFinish<T> depthwise_finish(const Conv2dForward& a, int64_
   const T *scale = static_cast<const T*>(a.scale), *bias = static_cast<const T*>(a.bias);
   return {scale == nullptr ? 1 : to_float(scale[k]),
           bias == nullptr ? 0 : to_float(bias[k]),
-          is_rectified(a.activation) ? 0 : -__builtin_inff(),
-          a.activation == Activation::kRelu6 ? 6 : __builtin_inff(),
+          lowest(a.activation),
+          highest(a.activation),
           a.residual == nullptr ? nullptr : static_cast<const T*>(a.residual) + image,
           static_cast<T*>(a.output) + image,
           CW,

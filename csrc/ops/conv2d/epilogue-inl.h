@@ -59,6 +59,15 @@ void activate_each(T* values, int64_t count) {
   }
 }
 
+// ReLU and ReLU6 limit a value where it is stored.
+FASTDL_INLINE bool is_rectified(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kRelu6;
+}
+FASTDL_INLINE float lowest(Activation activation) { return is_rectified(activation) ? 0 : -__builtin_inff(); }
+FASTDL_INLINE float highest(Activation activation) {
+  return activation == Activation::kRelu6 ? 6 : __builtin_inff();
+}
+
 // What is neither nothing nor a ReLU, of values just stored: they are in L1, and the sums keep their
 // registers.
 template <class T>

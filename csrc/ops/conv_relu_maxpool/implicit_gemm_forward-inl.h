@@ -129,14 +129,15 @@ inline void implicit_gemm_task(const ConvReluMaxpoolForward& a, const Conv2dForw
   const int64_t first = image + channels.begin * plane + rows.begin * p.OW;
   float* output = static_cast<float*>(a.output);
   TileFinish finish = {};
-  PlaneTarget target = {conv, plan.pitch, true, nullptr};
+  PlaneTarget target = {conv, plan.pitch, true, nullptr, Activation::kNone};
   if (plan.in_place) {
     const auto from = [](const void* values, int64_t at) {
       return values == nullptr ? nullptr : static_cast<const float*>(values) + at;
     };
     finish = {from(epilogue->scale, channels.begin), from(epilogue->bias, channels.begin),
-              from(epilogue->residual, first), epilogue->activation};
-    target = {output + first, plane, false, &finish};
+              from(epilogue->residual, first), lowest(epilogue->activation), highest(epilogue->activation)};
+    const Activation later = is_rectified(epilogue->activation) ? Activation::kNone : epilogue->activation;
+    target = {output + first, plane, false, &finish, later};
   }
   if (in.begin < in.end)
     multiply_plane_tile(a, plan.planes, offset, static_cast<const float*>(a.x) + n * a.x_strides[0], in,

@@ -19,9 +19,13 @@ FASTDL_INLINE Vec load_some(const T* p, int64_t n) {
 
 // What a finished sum goes through: of the tile's rows and, for the residual, of its first element.
 struct TileFinish {
-  const float *scale, *bias, *residual;  // or null
-  Activation activation;                 // a ReLU is a tile's, others a panel's
+  const float *scale, *bias;
+  const float* residual;  // or null
+  float lowest, highest;  // what a value is limited to
 };
+
+// Of a tile without one.
+constexpr float kOnes[kPanelRows] = {1, 1, 1, 1, 1, 1}, kZeros[kPanelRows] = {};
 
 // Where a tile lies: rows `row` apart, of the residual too; `rows` of them and the first `last` lanes of its
 // last vectors are there.
@@ -33,14 +37,15 @@ struct Tile {
   const TileFinish* finish;  // or null
 };
 
-// The sums of a tile on their way to it: held in registers to the end, the loop's own would be spilled.
+// The sums of a tile on their way to it, where what follows would spill the loop's own registers.
 struct TileSums {
   alignas(64) float of[kPanelRows][kGemmWidth];
 };
 
-template <int kVecs>
+// kPut: to a whole tile, with what follows but a residual; else to `sums`.
+template <int kVecs, bool kPut>
 __attribute__((noinline)) void multiply_panels(const float* left, const float* right, int64_t depths,
-                                               TileSums* sums) {
+                                               TileSums* sums, const Tile* tile) {
   Vec sum[kPanelRows][kVecs];
 #pragma GCC unroll 8
   for (int i = 0; i < kPanelRows; ++i)
@@ -65,20 +70,35 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
   }
 #pragma GCC unroll 1
   for (; depths > 0; --depths, ++left, right += kGemmWidth) step(left, right);
+  if constexpr (kPut) {
+    const TileFinish* f = tile->finish;
+    const Vec lowest = set1(f->lowest), highest = set1(f->highest);
+    const float *scale = f->scale, *bias = f->bias;
+    float* to = tile->c;
+    const int64_t row = tile->row;
 #pragma GCC unroll 8
-  for (int i = 0; i < kPanelRows; ++i)
+    for (int i = 0; i < kPanelRows; ++i, to += row) {
+      const Vec scales = set1(scale[i]), biases = set1(bias[i]);
 #pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j) store(sums->of[i] + j * kLanes, sum[i][j]);
+      for (int j = 0; j < kVecs; ++j)
+        store(to + j * kLanes, min(highest, max(lowest, sum[i][j] * scales + biases)));
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanelRows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVecs; ++j) store(sums->of[i] + j * kLanes, sum[i][j]);
+  }
 }
 
 // kWhole: every row and lane is there.
 template <bool kWhole, bool kFinish, bool kResidual>
 FASTDL_INLINE void put_tile(const TileSums& sums, int64_t vecs, const Tile& t) {
   const TileFinish f = kFinish ? *t.finish : TileFinish{};
-  const bool relu = f.activation == Activation::kRelu;
+  const Vec lowest = set1(f.lowest), highest = set1(f.highest);
   for (int64_t i = 0; i < (kWhole ? kPanelRows : t.rows); ++i) {
-    const Vec scale = set1(kFinish && f.scale != nullptr ? f.scale[i] : 1);
-    const Vec bias = set1(kFinish && f.bias != nullptr ? f.bias[i] : 0);
+    const Vec scale = set1(kFinish ? f.scale[i] : 1);
+    const Vec bias = set1(kFinish ? f.bias[i] : 0);
     for (int64_t j = 0; j < (kWhole ? kGemmVecs : vecs); ++j) {
       const int64_t at = i * t.row + j * kLanes;
       const int64_t there = kWhole || j < vecs - 1 ? kLanes : t.last;
@@ -86,7 +106,7 @@ FASTDL_INLINE void put_tile(const TileSums& sums, int64_t vecs, const Tile& t) {
       if (t.add) v = load_values(t.c + at, there) + v;
       if constexpr (kFinish) v = v * scale + bias;
       if constexpr (kResidual) v = v + load_values(f.residual + at, there);
-      if (relu) v = closed_where_negative<true, float>(v);
+      if constexpr (kFinish) v = min(highest, max(lowest, v));
       store_values(t.c + at, v, there);
     }
   }
@@ -108,12 +128,14 @@ inline void multiply_tile(int64_t vecs, const float* left, const float* right, i
     __builtin_prefetch(tile.c + i * tile.row, 1);
     if (residual != nullptr) __builtin_prefetch(residual + i * tile.row);
   }
-  if (vecs == 1) multiply_panels<1>(left, right, depths, &sums);
-  if (vecs == 2) multiply_panels<2>(left, right, depths, &sums);
-  if constexpr (kGemmVecs == 4) {
-    if (vecs == 3) multiply_panels<3>(left, right, depths, &sums);
-    if (vecs == 4) multiply_panels<4>(left, right, depths, &sums);
-  }
   const bool whole = vecs == kGemmVecs && tile.rows == kPanelRows && tile.last == kLanes;
+  if (whole && tile.finish != nullptr && !tile.add && residual == nullptr)
+    return multiply_panels<kGemmVecs, true>(left, right, depths, nullptr, &tile);
+  if (vecs == 1) multiply_panels<1, false>(left, right, depths, &sums, nullptr);
+  if (vecs == 2) multiply_panels<2, false>(left, right, depths, &sums, nullptr);
+  if constexpr (kGemmVecs == 4) {
+    if (vecs == 3) multiply_panels<3, false>(left, right, depths, &sums, nullptr);
+    if (vecs == 4) multiply_panels<4, false>(left, right, depths, &sums, nullptr);
+  }
   whole ? put_tile<true>(sums, vecs, tile) : put_tile<false>(sums, vecs, tile);
 }

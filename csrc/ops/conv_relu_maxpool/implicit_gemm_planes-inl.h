@@ -144,7 +144,8 @@ struct PlaneTarget {
   float* conv;
   int64_t row;
   bool whole;                // whole panels may be written
-  const TileFinish* finish;  // of its first channel and pixel, or null
+  const TileFinish* finish;  // of its first channel and pixel, or null; no scale and bias: null
+  Activation activation;     // of whole panels, after it: one that limits nothing
 };
 
 struct PlaneScratch {
@@ -203,8 +204,8 @@ inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan
           const bool finishes = target.finish != nullptr && b == plan.blocks - 1;
           if (finishes) {
             finish = *target.finish;
-            if (finish.scale != nullptr) finish.scale += channel;
-            if (finish.bias != nullptr) finish.bias += channel;
+            finish.scale = finish.scale == nullptr ? kOnes : finish.scale + channel;
+            finish.bias = finish.bias == nullptr ? kZeros : finish.bias + channel;
             if (finish.residual != nullptr) finish.residual += at;
           }
           multiply_tile(vecs, scratch.left, scratch.right + i * plan.panel, depths,
@@ -212,9 +213,9 @@ inline void multiply_plane_tile(const ConvReluMaxpoolForward& a, const PlanePlan
                          target.whole ? kLanes : static_cast<int>(smaller(last, kLanes)), b > 0,
                          finishes ? &finish : nullptr});
         }
-        if (target.finish != nullptr && b == plan.blocks - 1)
+        if (target.activation != Activation::kNone && b == plan.blocks - 1)
           for (int64_t i = 0; i < here.rows; ++i)
-            activate_values(target.conv + (channel + i) * target.row + from, some, target.finish->activation);
+            activate_values(target.conv + (channel + i) * target.row + from, some, target.activation);
       }
     }
   }
