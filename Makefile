@@ -11,6 +11,9 @@ HAS_TORCH := import sys; from importlib.metadata import version; \
 	sys.exit([*map(int, version("torch").split(".")[:2])] < [2, 11])
 PYTHON := $(shell python3 -c '$(HAS_TORCH)' 2>/dev/null && command -v python3 || echo $(CURDIR)/.venv/bin/python)
 WORKERS ?= $(shell nproc)
+# What the extra "dev" names: installing the extra itself would build the kernels once more.
+DEV := from importlib.metadata import requires; \
+	print(*(r.partition(";")[0].replace(" ", "") for r in requires("fastdl") if "\"dev\"" in r))
 STAMP := build/setup-$(subst /,_,$(PYTHON))
 SOURCES := setup.py pyproject.toml $(wildcard build_tools/*.py fastdl/ops/*/schema.py) $(shell find csrc -type f)
 
@@ -35,7 +38,7 @@ test-fast: setup
 	"$(PYTHON)" -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not nightly and not long" tests
 
 lint: setup
-	@"$(PYTHON)" -c 'import clang_format, ruff' 2>/dev/null || "$(PYTHON)" -m pip install -q -e ".[dev]"
+	@"$(PYTHON)" -c 'import clang_format, ruff' 2>/dev/null || "$(PYTHON)" -m pip install -q $$("$(PYTHON)" -c '$(DEV)')
 	"$(PYTHON)" -m ruff check .
 	"$(PYTHON)" -m ruff format --check .
 	"$(PYTHON)" build_tools/check_format.py
