@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from changes import changed
 from residual_blocks import relative_l2
 from torch import Tensor, nn
 
@@ -198,13 +199,7 @@ CHANGES = {
 def test_its_parts_change(known, change, before):
     """After it was accelerated, or before."""
     torch.manual_seed(0)
-    model = _settled(Inverted(nn.SiLU)).eval()
-    if before:
-        CHANGES[change](model)
-    plain = copy.deepcopy(model)
-    fastdl.accelerate(model)
-    for m in () if before else (model, plain):
-        CHANGES[change](m)
+    model, plain = changed(_settled(Inverted(nn.SiLU)).eval(), CHANGES[change], before)
     x = torch.randn(2, 8, 9, 10)
     assert relative_l2(model(x), plain(x)) < 1e-5
 

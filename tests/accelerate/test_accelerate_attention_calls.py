@@ -41,9 +41,8 @@ def calls_ours(model: nn.Module, x: Tensor) -> bool:
     return False
 
 
-@blocks
-def test_this_models_calls_become_ours_and_no_others(kind):
-    ours, plain = twins(kind)
+def assert_ours_alone(ours: nn.Module, plain: nn.Module) -> None:
+    """The accelerated model calls fastdl's attention, the other does not; outputs and gradients are alike."""
     assert calls_ours(ours, drawn())
     assert not calls_ours(plain, drawn())
     results = []
@@ -52,6 +51,12 @@ def test_this_models_calls_become_ours_and_no_others(kind):
         y = model(x)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])])
     torch.testing.assert_close(*results)
+
+
+@blocks
+def test_this_models_calls_become_ours_and_no_others(kind):
+    ours, plain = twins(kind)
+    assert_ours_alone(ours, plain)
     assert list(ours.state_dict()) == list(plain.state_dict())
     assert isinstance(ours.blocks[0], kind)
 

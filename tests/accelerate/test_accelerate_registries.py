@@ -29,7 +29,7 @@ from attention_registries import (
     local,
 )
 from kept import reason
-from test_accelerate_attention_calls import by_torch_save, calls_ours, drawn
+from test_accelerate_attention_calls import assert_ours_alone, by_torch_save, calls_ours, drawn, twins
 from torch import Tensor, nn
 
 import fastdl
@@ -46,13 +46,6 @@ def known(monkeypatch):
     monkeypatch.setattr(INTERFACE, "own", {})
 
 
-def twins(kind: type) -> tuple[nn.Module, nn.Module]:
-    """(accelerated, as it was)"""
-    torch.manual_seed(0)
-    plain = Stack(kind()).double()
-    return fastdl.accelerate(copy.deepcopy(plain), families=("attention",), strict=True), plain
-
-
 def choose(model: nn.Module, kind: str) -> None:
     model.blocks[0].config.kind = kind
 
@@ -61,14 +54,7 @@ def choose(model: nn.Module, kind: str) -> None:
 def test_what_the_registry_gives_becomes_ours(kind):
     ours, plain = twins(kind)
     before = dict(INTERFACE), dict(IMPLEMENTATIONS)
-    assert calls_ours(ours, drawn())
-    assert not calls_ours(plain, drawn())
-    results = []
-    for model in (ours, plain):
-        x = drawn().requires_grad_()
-        y = model(x)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])])
-    torch.testing.assert_close(*results)
+    assert_ours_alone(ours, plain)
     assert (dict(INTERFACE), dict(IMPLEMENTATIONS)) == before
 
 

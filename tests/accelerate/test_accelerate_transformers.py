@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers_stand_ins as strangers
+from changes import changed
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -204,13 +205,9 @@ CHANGES = {
 def test_changes(library, change, name, before):
     """After it was accelerated, or before."""
     act = getattr(library, name.partition(" ")[0])(*ACTIVATIONS[name][0])
-    model = Block(library.Conv1D(7, 5), act, library.Conv1D(3, 7)).double()
-    if before:
-        CHANGES[change](model)
-    plain = copy.deepcopy(model)
-    fastdl.accelerate(model)
-    for m in () if before else (model, plain):
-        CHANGES[change](m)
+    model, plain = changed(
+        Block(library.Conv1D(7, 5), act, library.Conv1D(3, 7)).double(), CHANGES[change], before
+    )
     x = torch.randn(40, 5, dtype=torch.float64)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-12, atol=1e-12)
 
