@@ -136,7 +136,7 @@ def _geometry(conv: nn.Conv2d) -> dict[str, object]:
 
 def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(x), by the op's kernel where there is one."""
-    kernel = is_winograd(conv) or (is_depthwise(conv) and x.is_contiguous())
+    kernel = has_kernel(conv) and (is_winograd(conv) or x.is_contiguous())
     if kernel and x.device.type == "cpu" and obstacle(x, conv.weight) is None:
         return conv2d(x, conv.weight, conv.bias, **_geometry(conv))
     return conv(x)

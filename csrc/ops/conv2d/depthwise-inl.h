@@ -36,6 +36,8 @@ FASTDL_INLINE void depthwise_vector(const DepthwisePlan& plan, const float* stag
   finish_sums(sum, f, at);
 }
 
+constexpr int kRowsStaged = 4;  // of a tile
+
 // Output rows [rows.begin, rows.end) from the rows staged for them. What is stored past the end of a row is
 // overwritten later: rows are in order, vectors from right to left. The last rows are computed once more
 // where they fill no tile.
@@ -44,7 +46,8 @@ void staged_rows(const DepthwisePlan& plan, const float* staged, const float* we
                  const DepthwiseFinish<T>& f, Range rows) {
   const int64_t CW = plan.plane.CW, right = (CW - 1) / kLanes * kLanes;
   const int64_t step = plan.plane.stride[0] * plan.input.row;
-  constexpr int some = kHeight == 0 ? 1 : 4, windows = (some - 1) * kStride + kHeight;  // 0: any kernel
+  constexpr int some = kHeight == 0 ? 1 : kRowsStaged,
+                windows = (some - 1) * kStride + kHeight;  // 0: any kernel
   for (int64_t r = rows.begin; r < rows.end; r += some) {
     const int64_t first = smaller(r, rows.end - some);
     const float* from = staged + (first - rows.begin) * step;
@@ -95,7 +98,7 @@ template <class T>
 FASTDL_INLINE void staged_channel(const DepthwisePlan& plan, const float* staged, const float* weight,
                                   const DepthwiseFinish<T>& f, Range rows) {
   const ConvGeometry& g = plan.plane;
-  const bool tiles = g.dilation[0] == 1 && rows.end - rows.begin >= 4;
+  const bool tiles = g.dilation[0] == 1 && rows.end - rows.begin >= kRowsStaged;
 #define FASTDL_DEPTHWISE(height, stride_)                \
   if (tiles && g.KH == height && g.stride[0] == stride_) \
   return staged_rows<height, stride_>(plan, staged, weight, f, rows)
