@@ -1,7 +1,8 @@
 """The C++ drivers of tests/cpp: kernels on raw pointers and std::thread, plain and under the sanitizers.
 
-A driver is one file with main(); exit status 0 means passed, the argument is the number of random cases.
-ASan and UBSan see reads and writes outside and undefined behaviour, TSan sees races that no lucky schedule needs.
+A driver is one file with main(); exit status 0 means passed, the argument is the number of random cases. ASan and UBSan
+see reads and writes outside and undefined behaviour, TSan sees races that no lucky schedule needs. Where this machine
+can compile for Arm and emulate it, drivers run there too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from fastdl import _extension
 ROOT = Path(__file__).parents[1]
 DRIVERS = ROOT / "tests" / "cpp"
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+ARM_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+ARM_EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 
 # A driver names what it links with, besides csrc/common/cpu, in lines "// links <path under csrc>".
 SOURCES = {
@@ -52,9 +55,10 @@ BUILDS = {
     ],
     "tsan": ["-O1", "-g1", "-fsanitize=thread"],
     "emulated": ["-O1", "-DFASTDL_EMULATE_AVX512"],
+    "arm": ["-O3", "-static"],
 }
 # Random cases of each driver: seconds in every build.
-CASES = {"plain": 200, "asan": 40, "tsan": 15, "emulated": 60}
+CASES = {"plain": 200, "asan": 40, "tsan": 15, "emulated": 60, "arm": 15}
 
 pytestmark = [
     pytest.mark.long,
@@ -73,7 +77,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 def leaves_out(kind: str) -> list[str]:
     """What this machine cannot run is not compiled into a driver: the build of the kernels compiles it."""
-    whole = kind == "emulated" or not _extension.cpu.loaded
+    whole = kind in ("emulated", "arm") or not _extension.cpu.loaded
     return [] if whole else [f"-DFASTDL_ISA_LAST={len(instruction_sets()) - 1}"]
 
 
@@ -92,7 +96,7 @@ def executable(tmp_path_factory):
             target = tmp_path_factory.mktemp("drivers") / f"{Path(driver).stem}_{kind}"
             sources = [f"tests/cpp/{driver}", *SOURCES[driver], *COMMON]
             command = [
-                COMPILER,
+                ARM_COMPILER if kind == "arm" else COMPILER,
                 *FLAGS,
                 *BUILDS[kind],
                 *leaves_out(kind),
@@ -111,12 +115,12 @@ def executable(tmp_path_factory):
     return build
 
 
-def run(program: Path, isa: str, count: int) -> None:
+def run(program: Path, isa: str, count: int, emulator: tuple[str, ...] = ()) -> None:
     environment = os.environ | ({"FASTDL_CPU_ISA": isa} if isa else {})
     environment["ASAN_OPTIONS"] = "detect_leaks=1"
     environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
     result = subprocess.run(
-        [program, str(count)], env=environment, capture_output=True, text=True, timeout=600
+        [*emulator, program, str(count)], env=environment, capture_output=True, text=True, timeout=600
     )
     report = f"{isa or 'default'}: {result.stdout[-1500:]}\n{result.stderr[-3000:]}"
     assert result.returncode == 0, report
@@ -142,3 +146,11 @@ def test_driver_with_emulated_instruction_sets(driver, executable):
     program = executable(driver, "emulated")
     for isa in _extension.CPU_ISAS[2:]:
         run(program, isa, CASES["emulated"])
+
+
+@pytest.mark.skipif(
+    ARM_COMPILER is None or ARM_EMULATOR is None, reason="NEON needs aarch64-linux-gnu-g++ and qemu-aarch64"
+)
+@pytest.mark.parametrize("driver", SOURCES)
+def test_driver_on_arm(driver, executable):
+    run(executable(driver, "arm"), "baseline", CASES["arm"], (ARM_EMULATOR,))

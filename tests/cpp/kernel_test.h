@@ -74,10 +74,16 @@ class Guarded {
   T* data_;
 };
 
+#if defined(__aarch64__)
+typedef __fp16 CompilerFloat16;  // GCC 12 knows _Float16 in C there only
+#else
+typedef _Float16 CompilerFloat16;
+#endif
+
 inline double value(double x) { return x; }
 inline double value(float x) { return x; }
 inline double value(Float16 x) {
-  _Float16 h;
+  CompilerFloat16 h;
   std::memcpy(&h, &x, 2);
   return h;
 }
@@ -91,7 +97,7 @@ inline double value(BFloat16 x) {
 inline void assign(double* p, double x) { *p = x; }
 inline void assign(float* p, double x) { *p = static_cast<float>(x); }
 inline void assign(Float16* p, double x) {
-  const _Float16 h = static_cast<_Float16>(static_cast<float>(x));
+  const auto h = static_cast<CompilerFloat16>(static_cast<float>(x));
   std::memcpy(p, &h, 2);
 }
 inline void assign(BFloat16* p, double x) {

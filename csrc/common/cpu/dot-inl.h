@@ -38,18 +38,15 @@ struct Dot<BFloat16> {
   }
 };
 
-// Rows of x and rows of w held at once: 12 sums of AVX2's 16 registers, 24 of AVX-512's 32.
-constexpr int kDotRows = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 6 : 3;
+// Rows of x and rows of w held at once: 12 sums in 16 registers, 24 in 32.
+constexpr int kDotRows = kRegisters == 32 ? 6 : 3;
 constexpr int kDotColumns = 4;
 
 // In each 128-bit part: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
 FASTDL_INLINE Vec pairwise_sums(Vec a, Vec b) {
-  VecInt even, odd;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    even[lane] = lane / 4 * 4 + lane % 2 * 2 + (lane % 4 < 2 ? 0 : kLanes);
-    odd[lane] = even[lane] + 1;
-  }
-  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+  const auto even = [](int lane) { return lane / 4 * 4 + lane % 2 * 2 + lane / 2 % 2 * kLanes; };
+  const auto odd = [](int lane) { return lane / 4 * 4 + lane % 2 * 2 + lane / 2 % 2 * kLanes + 1; };
+  return shuffle(a, b, even) + shuffle(a, b, odd);
 }
 
 // out[j] (+)= the sum of all lanes of v[j].

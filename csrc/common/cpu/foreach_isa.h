@@ -14,9 +14,12 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common/cpu/isa.h"
 #include "common/dtype.h"
@@ -26,6 +29,13 @@
 #define FASTDL_ISA_AVX512 2
 #define FASTDL_ISA_AVX512BF16 3
 #define FASTDL_ISA_AMX 4
+
+// The baseline is SSE2 on x86-64 and NEON on Arm, which has FMA, conversions of fp16 and 32 registers.
+#if defined(__aarch64__)
+#define FASTDL_NEON 1
+#else
+#define FASTDL_NEON 0
+#endif
 
 #if !defined(__x86_64__)
 #undef FASTDL_ISA_MAX

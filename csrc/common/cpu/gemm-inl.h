@@ -3,9 +3,8 @@
 // read in whole vectors, of any type a Vec is loaded from. Saves nothing. Included after vec-inl.h, once per
 // instruction set: no include guard.
 
-// Vectors across C held at once. 6 rows x 4 vectors fill 24 of AVX-512's 32 registers, 6 x 2 fill 12 of 16
-// elsewhere.
-constexpr int kGemmVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : 2;
+// Vectors across C held at once. 6 rows x 4 vectors fill 24 of 32 registers, 6 x 2 fill 12 of 16.
+constexpr int kGemmVecs = kRegisters / 8;
 constexpr int kGemmWidth = kGemmVecs * kLanes;
 
 template <int kVecs>

@@ -5,6 +5,8 @@ FASTDL_INLINE Vec square_root(Vec x) {
   return _mm512_maskz_sqrt_ps(0xffff, x);  // the plain one warns in GCC 12
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   return _mm256_sqrt_ps(x);
+#elif FASTDL_NEON
+  return vsqrtq_f32(x);
 #else
   for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;

@@ -4,6 +4,9 @@
 
 constexpr int kLanes = FASTDL_VEC_BYTES / 4;
 
+// Vector registers, what a tile of sums must fit in.
+constexpr int kRegisters = FASTDL_ISA >= FASTDL_ISA_AVX512 || FASTDL_NEON ? 32 : 16;
+
 typedef float Vec __attribute__((vector_size(FASTDL_VEC_BYTES)));
 typedef float VecUnaligned __attribute__((vector_size(FASTDL_VEC_BYTES), aligned(4), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(FASTDL_VEC_BYTES)));
@@ -46,6 +49,21 @@ FASTDL_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
 FASTDL_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 FASTDL_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 
+// Lane i is lane from(i) of a, b, which follow each other. from: a lambda without captures, so that every
+// lane is a constant.
+template <class V, class From, int... i>
+FASTDL_INLINE V shuffle(V a, V b, From from, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, from(i)...);
+#else
+  return __builtin_shuffle(a, b, decltype(a == b){from(i)...});  // all that GCC has before 12
+#endif
+}
+template <class From>
+FASTDL_INLINE Vec shuffle(Vec a, Vec b, From from) {
+  return shuffle(a, b, from, std::make_integer_sequence<int, kLanes>());
+}
+
 // mask ? a : b, lane by lane; mask lanes are 0 or -1
 FASTDL_INLINE Vec select(VecInt mask, Vec a, Vec b) { return mask ? a : b; }
 FASTDL_INLINE VecInt select(VecInt mask, VecInt a, VecInt b) { return mask ? a : b; }
@@ -82,7 +100,7 @@ FASTDL_INLINE Vec min(Vec a, Vec b) {
 // a <= b, false where either is NaN.
 FASTDL_INLINE VecInt at_most(Vec a, Vec b) { return a <= b; }
 FASTDL_INLINE VecLong at_most(VecDouble a, VecDouble b) {
-#if FASTDL_ISA == FASTDL_ISA_BASELINE
+#if FASTDL_ISA == FASTDL_ISA_BASELINE && !FASTDL_NEON
   // GCC 12 fails on a comparison of 64-bit lanes for SSE2.
   VecLong mask;
   for (int i = 0; i < kLanes / 2; ++i) mask[i] = a[i] <= b[i] ? -1 : 0;
@@ -137,6 +155,8 @@ FASTDL_INLINE bool any(VecInt mask) {
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#elif FASTDL_NEON
+  return vmaxvq_u32(reinterpret_cast<uint32x4_t>(mask)) != 0;
 #else
   int32_t all = 0;
   for (int i = 0; i < kLanes; ++i) all |= mask[i];
@@ -179,8 +199,11 @@ FASTDL_INLINE Vec load_first(const float* p, int n) {
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(first_lanes(n)));
 #else
+  // Copies of known sizes: memcpy of any size is a call.
+  if (n == kLanes) return load(p);
   Vec v = zero();
-  std::memcpy(&v, p, static_cast<size_t>(n) * 4);
+  if (n & 2) std::memcpy(&v, p, 8);
+  if (n & 1) v[n & 2] = p[n & 2];
   return v;
 #endif
 }
@@ -190,7 +213,9 @@ FASTDL_INLINE void store_first(float* p, Vec v, int n) {
 #elif FASTDL_ISA == FASTDL_ISA_AVX2
   _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(first_lanes(n)), v);
 #else
-  std::memcpy(p, &v, static_cast<size_t>(n) * 4);
+  if (n == kLanes) return store(p, v);
+  if (n & 2) std::memcpy(p, &v, 8);
+  if (n & 1) p[n & 2] = v[n & 2];
 #endif
 }
 template <class Half>
@@ -313,17 +338,12 @@ FASTDL_INLINE void from_float(Half* p, float x) {
 // rows[i][j] -> rows[j][i] for kLanes x kLanes: log2(kLanes) rounds of two-source shuffles.
 template <int kStep>
 FASTDL_INLINE void transpose_round(Vec (&rows)[kLanes]) {
-  VecInt low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane & kStep ? lane - kStep + kLanes : lane;
-    high[lane] = lane & kStep ? lane + kLanes : lane + kStep;
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
     if (i & kStep) continue;
     const Vec a = rows[i], b = rows[i + kStep];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + kStep] = __builtin_shuffle(a, b, high);
+    rows[i] = shuffle(a, b, [](int lane) { return lane & kStep ? lane - kStep + kLanes : lane; });
+    rows[i + kStep] = shuffle(a, b, [](int lane) { return lane & kStep ? lane + kLanes : lane + kStep; });
   }
 }
 FASTDL_INLINE void transpose(Vec (&rows)[kLanes]) {

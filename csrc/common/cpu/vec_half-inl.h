@@ -38,6 +38,11 @@ FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
 FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) {
   return reinterpret_cast<VecHalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+#elif FASTDL_NEON
+FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
+  return vcvt_f32_f16(reinterpret_cast<float16x4_t>(bits));
+}
+FASTDL_INLINE VecHalfBits narrow(Vec v, Float16) { return reinterpret_cast<VecHalfBits>(vcvt_f16_f32(v)); }
 #else
 FASTDL_INLINE Vec widen(VecHalfBits bits, Float16) {
   const VecBits half = __builtin_convertvector(bits, VecBits), magnitude = half & 0x7fff;

@@ -2,19 +2,12 @@
 
 // even[i] = a[2 i] and odd[i] = a[2 i + 1] of the 2 kLanes elements a, b; and back.
 FASTDL_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
-  VecInt low, high;
-  for (int lane = 0; lane < kLanes; ++lane) low[lane] = 2 * lane, high[lane] = 2 * lane + 1;
-  even = __builtin_shuffle(a, b, low);
-  odd = __builtin_shuffle(a, b, high);
+  even = shuffle(a, b, [](int lane) { return 2 * lane; });
+  odd = shuffle(a, b, [](int lane) { return 2 * lane + 1; });
 }
 FASTDL_INLINE void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
-  VecInt low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane / 2 + (lane & 1 ? kLanes : 0);
-    high[lane] = low[lane] + kLanes / 2;
-  }
-  a = __builtin_shuffle(even, odd, low);
-  b = __builtin_shuffle(even, odd, high);
+  a = shuffle(even, odd, [](int lane) { return lane / 2 + lane % 2 * kLanes; });
+  b = shuffle(even, odd, [](int lane) { return (kLanes + lane) / 2 + lane % 2 * kLanes; });
 }
 
 // The same of 2 kLanes elements in memory.

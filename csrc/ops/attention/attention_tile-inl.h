@@ -76,9 +76,7 @@ FASTDL_INLINE void multiply_add(const float* a, int64_t a_row, int64_t a_depth, 
 // Lanes i and i ^ kStep change places.
 template <int kStep>
 FASTDL_INLINE Vec exchanged(Vec v) {
-  VecInt from;
-  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kStep;
-  return __builtin_shuffle(v, from);
+  return shuffle(v, v, [](int lane) { return lane ^ kStep; });
 }
 template <int kStep = kLanes / 2>
 FASTDL_INLINE float sum_of(Vec v) {

@@ -3,11 +3,8 @@
 // of the (image, rows) units; each sums its units in order, and the chunks are added in order: the same sum
 // for any number of threads.
 
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-constexpr int kTileTaps = 9;  // 18 accumulators, 9 addresses
-#else
-constexpr int kTileTaps = 6;  // 12 accumulators
-#endif
+// 18 accumulators and 9 addresses, or 12 accumulators.
+constexpr int kTileTaps = kRegisters == 32 ? 9 : 6;
 
 // to[t][kBlock] += the sum over `columns` of staged gradients times the inputs under them, taps t = 0 ..
 // kTaps - 1.

@@ -1,13 +1,9 @@
 // A register block of the direct convolution: neighbouring positions times one or two vectors of output
 // channels, one broadcast input and kVectors weight vectors a tap.
 
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-constexpr int kTileColumns = 14;  // 28 accumulators, 2 weights, 1 broadcast of 32 registers
-constexpr int kTileWindows = 3;   // 2 x 6 positions
-#else
-constexpr int kTileColumns = 6;  // 12 accumulators, 2 weights, 1 broadcast of 16 registers
-constexpr int kTileWindows = 1;  // 2 x 2 positions
-#endif
+// 28 accumulators, 2 weights and 1 broadcast of 32 registers, or 12 accumulators of 16.
+constexpr int kTileColumns = kRegisters == 32 ? 14 : 6;
+constexpr int kTileWindows = kRegisters == 32 ? 3 : 1;  // 2 x 6 positions, or 2 x 2
 
 struct Taps {
   const int32_t* offset;  // [count]

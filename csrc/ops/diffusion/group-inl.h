@@ -55,13 +55,13 @@ FASTDL_INLINE void store_two(T* p, V a, V b) {
 FASTDL_INLINE void store_two(BFloat16* p, Vec a, Vec b) {
   typedef uint16_t Halves __attribute__((vector_size(FASTDL_VEC_BYTES)));
   typedef int16_t SignedHalves __attribute__((vector_size(FASTDL_VEC_BYTES)));
-  Halves from_a_and_b;
-  for (int i = 0; i < 2 * kLanes; ++i) from_a_and_b[i] = static_cast<uint16_t>(i & 1 ? 2 * kLanes + i : i);
+  constexpr std::make_integer_sequence<int, 2 * kLanes> lanes;
+  const auto from_a_and_b = [](int lane) { return lane & 1 ? 2 * kLanes + lane : lane; };
   const VecBits even = reinterpret_cast<VecBits>(a), odd = reinterpret_cast<VecBits>(b);
   const Halves upper =
-      __builtin_shuffle(reinterpret_cast<Halves>(even >> 16), reinterpret_cast<Halves>(odd), from_a_and_b);
+      shuffle(reinterpret_cast<Halves>(even >> 16), reinterpret_cast<Halves>(odd), from_a_and_b, lanes);
   const Halves lower =
-      __builtin_shuffle(reinterpret_cast<Halves>(even), reinterpret_cast<Halves>(odd << 16), from_a_and_b);
+      shuffle(reinterpret_cast<Halves>(even), reinterpret_cast<Halves>(odd << 16), from_a_and_b, lanes);
   // up where the lower half is over 0x8000, or is it and the upper one is odd; compared as signed numbers
   const SignedHalves up =
       reinterpret_cast<SignedHalves>(lower ^ 0x8000) > -reinterpret_cast<SignedHalves>(upper & 1);

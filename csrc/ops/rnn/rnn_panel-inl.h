@@ -8,7 +8,7 @@
 #if FASTDL_ISA == FASTDL_ISA_AVX2 && !FASTDL_TILES
 constexpr int kPanelVecs = 3, kPanelRows = 4;
 #else
-constexpr int kPanelVecs = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 4 : 2, kPanelRows = 6;
+constexpr int kPanelVecs = kRegisters / 8, kPanelRows = 6;
 #endif
 constexpr int kPanelWidth = kPanelVecs * kLanes;
 
