@@ -1,7 +1,6 @@
 """accelerate() on code that calls torch's scaled_dot_product_attention: this model's calls alone become fastdl's."""
 
 import copy
-import io
 import pickle
 
 import attention_blocks
@@ -9,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_blocks import BLOCKS, Block, ByFunction, Causal, D, Fed, H, InMethod, Stack
+from attention_twins import assert_ours_alone, by_torch_save, calls_ours, drawn, twins
 from kept import reason
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -18,39 +18,6 @@ from fastdl.nn import functional
 
 _TORCH = F.scaled_dot_product_attention
 blocks = pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.__name__)
-
-
-def twins(kind: type, **options: object) -> tuple[nn.Module, nn.Module]:
-    """(accelerated, as it was)"""
-    torch.manual_seed(0)
-    plain = Stack(kind(**options)).double()
-    return fastdl.accelerate(copy.deepcopy(plain), families=("attention",), strict=True), plain
-
-
-def drawn(T: int = 5) -> Tensor:
-    return torch.randn(2, T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def calls_ours(model: nn.Module, x: Tensor) -> bool:
-    """Whether fastdl's attention is reached: no CUDA kernel takes a tensor on the CPU."""
-    with fastdl.backend("cuda"):
-        try:
-            model(x)
-        except fastdl.UnsupportedError:
-            return True
-    return False
-
-
-def assert_ours_alone(ours: nn.Module, plain: nn.Module) -> None:
-    """The accelerated model calls fastdl's attention, the other does not; outputs and gradients are alike."""
-    assert calls_ours(ours, drawn())
-    assert not calls_ours(plain, drawn())
-    results = []
-    for model in (ours, plain):
-        x = drawn().requires_grad_()
-        y = model(x)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])])
-    torch.testing.assert_close(*results)
 
 
 @blocks
@@ -90,13 +57,6 @@ def test_restore_and_the_report(kind):
     assert type(ours.blocks[0]) is kind
     assert not calls_ours(ours, drawn())
     assert ours.blocks[0].__dict__.keys() == plain.blocks[0].__dict__.keys()
-
-
-def by_torch_save(model: nn.Module) -> nn.Module:
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    return torch.load(stream, weights_only=False)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, by_torch_save, lambda m: pickle.loads(pickle.dumps(m))])

@@ -28,8 +28,8 @@ from attention_registries import (
     eager,
     local,
 )
+from attention_twins import assert_ours_alone, by_torch_save, calls_ours, drawn, twins
 from kept import reason
-from test_accelerate_attention_calls import assert_ours_alone, by_torch_save, calls_ours, drawn, twins
 from torch import Tensor, nn
 
 import fastdl

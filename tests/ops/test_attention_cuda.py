@@ -21,10 +21,15 @@ if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
 from tests.emulation.attention import Emulated
+from tests.ops.attention_cuda_calls import (
+    DTYPES,
+    TOLERANCES,
+    arguments_of,
+    assert_near,
+    backward_arguments_of,
+    wide,
+)
 
-# Of the largest value of a result: fp32 rounds sums of some hundred products, half types scores' powers as well.
-TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype)[6:])
 # Ragged sizes; several tiles of keys, several blocks of queries; rows that see nothing; every option; each head size.
 PROBLEMS = (
     Sample(H=2, D=16, L_q=20, L_k=100, call=dict(causal="bottom_right")),
@@ -42,26 +47,6 @@ PROBLEMS = (
 )  # fmt: skip
 
 
-def arguments_of(sample: Sample, dtype: torch.dtype) -> tuple:
-    q, k, v, context = sample.inputs(dtype)
-    call = sample.as_call()
-    return (q, k, v, *context, call.packed_integers(), call.packed_numbers())
-
-
-def wide(arguments: tuple) -> tuple:
-    """Tensors of the dtype of q in fp64."""
-    return tuple(
-        a.double() if isinstance(a, Tensor) and a.dtype == arguments[0].dtype else a for a in arguments
-    )
-
-
-def assert_near(ours: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    finite = truth.isfinite()
-    assert torch.equal(ours.isfinite(), finite)
-    size = truth[finite].abs().max().item() if finite.any() else 0.0
-    torch.testing.assert_close(ours.double(), truth.double(), rtol=0, atol=TOLERANCES[dtype] * max(size, 1.0))
-
-
 @DTYPES
 @pytest.mark.parametrize("sample", PROBLEMS, ids=str)
 def test_forward_is_the_definition(sample: Sample, dtype: torch.dtype):
@@ -69,17 +54,6 @@ def test_forward_is_the_definition(sample: Sample, dtype: torch.dtype):
     truth = registration.attention(*wide(arguments))
     for ours, expected in zip(Emulated().forward(*arguments), truth, strict=True):
         assert_near(ours, expected, dtype)
-
-
-def backward_arguments_of(arguments: tuple) -> tuple:
-    """Of the exact output and lse, rounded to the dtype."""
-    output, lse = registration.attention(*wide(arguments))
-    generator = torch.Generator().manual_seed(5)
-    output = output.to(arguments[0].dtype)
-    grad_output = torch.randn(output.shape, generator=generator).to(output.dtype)
-    grad_lse = torch.randn(lse.shape, generator=generator).double().masked_fill(lse == -torch.inf, 0)
-    needs = (arguments[4] is not None, arguments[6] is not None)
-    return grad_output, grad_lse, *arguments[:3], output, lse, *arguments[3:], *needs
 
 
 @DTYPES

@@ -15,7 +15,7 @@ if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
 from tests.emulation.attention import Emulated
-from tests.ops.test_attention_cuda import DTYPES, arguments_of, assert_near, wide
+from tests.ops.attention_cuda_calls import DTYPES, arguments_of, assert_near, wide
 
 # One tile of rows and several, of one head and of several; keys in one range, in some, in more than warps; each head
 # size; every option; ranges of which some see nothing.

@@ -21,7 +21,7 @@ if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
 from tests.emulation.attention import AttentionStrides, Emulated
-from tests.ops.test_attention_cuda import arguments_of, assert_near, wide
+from tests.ops.attention_cuda_calls import arguments_of, assert_near, wide
 
 # Both head sizes, whole and padded; one tile of keys and more than the ring holds; blocks and warpgroups without
 # rows; rows and whole tiles that see nothing; every option that the kernel has.

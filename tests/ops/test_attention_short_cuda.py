@@ -15,7 +15,7 @@ if library.missing() is not None:
     pytest.skip(library.missing(), allow_module_level=True)
 
 from tests.emulation.attention import Emulated
-from tests.ops.test_attention_cuda import DTYPES, arguments_of, assert_near, backward_arguments_of, wide
+from tests.ops.attention_cuda_calls import DTYPES, arguments_of, assert_near, backward_arguments_of, wide
 
 # One part of the keys and two, parts that a warp does not see, rows that see nothing; one tile of queries and several;
 # each head size; every option.

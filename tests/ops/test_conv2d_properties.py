@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conv2d_plans import IMPLICIT_GEMM, ONEDNN, PLANS, WINOGRAD, eager, forced, name
+from drawn_calls import TOLERANCE, geometries, strided
 from hypothesis import given
 from hypothesis import strategies as st
-from test_conv_relu_maxpool_properties import TOLERANCE, geometries, strided
 from torch.testing import assert_close
 
 from fastdl.ops import conv2d

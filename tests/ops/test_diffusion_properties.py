@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn_calls import LAST_CASE, strided
 from hypothesis import given
 from hypothesis import strategies as st
-from test_conv_relu_maxpool_properties import LAST_CASE, strided
 from torch import Tensor
 
 import fastdl
