@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import dispatch
 from ...transforms import autocast, distinct, obstacle
+from ..further_derivatives import beginnings, second_derivative
 from ..philox import draw_seed
 from . import backends
 from .call import Call
@@ -193,13 +193,12 @@ class AttentionBackward(torch.autograd.Function):
         return _backward(grad_output, grad_lse, q, k, v, output, lse, *context, plan, needs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         grad_output, grad_lse, q, k, v, *rest = ctx.saved_tensors
         context = Context(*rest)
+        arrived = beginnings((grad_output, grad_lse))
+        inputs = beginnings((q, k, v, context.bias, context.sink))
         with torch.enable_grad():
-            inputs = [_leaf(t) for t in (q, k, v, context.bias, context.sink)]
-            arrived = [_leaf(t) for t in (grad_output, grad_lse)]
             context = context._replace(bias=inputs[3], sink=inputs[4])
             outputs = reference(*inputs[:3], context, ctx.call)[: 1 if grad_lse is None else 2]
             # (input, the gradient that arrived for its gradient) for those that have both
@@ -207,17 +206,12 @@ class AttentionBackward(torch.autograd.Function):
             first = torch.autograd.grad(
                 outputs, [t for t, _ in pairs], arrived[: len(outputs)], create_graph=True
             )
-            wanted = [t for t in (*arrived, *inputs) if t is not None]
-            second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
-        by_arrived = [None if t is None else next(second) for t in arrived]
-        grad_q, grad_k, grad_v, grad_bias, grad_sink = (None if t is None else next(second) for t in inputs)
+        *by_arrived, grad_q, grad_k, grad_v, grad_bias, grad_sink = second_derivative(
+            first, (*arrived, *inputs), [d for _, d in pairs]
+        )
         saved = (None, None)
         context = (None, grad_bias, None, grad_sink, None, None, None)
         return (*by_arrived, grad_q, grad_k, grad_v, *saved, *context, None, None)
-
-
-def _leaf(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().requires_grad_()
 
 
 def _dispatch_arguments(

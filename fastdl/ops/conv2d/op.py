@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import dispatch
 from ...transforms import autocast, distinct, needs_gradient, obstacle
 from ..conv_relu_maxpool import conv_relu_maxpool
 from ..conv_relu_maxpool.geometry import Geometry, IntPair, check_kinds, normalise
 from ..conv_relu_maxpool.signature import signature
+from ..further_derivatives import beginnings, second_derivative
 from ..plans import Plans
 from . import backends
 from .activations import check as check_activation
@@ -213,11 +213,10 @@ class Conv2dBackward(torch.autograd.Function):
         return backends.backward(plan, grad_output, x, weight, needs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         g = ctx.g
+        grad_output, x, weight = args = beginnings(ctx.saved_tensors)
         with torch.enable_grad():
-            grad_output, x, weight = args = [t.detach().requires_grad_() for t in ctx.saved_tensors]
             bias = weight.new_zeros(weight.shape[0], requires_grad=True)
             # (input, the gradient that arrived for its gradient) for those that have one
             pairs = [(t, d) for t, d in zip((x, weight, bias), grads, strict=True) if d is not None]
@@ -227,8 +226,7 @@ class Conv2dBackward(torch.autograd.Function):
                 grad_output,
                 create_graph=True,
             )
-            second = torch.autograd.grad(first, args, [d for _, d in pairs], allow_unused=True)
-        return (*second, None, None)
+        return (*second_derivative(first, args, [d for _, d in pairs]), None, None)
 
 
 def _dispatch_arguments(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import dispatch
 from ...transforms import autocast, distinct, needs_gradient, obstacle
+from ..further_derivatives import beginnings, second_derivative
 from ..plans import Plans
 from . import backends
 from .geometry import Geometry, IntPair, check_kinds, normalise
@@ -165,19 +165,16 @@ class ConvReluMaxpoolBackward(torch.autograd.Function):
         return backends.backward(plan, grad_output, x, weight, bias, saved, needs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
+        args = beginnings(ctx.saved_tensors)
         with torch.enable_grad():
-            args = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
             grad_output, *inputs = args
             # (input, the gradient that arrived for its gradient) for those that have both
             pairs = [(t, d) for t, d in zip(inputs, grads, strict=True) if t is not None and d is not None]
-            wanted = [t for t in args if t is not None]
             first = torch.autograd.grad(
                 reference(*inputs, ctx.g), [t for t, _ in pairs], grad_output, create_graph=True
             )
-            second = iter(torch.autograd.grad(first, wanted, [d for _, d in pairs], allow_unused=True))
-        return (*(None if t is None else next(second) for t in args), None, None, None)
+        return (*second_derivative(first, args, [d for _, d in pairs]), None, None, None)
 
 
 def _dispatch_arguments(

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import dispatch
 from ...transforms import distinct, obstacle
+from ..further_derivatives import beginnings, second_derivative
 from . import backends, schema
 from .backends import CANDIDATES, Call
 from .checks import check_tensors, in_the_widest_dtype, random_seed, rows_of, with_index_error
@@ -269,23 +269,21 @@ class DiffusionBackward(torch.autograd.Function):
         return _backward(grad_prev, grad_x0, sample, model_output, rows, coefficients, backend, row, options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         from .registration import diffusion_step_backward
 
         row, options = ctx.rest
         grad_prev, grad_x0, sample, model_output, rows, coefficients = ctx.saved_tensors
         # Where x_0 is clipped does not move: only the incoming gradients have a derivative.
+        incoming = beginnings((grad_prev, grad_x0))
         with torch.enable_grad():
-            incoming = [None if g is None else g.detach().requires_grad_() for g in (grad_prev, grad_x0)]
             outputs = diffusion_step_backward(
                 *incoming, sample, model_output, rows, row, coefficients,
                 options.flags, options.guidance, options.limit,
             )  # fmt: skip
-            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
-            leaves = [t for t in incoming if t is not None]
-            found = iter(torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs]))
-        return (*(None if t is None else next(found) for t in incoming), *(None,) * 7)
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+        found = second_derivative([o for o, _ in pairs], incoming, [g for _, g in pairs])
+        return (*found, *(None,) * 7)
 
 
 def explained(

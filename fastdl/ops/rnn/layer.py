@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...transforms import distinct
+from ..further_derivatives import beginnings, second_derivative
 from . import backends
 from .backends import Plan, Saved
 from .reference import reference_layer
@@ -99,16 +99,14 @@ class RnnLayerBackward(torch.autograd.Function):
         return _backward(plan, needs, num_kept, *tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         saved = ctx.saved_tensors
         given, inputs = saved[:3], saved[3:]
         if all(grad is None for grad in grads):
             return (None,) * (3 + 3 + ctx.num_kept + len(inputs))
+        (x, h_0, c_0), context, params = _split(ctx.plan, inputs)
+        primals, given = beginnings((x, h_0, c_0, *params)), beginnings(given)
         with torch.enable_grad():
-            (x, h_0, c_0), context, params = _split(ctx.plan, inputs)
-            primals = [None if t is None else t.detach().requires_grad_() for t in (x, h_0, c_0, *params)]
-            given = [None if t is None else t.detach().requires_grad_() for t in given]
             outputs = reference_layer(*primals[:_STATES], primals[_STATES:], context, ctx.plan.s)
             with_gradient = [(o, g) for o, g in zip(outputs, given, strict=True) if g is not None]
             # (input, the gradient that arrived for its gradient) for those that have both
@@ -117,9 +115,7 @@ class RnnLayerBackward(torch.autograd.Function):
                 [o for o, _ in with_gradient], [t for t, _ in pairs], [g for _, g in with_gradient],
                 create_graph=True, materialize_grads=True,
             )  # fmt: skip
-            wanted = [t for t in (*given, *primals) if t is not None]
-            second = iter(torch.autograd.grad(first, wanted, [g for _, g in pairs], allow_unused=True))
-        found = [None if t is None else next(second) for t in (*given, *primals)]
+        found = second_derivative(first, (*given, *primals), [g for _, g in pairs])
         states = found[3 : 3 + _STATES]
         return (
             None, None, None, *found[:3], *[None] * ctx.num_kept, *states, *[None] * _CONTEXT,
