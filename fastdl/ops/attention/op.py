@@ -109,17 +109,19 @@ def attention(
         mask, bias, _exact(alibi_slopes, q), _exact(sink, q), seed, cu_seqlens_q, cu_seqlens_k
     )
     numbers = (causal, window, softcap, dropout_p, scale, max_seqlen_q, max_seqlen_k)
-    plan = plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
     context = tensors._replace(
         mask=_four(tensors.mask), bias=_four(tensors.bias), seed=seed if dropout_p else None
     )
     reason = obstacle(q, k, v, *context)
-    if reason is not None:
+    # what a choice compares would bind the sizes that an exporter leaves open
+    plan = None if reason is not None else plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
+    call = normalise(q, k, v, tensors, numbers, enable_gqa) if plan is None else plan.call
+    if plan is None:
         dispatch.require_reference("attention", reason)
-    if dropout_p and seed is None and (reason is not None or plan.algorithm != "sdpa"):
+    if dropout_p and seed is None and (plan is None or plan.algorithm != "sdpa"):
         context = context._replace(seed=draw_seed(q.device))
-    if reason is not None:
-        output, lse = reference(q, k, v, context, plan.call)
+    if plan is None:
+        output, lse = reference(q, k, v, context, call)
     else:
         output, lse = _by_plan(plan, q, k, v, context)
     return (output, lse.to(accumulate_dtype(q.dtype))) if return_lse else output

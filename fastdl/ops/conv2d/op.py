@@ -146,13 +146,14 @@ def _checked(
     epilogue = Epilogue(scale, residual, epilogue.activation)
     epilogue.check(x, weight, g, unbatched)
     reason = obstacle(x, weight, bias, scale, residual)
-    plan = backends.make_plan(dispatch.choose("conv2d", x, weight, bias, g), g)
-    if key is not None and x is given and reason is None:
-        _planned.put(key, plan)
+    # what a choice compares would bind the sizes that an exporter leaves open
     if reason is not None:
         dispatch.require_reference("conv2d", reason)
         output = reference(x, weight, bias, *epilogue, g)
     else:
+        plan = backends.make_plan(dispatch.choose("conv2d", x, weight, bias, g), g)
+        if key is not None and x is given:
+            _planned.put(key, plan)
         output = compute(plan, x, weight, bias, epilogue)
     return output[0] if unbatched else output
 

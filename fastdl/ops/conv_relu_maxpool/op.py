@@ -93,12 +93,15 @@ def _checked(
     if uneven:
         x = F.pad(x, uneven)
     reason = obstacle(x, weight, bias)
-    plan = backends.make_plan(dispatch.choose("conv_relu_maxpool", x, weight, bias, g), g)
-    if key is not None and x is given and reason is None and not return_indices:
-        _planned.put(key, plan)
+    # what a choice compares would bind the sizes that an exporter leaves open
     if reason is not None:
         dispatch.require_reference("conv_relu_maxpool", reason)
-    if reason is not None or plan.backend == "reference":
+        plan = None
+    else:
+        plan = backends.make_plan(dispatch.choose("conv_relu_maxpool", x, weight, bias, g), g)
+        if key is not None and x is given and not return_indices:
+            _planned.put(key, plan)
+    if plan is None or plan.backend == "reference":
         output, indices = _by_reference(x, weight, bias, g, return_indices)
     else:
         output, record = compute(plan, x, weight, bias, return_indices, needs_gradient(x, weight, bias))
