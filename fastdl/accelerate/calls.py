@@ -236,6 +236,8 @@ def _folding_is_faster(conv: nn.Conv2d, x: Tensor, **pool: object) -> bool:
     Measured in float32 on a CPU with AVX2: where torch's convolution would follow, with no pool to fuse, it was not
     (0.7x to 1x), nor with fewer than about a tenth as many positions as the weight of a channel has elements.
     """
+    if obstacle(x) is not None:
+        return False  # nothing would be fused, and a comparison would bind the sizes that an exporter leaves open
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return True
     channel = x.shape[-3] * conv.kernel_size[0] * conv.kernel_size[1] // conv.groups

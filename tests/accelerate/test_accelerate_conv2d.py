@@ -113,6 +113,18 @@ def test_unusual_calls(case):
             assert relative_l2(ours.double(), theirs.double()) < limit
 
 
+def test_export_leaves_the_batch_open():
+    """The sizes from which on a normalisation is folded bind nothing."""
+    layers = [nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()]
+    model = fastdl.accelerate(nn.Sequential(*layers).eval())
+    batch = torch.export.Dim("N", min=2, max=100_000)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(3, 64, 4, 4),), dynamic_shapes=({0: batch},))
+        larger = torch.randn(20, 64, 4, 4)
+        assert relative_l2(program.module()(larger), model(larger)) < 1e-5
+
+
 def test_compiles_without_a_graph_break(case):
     for training in (False, True):
         torch._dynamo.reset()
