@@ -131,7 +131,8 @@ def run(program: Path, isa: str, count: int, emulator: tuple[str, ...] = ()) -> 
 @pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
 def test_driver(driver, kind, executable):
     program = executable(driver, kind)
-    for isa in instruction_sets():
+    # Who writes what when does not depend on the width of a vector.
+    for isa in instruction_sets()[-1:] if kind == "tsan" else instruction_sets():
         run(program, isa, CASES[kind])
 
 
