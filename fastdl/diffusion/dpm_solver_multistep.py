@@ -106,7 +106,9 @@ class DPMSolverMultistepScheduler(IndexedScheduler):
             if config.use_lu_lambdas:
                 sigmas = schedules.exponential_sigmas(low, high, count)
             else:
-                sigmas = converted_sigmas(config, torch.linspace(high, low, count, dtype=torch.float64))
+                sigmas = converted_sigmas(
+                    config, torch.linspace(high, low, count, dtype=torch.float64), count
+                )
             at = schedules.timestep_of_sigma(sigmas, everything)
             if not config.use_exponential_sigmas and config.beta_schedule != "squaredcos_cap_v2":
                 at = at.round()

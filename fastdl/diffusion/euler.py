@@ -123,12 +123,14 @@ class EulerDiscreteScheduler(SigmaScheduler):
             )
             if config.interpolation_type == "log_linear":
                 ends = everything.log()
-                chosen = torch.linspace(ends[-1], ends[0], len(at) + 1, dtype=torch.float64).exp()[:-1]
+                chosen = torch.linspace(ends[-1], ends[0], len(at) + 1, dtype=torch.float64).exp()
             else:
                 chosen = schedules.interpolated(everything, at)
             if converted:
-                chosen = converted_sigmas(config, chosen)
+                chosen = converted_sigmas(config, chosen, len(at))
                 at = schedules.timestep_of_sigma(chosen, everything)
+            elif config.interpolation_type == "log_linear":  # as diffusers: to the least sigma, never to 0
+                chosen, last = chosen[:-1], chosen[-1].item()
         if config.timestep_type == "continuous" and config.prediction_type == "v_prediction":
             at = 0.25 * chosen.log()
         self._set(at, chosen, last, device)
@@ -186,10 +188,10 @@ class EulerDiscreteScheduler(SigmaScheduler):
 _BOTH = schema.WANT_PREV | schema.WANT_X0
 
 
-def converted_sigmas(config: object, sigmas: Tensor) -> Tensor:
-    """As many sigmas between the ends of `sigmas` (falling), or the configuration's, spaced as it says."""
+def converted_sigmas(config: object, sigmas: Tensor, steps: int) -> Tensor:
+    """`steps` sigmas between the ends of `sigmas` (falling), or the configuration's, spaced as it says."""
     low, high = config.get("sigma_min"), config.get("sigma_max")
     low = sigmas[-1].item() if low is None else low
     high = sigmas[0].item() if high is None else high
     make = schedules.karras_sigmas if config.use_karras_sigmas else schedules.exponential_sigmas
-    return make(low, high, len(sigmas))
+    return make(low, high, steps)

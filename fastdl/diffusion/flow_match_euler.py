@@ -98,7 +98,7 @@ class FlowMatchEulerDiscreteScheduler(IndexedScheduler):
             rest = 1 - chosen
             chosen = 1 - rest * (1 - config.shift_terminal) / rest[-1]
         if config.use_karras_sigmas or config.use_exponential_sigmas:
-            chosen = converted_sigmas(config, chosen)
+            chosen = converted_sigmas(config, chosen, count)
         if config.invert_sigmas:
             chosen = 1 - chosen
         last = 1.0 if config.invert_sigmas else 0.0

@@ -200,6 +200,18 @@ def test_refused_calls():
         scheduler.step(x, scheduler.timesteps[0], x)
 
 
+def test_log_linear_sigmas_end_at_the_least_one():
+    def sigmas(**config: object) -> torch.Tensor:
+        scheduler = fastdl.diffusion.EulerDiscreteScheduler(interpolation_type="log_linear", **config)
+        least = scheduler.all_sigmas[0].float()
+        scheduler.set_timesteps(5)
+        assert len(scheduler.timesteps) == 5
+        return scheduler.sigmas / least
+
+    assert sigmas()[-1] == pytest.approx(1)
+    assert sigmas(use_karras_sigmas=True)[-2:].tolist() == pytest.approx([1, 0])
+
+
 def test_starting_in_the_middle():
     scheduler = ours("EulerDiscrete", {})
     x = torch.ones(1, 4)
