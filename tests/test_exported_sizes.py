@@ -30,5 +30,6 @@ def test_the_batch_stays_open(name):
 
     batch = torch.export.Dim("N", min=2, max=100_000)
     program = torch.export.export(Caller(), (torch.randn(3, *size),), dynamic_shapes=({0: batch},))
-    larger = torch.randn(5, *size)
-    torch.testing.assert_close(program.module()(larger), call(larger), rtol=1e-4, atol=1e-4)
+    larger = torch.randn(5, *size, generator=torch.Generator().manual_seed(2))
+    exported, ours = program.module()(larger), call(larger)
+    assert (ours - exported).norm() <= 1e-5 * exported.norm()  # what Winograd's rounding may make
