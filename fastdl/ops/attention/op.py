@@ -114,10 +114,12 @@ def attention(
     )
     reason = obstacle(q, k, v, *context)
     # what a choice compares would bind the sizes that an exporter leaves open
-    plan = None if reason is not None else plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
-    call = normalise(q, k, v, tensors, numbers, enable_gqa) if plan is None else plan.call
-    if plan is None:
+    if reason is not None:
+        call = normalise(q, k, v, tensors, numbers, enable_gqa)
         dispatch.require_reference("attention", reason)
+        plan = None
+    else:
+        plan = plan_of(q, k, v, tensors, numbers, enable_gqa, return_lse)
     if dropout_p and seed is None and (plan is None or plan.algorithm != "sdpa"):
         context = context._replace(seed=draw_seed(q.device))
     if plan is None:
