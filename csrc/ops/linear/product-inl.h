@@ -13,6 +13,12 @@ struct Rectangle {
   int64_t row, rows, column, columns;
 };
 
+// Steps along the sums of one length: a short last one would read and write C for little.
+FASTDL_INLINE int64_t even_depths(int64_t K) {
+  const int64_t steps = (K + kDepth - 1) / kDepth;
+  return (K + steps * kLanes - 1) / (steps * kLanes) * kLanes;
+}
+
 // C[rows, kGemmWidth] (+)= a panel of A times one of B, + bias (null: none); rows <= kPanelRows.
 template <bool kAdd>
 __attribute__((noinline)) void multiply_panels(const float* left, const float* right, int64_t depths,
@@ -88,9 +94,7 @@ inline void multiply_columns(const LinearProduct& p, int64_t row, int64_t rows, 
 inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float* left, float* right) {
   // Rows of B in a run are packed together; a panel of columns in a run just before it is used, in L1.
   const int64_t together = p.right_column == 1 ? kColumns : kGemmWidth;
-  // Steps of one length: a short last one would read and write C for little.
-  const int64_t steps = (p.K + kDepth - 1) / kDepth;
-  const int64_t most = (p.K + steps * kLanes - 1) / (steps * kLanes) * kLanes;
+  const int64_t most = even_depths(p.K);
   for (int64_t from = 0; from < r.columns; from += kColumns) {
     const int64_t columns = lesser(r.columns - from, kColumns);
     for (int64_t k = 0; k < p.K; k += most) {
@@ -113,6 +117,8 @@ inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float
   }
 }
 
+#include "ops/linear/product_few_rows-inl.h"
+
 // Rectangles down and across C: the cut whose threads pack and multiply least.
 struct Cut {
   int64_t down, across;
@@ -125,13 +131,14 @@ struct Cut {
 };
 
 inline Cut cut_of(const LinearProduct& p, int64_t threads) {
-  // Packing a column of B takes as long as multiplying it with so many rows.
+  // Packing a column of B, or only reading it, takes as long as multiplying it with so many rows; packing a
+  // row of A as multiplying it with as many columns.
   constexpr int64_t kPack = 4;
   Cut best = {1, 1};
   int64_t least = INT64_MAX;
   for (int64_t down = 1; down <= threads; ++down) {
     const Cut cut = {down, threads / down};
-    const int64_t cost = (cut.rows(p) + kPack) * cut.columns(p);
+    const int64_t cost = (cut.rows(p) + kPack) * (cut.columns(p) + kPack);
     if (cost < least) least = cost, best = cut;
   }
   return best;
@@ -142,7 +149,11 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
   const int64_t rows = cut.rows(p), columns = cut.columns(p);
   const int64_t down = (p.M + rows - 1) / rows, across = (p.N + columns - 1) / columns, tasks = down * across;
   constexpr int64_t kLeft = kBlockRows / kPanelRows * kLeftPanel;
-  const int64_t each = kLeft + lesser(columns, kColumns) * lesser(p.K, kDepth);
+  const bool few = has_few_rows(p);
+  const int64_t few_packed = (rows + kGemmWidth - 1) / kGemmWidth * kGemmWidth * lesser(p.K, kDepth);
+  const int64_t each =
+      few ? few_packed + lesser(columns, kFewColumns) * ((rows + kLanes - 1) / kLanes * kLanes)
+          : kLeft + lesser(columns, kColumns) * lesser(p.K, kDepth);
   const int64_t workers = lesser(tasks, pool.size() > 1 ? pool.size() : 1);
   float* const scratch =
       static_cast<float*>(thread_scratch(static_cast<size_t>(workers * each) * sizeof(float)));
@@ -150,7 +161,7 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
     const int64_t row = task % down * rows, column = task / down * columns;
     const Rectangle r = {row, lesser(p.M - row, rows), column, lesser(p.N - column, columns)};
     float* const own = scratch + worker * each;
-    multiply_rectangle(p, r, own, own + kLeft);
+    few ? multiply_few_rows(p, r, own, own + few_packed) : multiply_rectangle(p, r, own, own + kLeft);
   });
 }
 
