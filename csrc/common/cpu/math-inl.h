@@ -17,24 +17,27 @@ FASTDL_INLINE Vec horner(Vec z, float a, More... more) {
   return fma(z, horner(z, more...), set1(a));
 }
 
-// exp(x) = fraction 2^(bits_of(shifted) - bits_of(kExpRound)): adding 1.5 * 2^23 rounds x / ln 2 to the
+// exp(x) = (1 + rest) 2^(bits_of(shifted) - bits_of(kExpRound)): adding 1.5 * 2^23 rounds x / ln 2 to the
 // nearest integer and leaves it in the lowest bits.
 constexpr float kExpRound = 12582912.0f;
 struct ExpParts {
-  Vec fraction, shifted;
+  Vec rest, shifted;
 };
 FASTDL_INLINE ExpParts exp_parts(Vec x) {
   const Vec shifted = fma(x, set1(1.44269504f), set1(kExpRound));
   const Vec n = shifted - set1(kExpRound);
   // ln 2 in two parts, n times the first being exact.
-  const Vec r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x));
-  const Vec tail = horner(r, 0.49999994f, 0.166665211f, 0.041668389f, 0.00836871564f, 0.00138146011f);
-  return {fma(r * r, tail, r) + set1(1.0f), shifted};
+  const Vec r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x)), z = r * r;
+  // In two halves: one after another, the products of a chain would be waited for.
+  const Vec low = horner(r, 0.49999994f, 0.166665211f);
+  const Vec high = fma(z, set1(0.00138146011f), horner(r, 0.041668389f, 0.00836871564f));
+  return {fma(z, fma(z, high, low), r), shifted};
 }
 
 // The product, for exponents of normal numbers.
 FASTDL_INLINE Vec scaled(const ExpParts& parts) {
-  return parts.fraction * from_bits((bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 127) << 23);
+  const Vec power = from_bits((bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 127) << 23);
+  return fma(parts.rest, power, power);
 }
 
 FASTDL_INLINE Vec exp(Vec x) {
@@ -43,7 +46,8 @@ FASTDL_INLINE Vec exp(Vec x) {
   // 2^n in two factors: neither leaves the normal numbers, and the last one rounds a denormal result once.
   const VecBits biased = bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 254;
   const VecBits half = biased >> 1;
-  return parts.fraction * from_bits(half << 23) * from_bits((biased - half) << 23);
+  const Vec power = from_bits(half << 23);
+  return fma(parts.rest, power, power) * from_bits((biased - half) << 23);
 }
 
 // exp of x up to 88; what would be below 1.6e-38 is 0. A quarter less work: for sums of which one term is 1.
