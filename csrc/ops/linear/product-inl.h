@@ -6,8 +6,8 @@
 //
 #include "ops/linear/product_pack-inl.h"
 
-// Columns whose panels are packed for one step along the sums: 1 MB.
-constexpr int64_t kColumns = 1024;
+// Columns whose panels are packed for one step along the sums: at most 512 KB, an L2.
+constexpr int64_t kColumns = 512;
 
 struct Rectangle {
   int64_t row, rows, column, columns;
