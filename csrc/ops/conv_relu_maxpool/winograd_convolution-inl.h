@@ -92,7 +92,10 @@ void convolve(const Convolution& conv, float* memory, const ThreadPool& pool) {
   });
 }
 
-static int64_t packed_floats(int64_t K, int64_t C) { return padded(K) * kPositions * C; }
+static int64_t packed_floats(int64_t K, int64_t C) {
+  const int64_t panels = (padded(K) + kGemmWidth - 1) / kGemmWidth;
+  return kPositions * (padded(K) * C + panels * kStridePadding);
+}
 
 template <class T>
 void pack_weights(const PlainWeight& weight, float* u, const ThreadPool& pool) {

@@ -7,8 +7,14 @@ constexpr int kPassVecs = 64 / kLanes < kGemmVecs ? kGemmVecs : 64 / kLanes;
 // V and M of a pass, in bytes: with U they share an L2 of 1 to 2 MB.
 constexpr int64_t kGroupBytes = 512 << 10;
 
-// Floats between the positions of v: off the multiples of 4096 bytes, which all fall into one set of L1.
-FASTDL_INLINE int64_t position_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
+// Floats that keep strides off the multiples of 4096 bytes, which all fall into one set of L1.
+constexpr int64_t kStridePadding = 16;
+
+// Floats between the positions of v, and of u in a panel.
+FASTDL_INLINE int64_t position_stride(int64_t tiles, int64_t channels) {
+  return tiles * channels + kStridePadding;
+}
+FASTDL_INLINE int64_t weight_stride(int64_t C, int64_t width) { return C * width + kStridePadding; }
 
 // to [36][tiles][channels] = kTransform of every tile of the staged pixels
 template <void (*kTransform)(const float* from, int64_t row, int64_t pixel, float* to, int64_t stride)>
@@ -26,7 +32,7 @@ void transform_tiles(const float* staged, const WinogradGroup& group, const Stag
 
 // u [panels][36][C][width], panels of kGemmWidth output channels, the last one of the vectors that remain.
 FASTDL_INLINE int64_t packed_panel(int64_t first_vec, int64_t C) {
-  return first_vec * kLanes * kPositions * C;
+  return first_vec / kGemmVecs * kPositions * weight_stride(C, kGemmWidth);
 }
 
 // m [vecs][tiles][36][kLanes] for the output channels from vector `first_vec` on; first_vec is a multiple of
@@ -43,7 +49,7 @@ static void multiply(const float* v, const float* u, float* m, int64_t tiles, in
       const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs, width = panel_vecs * kLanes;
       const GemmStrides strides = {channels, 1, width, kPositions * kLanes, tiles * kPositions * kLanes};
       gemm<false>(tiles, panel_vecs, v + p * position_stride(tiles, channels),
-                  u + packed_panel(first_vec + j, C) + p * C * width,
+                  u + packed_panel(first_vec + j, C) + p * weight_stride(C, width),
                   m + (j * tiles * kPositions + p) * kLanes, C, strides);
     }
   }

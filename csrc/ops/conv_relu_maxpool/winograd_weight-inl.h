@@ -60,6 +60,6 @@ void pack_weight(const PlainWeight& weight, int64_t first_vec, int64_t c_begin, 
     for (int64_t j = 0; j < vecs; ++j) {
       Vec g[9];
       load_taps<T>(weight, (first_vec + j) * kLanes, c, g);
-      weight_transform(g, panel + (c * vecs + j) * kLanes, weight.C * vecs * kLanes);
+      weight_transform(g, panel + (c * vecs + j) * kLanes, weight_stride(weight.C, vecs * kLanes));
     }
 }
