@@ -16,6 +16,7 @@
 
 #include "common/cpu/isa.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
+#include "ops/conv_relu_maxpool/winograd_plan.h"
 
 using namespace fastdl;
 using namespace fastdl::cpu;
@@ -236,15 +237,24 @@ void check_backward(const Case& c, Fill fill, int wants, std::mt19937& random) {
   if (wants & 4) biases.check(c, "grad_bias");
 }
 
-// The packed weight of the call before must not outlive an edit in place.
-void check_edited_weight(std::mt19937& random) {
+int64_t tile_of(const Case& c) {
+  return winograd_tile({c.N, c.C, c.H, c.W, c.K, c.CH(), c.CW(), {c.pad_h, c.pad_w}});
+}
+
+// The packed weight of the call before must not outlive an edit in place, nor serve other tiles.
+void check_kept_weight(std::mt19937& random) {
   const Case c = {
-      1, 20, 9, 9, 24, 1, 1, true, false, DType::kFloat32, Format::kContiguous, Format::kContiguous};
+      1, 20, 16, 16, 24, 1, 1, true, false, DType::kFloat32, Format::kContiguous, Format::kContiguous};
+  Case part = c;
+  part.H = part.W = 12;
+  expect(tile_of(c) == 4 && tile_of(part) == 6, c, "tiles of both sizes");
   Inputs in(c, Fill::kRandom, random);
   num_threads = 1;
   for (int i = 0; i < 4; ++i) {
-    const Outputs kept = forward(c, in, true, false), anew = forward(c, in, true, true);
-    expect(kept.output.bytes == anew.output.bytes, c, "an edit of the weight was not seen");
+    for (const Case& image : {c, part}) {
+      const Outputs kept = forward(image, in, true, false), anew = forward(image, in, true, true);
+      expect(kept.output.bytes == anew.output.bytes, image, "the weight of another call");
+    }
     in.weight.set(c.K - 1, c.C - 1, 2, 2 - i % 3, 5.f + static_cast<float>(i));
   }
 }
@@ -275,10 +285,16 @@ int main(int argc, char** argv) {
   std::mt19937 random(20261123);
   const Fill fills[] = {Fill::kRandom, Fill::kRandom, Fill::kZeroInput, Fill::kOneNotFinite,
                         Fill::kWeightNotFinite};
+  bool drawn[2] = {};
   for (int i = 0; i < cases; ++i) {
     const Case c = random_case(random, i % 10 == 0 ? 150 : 40);
+    drawn[tile_of(c) == 6] = true;
     check_forward(c, fills[random() % 5], random() % 4 != 0, random() % 2 != 0, random);
     check_backward(c, fills[random() % 5], random() % 2 ? 7 : static_cast<int>(random() % 8), random);
+  }
+  if (cases > 10 && !(drawn[0] && drawn[1])) {
+    std::printf("FAILED: tiles of both sizes among the random cases\n");
+    ++failures;
   }
   const auto check = [&](const Case& c, Fill fill) {
     check_forward(c, fill, true, true, random);
@@ -292,11 +308,23 @@ int main(int argc, char** argv) {
     check({1, 16, 40, 140, 16, 1, 1, false, false, dtype, contiguous, contiguous}, Fill::kRandom);
     check({2, 0, 9, 9, 16, 1, 1, true, false, dtype, contiguous, contiguous}, Fill::kRandom);
   }
-  check({1, 512, 10, 10, 20, 1, 1, true, false, DType::kFloat32, contiguous, contiguous}, Fill::kRandom);
+  const DType fp32 = DType::kFloat32;
+  check({1, 512, 10, 10, 20, 1, 1, true, false, fp32, contiguous, contiguous}, Fill::kRandom);
+  // Both sizes of tiles, whole and cut, with every padding: grad_input's are 2 to -1.
+  for (int64_t padding = 0; padding < 4; ++padding)
+    for (int64_t side : {12, 16, 17, 18})
+      for (Fill fill : {Fill::kRandom, Fill::kOneNotFinite, Fill::kWeightNotFinite}) {
+        const int64_t H = side + 2 - 2 * padding, W = H - 1;
+        check({2, 9, H, W, 17, padding, padding, true, true, fp32, contiguous, last}, fill);
+        check({2, 9, H, W, 17, padding, padding, padding % 2 == 0, false, fp32, last, contiguous}, fill);
+      }
+  check({1, 96, 11, 11, 96, 1, 1, true, true, fp32, contiguous, contiguous}, Fill::kRandom);
+  check({1, 97, 11, 11, 97, 1, 1, true, true, fp32, contiguous, contiguous}, Fill::kRandom);
   // Sums near the end of fp32: Winograd overflows where the plain sum does not.
-  check_forward({1, 3, 12, 12, 20, 1, 1, false, false, DType::kFloat32, contiguous, contiguous}, Fill::kHuge,
-                true, false, random);
-  check_edited_weight(random);
+  for (int64_t side : {12, 16})
+    check_forward({1, 3, side, side, 20, 1, 1, false, false, fp32, contiguous, contiguous}, Fill::kHuge, true,
+                  false, random);
+  check_kept_weight(random);
   const char* isas[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
   std::printf("winograd on %s: %s\n", isas[static_cast<int>(current_isa())], failures ? "FAILED" : "passed");
   return failures != 0;

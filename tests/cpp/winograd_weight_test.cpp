@@ -43,8 +43,8 @@ struct Weight {
   explicit Weight(int64_t C, float value) : values(static_cast<size_t>(9 * C), value) {}
 
   std::shared_ptr<const float> look_up(size_t claimed, const ThreadPool& pool = kAlone) {
-    const PackableWeight weight = {values.data(), 1, static_cast<int64_t>(values.size()) / 9, DType::kFloat32,
-                                   false};
+    const PackableWeight weight = {values.data(),   1,    static_cast<int64_t>(values.size()) / 9, 4,
+                                   DType::kFloat32, false};
     return cached_packed_weight(weight, claimed, pool, [&](const PackableWeight& copy, float* u) {
       const float* plain = static_cast<const float*>(copy.data);
       expect(copy.data != weight.data, "packed from a copy");

@@ -42,7 +42,7 @@ void weight_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& 
   const ConvGeometry& g = args.conv;
   WeightGradient w;
   w.shape = {g.N, g.C, g.H, g.W, g.C_out, g.CH, g.CW, {g.padding[0], g.padding[1]}};
-  w.plan = winograd_plan(w.shape, kWeightGradientTiles, 1);
+  w.plan = winograd_plan(w.shape, kTile, kWeightGradientTiles, 1);
   w.x = {args.x, args.x_strides, 0};
   w.gradient = source;
   w.stage_x = stage_image<T>;

@@ -6,6 +6,8 @@
 #include "common/cpu/math_activation-inl.h"
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"
 #include "ops/conv2d/epilogue-inl.h"
+#include "ops/conv_relu_maxpool/winograd_tile4-inl.h"
+#include "ops/conv_relu_maxpool/winograd_tile6-inl.h"
 #include "ops/conv_relu_maxpool/winograd_transforms-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage-inl.h"
 #include "ops/conv_relu_maxpool/winograd_stage_gradient-inl.h"

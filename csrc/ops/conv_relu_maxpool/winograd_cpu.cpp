@@ -11,9 +11,22 @@ struct WinogradKernels {
   void (*forward)(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool);
   void (*conv2d)(const Conv2dForward& args, const float* u, const ThreadPool& pool);
   void (*backward)(const ConvReluMaxpoolBackward& args, const ThreadPool& pool);
-  int64_t (*packed_floats)(int64_t K, int64_t C);
+  int64_t (*packed_floats)(int64_t K, int64_t C, int64_t tile);
   void (*pack)(const PackableWeight& weight, float* u, const ThreadPool& pool);
 };
+
+// Without what no window of the pool covers.
+WinogradShape forward_shape(const ConvReluMaxpoolForward& args) {
+  const ConvGeometry& g = args.conv;
+  const int64_t OH = args.pool.present && 2 * args.pool.OH < g.CH ? 2 * args.pool.OH : g.CH;
+  const int64_t OW = args.pool.present && 2 * args.pool.OW < g.CW ? 2 * args.pool.OW : g.CW;
+  return {g.N, g.C, g.H, g.W, g.C_out, OH, OW, {g.padding[0], g.padding[1]}};
+}
+
+WinogradShape forward_shape(const Conv2dForward& args) {
+  const ConvGeometry& g = args.conv;
+  return {g.N, g.C, g.H, g.W, g.C_out, g.CH, g.CW, {g.padding[0], g.padding[1]}};
+}
 
 }  // namespace
 }  // namespace fastdl::cpu
@@ -32,8 +45,9 @@ std::shared_ptr<const float> kept_weight(const WinogradKernels& kernels, const A
                                          const ThreadPool& pool) {
   const int64_t K = args.conv.C_out, C = args.conv.C;
   if (args.conv.N * K * C == 0) return nullptr;
-  return cached_packed_weight({args.weight, K, C, args.dtype, args.weight_channels_last},
-                              static_cast<size_t>(kernels.packed_floats(K, C)), pool,
+  const int64_t tile = winograd_tile(forward_shape(args));
+  return cached_packed_weight({args.weight, K, C, tile, args.dtype, args.weight_channels_last},
+                              static_cast<size_t>(kernels.packed_floats(K, C, tile)), pool,
                               [&](const PackableWeight& copy, float* u) { kernels.pack(copy, u, pool); });
 }
 

@@ -10,11 +10,11 @@ static void pack(const PackableWeight& weight, float* u, const ThreadPool& pool)
   const PlainWeight plain = forward_weight(weight.data, weight.K, weight.C, weight.channels_last);
   switch (weight.dtype) {
     case DType::kFloat16:
-      return pack_weights<Float16>(plain, u, pool);
+      return pack_weights<Float16>(plain, weight.tile, u, pool);
     case DType::kBFloat16:
-      return pack_weights<BFloat16>(plain, u, pool);
+      return pack_weights<BFloat16>(plain, weight.tile, u, pool);
     default:
-      return pack_weights<float>(plain, u, pool);
+      return pack_weights<float>(plain, weight.tile, u, pool);
   }
 }
 
@@ -22,6 +22,7 @@ static void pack(const PackableWeight& weight, float* u, const ThreadPool& pool)
 template <class T, class Args>
 Convolution convolution_of(const Args& args, const ImageSource& source, const float* u) {
   Convolution conv;
+  conv.shape = forward_shape(args);
   conv.source = &source;
   conv.stage = stage_image<T>;
   conv.reads = image_reads<T>;
@@ -34,11 +35,8 @@ template <class T>
 void forward_of(const ConvReluMaxpoolForward& args, const float* u, const ThreadPool& pool) {
   const ConvGeometry& g = args.conv;
   if (g.N == 0 || g.C_out == 0 || args.pool.OH == 0 || args.pool.OW == 0) return;
-  const int64_t OH = args.pool.present && 2 * args.pool.OH < g.CH ? 2 * args.pool.OH : g.CH;
-  const int64_t OW = args.pool.present && 2 * args.pool.OW < g.CW ? 2 * args.pool.OW : g.CW;
   const ImageSource source = {args.x, args.x_strides, 0};
   Convolution conv = convolution_of<T>(args, source, u);
-  conv.shape = {g.N, g.C, g.H, g.W, g.C_out, OH, OW, {g.padding[0], g.padding[1]}};
   conv.emission = !args.pool.present ? Emission::kRelu
                   : args.record      ? Emission::kPoolWithRecord
                                      : Emission::kPool;
@@ -53,7 +51,6 @@ void conv2d_of(const Conv2dForward& args, const float* u, const ThreadPool& pool
   if (g.N == 0 || g.C_out == 0 || g.CH == 0 || g.CW == 0) return;
   const ImageSource source = {args.x, args.x_strides, 0};
   Convolution conv = convolution_of<T>(args, source, u);
-  conv.shape = {g.N, g.C, g.H, g.W, g.C_out, g.CH, g.CW, {g.padding[0], g.padding[1]}};
   conv.emission = args.activation == Activation::kRelu && args.residual == nullptr ? Emission::kRelu
                                                                                    : Emission::kConvolution;
   conv.target = {args.output, nullptr, args.output_strides, g.C_out,    g.CH,          g.CW,

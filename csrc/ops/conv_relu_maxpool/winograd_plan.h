@@ -1,4 +1,4 @@
-// How a 3x3 convolution is cut into groups of 4x4 output tiles that one worker carries through its cache.
+// How a 3x3 convolution is cut into groups of output tiles that one worker carries through its cache.
 #pragma once
 #include <cstdint>
 
@@ -12,8 +12,13 @@ struct WinogradShape {
   int64_t padding[2];  // may be negative: rows and columns that no output reads
 };
 
-// Tiles [y, y + rows) x [x, x + cols) of the images [n, n + images).
+// Outputs of a tile, each way: 4 or 6. By the shape of an image alone, so that neither the batch nor the
+// threads change a bit.
+int64_t winograd_tile(const WinogradShape& shape);
+
+// Tiles [y, y + rows) x [x, x + cols) of the images [n, n + images), each of `tile` x `tile` outputs.
 struct WinogradGroup {
+  int64_t tile;
   int64_t n, y, x;
   int64_t images, rows, cols;
   int64_t tiles() const { return images * rows * cols; }
@@ -22,6 +27,7 @@ struct WinogradGroup {
 // Groups have `images` x `rows` x `cols` tiles, the last of each axis fewer. More than one image only if
 // whole.
 struct WinogradPlan {
+  int64_t tile;
   int64_t tiles_y, tiles_x;
   int64_t images, rows, cols;
   int64_t groups_n, groups_y, groups_x;
@@ -32,6 +38,6 @@ struct WinogradPlan {
 
 // Groups of about `tiles` tiles, and not fewer groups than `least_groups` where that leaves six tiles to
 // each.
-WinogradPlan winograd_plan(const WinogradShape& shape, int64_t tiles, int64_t least_groups);
+WinogradPlan winograd_plan(const WinogradShape& shape, int64_t tile, int64_t tiles, int64_t least_groups);
 
 }  // namespace fastdl::cpu

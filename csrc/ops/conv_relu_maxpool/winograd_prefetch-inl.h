@@ -64,9 +64,9 @@ class Prefetch {
 template <class T>
 Reads image_reads(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
   const ImageSource& source = *static_cast<const ImageSource*>(from);
-  const StagedSize size = staged_size(group.rows, group.cols, shape.C, 2);
-  const StagedRange rows = staged_range(kTile * group.y - shape.padding[0], size.rows, shape.H);
-  const StagedRange cols = staged_range(kTile * group.x - shape.padding[1], size.cols, shape.W);
+  const StagedSize size = staged_size(group, shape.C, 2);
+  const StagedRange rows = staged_range(group.tile * group.y - shape.padding[0], size.rows, shape.H);
+  const StagedRange cols = staged_range(group.tile * group.x - shape.padding[1], size.cols, shape.W);
   if (rows.begin == rows.end || cols.begin == cols.end) return {};
   const int64_t at = group.n * source.strides[0] + source.first_channel * source.strides[1] +
                      (rows.origin + rows.begin) * source.strides[2] +
@@ -81,7 +81,7 @@ Reads image_reads(const void* from, const WinogradShape& shape, const WinogradGr
 template <class T>
 Reads gradient_reads(const void* from, const WinogradShape& shape, const WinogradGroup& group) {
   const GradientSource& source = *static_cast<const GradientSource*>(from);
-  const int64_t side = source.record ? kTile / 2 : kTile;
+  const int64_t side = source.record ? group.tile / 2 : group.tile;
   const int64_t y = side * group.y, x = side * group.x;
   const int64_t rows = source.OH - y < side * group.rows ? source.OH - y : side * group.rows;
   const int64_t cols = source.OW - x < side * group.cols ? source.OW - x : side * group.cols;

@@ -9,9 +9,11 @@ struct StagedSize {
 };
 FASTDL_INLINE int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
-// What rows x cols tiles read; tiles overlap by `overlap` pixels: 2 as inputs, 0 as gradients of outputs.
-FASTDL_INLINE StagedSize staged_size(int64_t rows, int64_t cols, int64_t C, int64_t overlap) {
-  return {kTile * rows + overlap, kTile * cols + overlap, padded(C)};
+// What the tiles of a WinogradGroup read, or those of a WinogradPlan's largest; tiles overlap by `overlap`
+// pixels: 2 as inputs, 0 as gradients of outputs.
+template <class Tiles>
+FASTDL_INLINE StagedSize staged_size(const Tiles& tiles, int64_t C, int64_t overlap) {
+  return {tiles.tile * tiles.rows + overlap, tiles.tile * tiles.cols + overlap, padded(C)};
 }
 
 // Fills `staged` with what the tiles of `group` read.
@@ -112,8 +114,8 @@ void stage_image(const void* from, const WinogradShape& shape, const WinogradGro
                  const StagedSize& size, float* staged) {
   const ImageSource& source = *static_cast<const ImageSource*>(from);
   const bool channels_last = is_channels_last(source.strides, shape.C);
-  const StagedRange rows = staged_range(kTile * group.y - shape.padding[0], size.rows, shape.H);
-  const StagedRange cols = staged_range(kTile * group.x - shape.padding[1], size.cols, shape.W);
+  const StagedRange rows = staged_range(group.tile * group.y - shape.padding[0], size.rows, shape.H);
+  const StagedRange cols = staged_range(group.tile * group.x - shape.padding[1], size.cols, shape.W);
   const int64_t count = cols.end - cols.begin;
   for (int64_t i = 0; i < group.images; ++i) {
     const T* image = static_cast<const T*>(source.data) + (group.n + i) * source.strides[0] +

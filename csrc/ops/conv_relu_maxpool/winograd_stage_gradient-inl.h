@@ -81,7 +81,7 @@ template <class T>
 void stage_pooled_gradient(const void* from, const WinogradShape& shape, const WinogradGroup& group,
                            const StagedSize& size, float* staged) {
   const GradientSource& source = *static_cast<const GradientSource*>(from);
-  const int64_t top = kTile * group.y - shape.padding[0], left = kTile * group.x - shape.padding[1];
+  const int64_t top = group.tile * group.y - shape.padding[0], left = group.tile * group.x - shape.padding[1];
   // The rows and columns that windows cover, and the windows that touch them.
   const StagedRange rows = staged_range(top, size.rows, 2 * source.OH),
                     cols = staged_range(left, size.cols, 2 * source.OW);

@@ -51,15 +51,18 @@ FASTDL_INLINE void store_taps(const Vec (&taps)[9], int64_t channels, T* out, in
   }
 }
 
+using TransformWeight = void (*)(const Vec (&g)[9], float* u, int64_t stride);
+
 template <class T>
-void pack_weight(const PlainWeight& weight, int64_t first_vec, int64_t c_begin, int64_t c_end, float* u) {
+void pack_weight(const PlainWeight& weight, TransformWeight transform, int64_t positions, int64_t first_vec,
+                 int64_t c_begin, int64_t c_end, float* u) {
   const int64_t all = (weight.K + kLanes - 1) / kLanes;
   const int64_t vecs = all - first_vec < kGemmVecs ? all - first_vec : kGemmVecs;
-  float* panel = u + packed_panel(first_vec, weight.C);
+  float* panel = u + packed_panel(first_vec, weight.C, positions);
   for (int64_t c = c_begin; c < c_end; ++c)
     for (int64_t j = 0; j < vecs; ++j) {
       Vec g[9];
       load_taps<T>(weight, (first_vec + j) * kLanes, c, g);
-      weight_transform(g, panel + (c * vecs + j) * kLanes, weight_stride(weight.C, vecs * kLanes));
+      transform(g, panel + (c * vecs + j) * kLanes, weight_stride(weight.C, vecs * kLanes));
     }
 }

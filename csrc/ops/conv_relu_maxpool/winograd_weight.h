@@ -11,15 +11,15 @@
 
 namespace fastdl::cpu {
 
-// A dense weight [K, C, 3, 3].
+// A dense weight [K, C, 3, 3], and the outputs of a tile, each way, that it is packed for.
 struct PackableWeight {
   const void* data;
-  int64_t K, C;
+  int64_t K, C, tile;
   DType dtype;
   bool channels_last;
 
   bool operator==(const PackableWeight& other) const {
-    return data == other.data && K == other.K && C == other.C && dtype == other.dtype &&
+    return data == other.data && K == other.K && C == other.C && tile == other.tile && dtype == other.dtype &&
            channels_last == other.channels_last;
   }
 };

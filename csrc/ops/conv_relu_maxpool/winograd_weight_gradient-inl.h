@@ -3,6 +3,7 @@
 // are added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves
 // nothing.
 
+constexpr int kTile = Tile4::kTile, kSide = Tile4::kSide, kPositions = Tile4::kPositions;
 constexpr int64_t kBlockChannels = 64;        // 36 x 64 x 64 sums take 590 KB
 constexpr int64_t kWeightGradientTiles = 24;  // V and D of 64 channels each: 442 KB
 
@@ -73,8 +74,7 @@ struct WeightGradientScratch {
 };
 FASTDL_INLINE WeightGradientScratch weight_gradient_scratch(const WeightGradient& w) {
   const int64_t C = block_channels(w.shape.C), K = block_channels(w.shape.K), images = w.plan.images;
-  const StagedSize x = staged_size(w.plan.rows, w.plan.cols, C, 2),
-                   g = staged_size(w.plan.rows, w.plan.cols, K, 0);
+  const StagedSize x = staged_size(w.plan, C, 2), g = staged_size(w.plan, K, 0);
   return {images * x.image(), images * g.image() * (w.pooled ? 1 : 2),
           kPositions * position_stride(w.plan.tiles(), C), kPositions * position_stride(w.plan.tiles(), K)};
 }
@@ -105,8 +105,8 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
   const int64_t end = groups * (slice + 1) / w.slices;
   for (int64_t index = groups * slice / w.slices; index < end; ++index) {
     const WinogradGroup group = w.plan.group(w.shape.N, index);
-    const StagedSize in_size = staged_size(group.rows, group.cols, in.C, 2);
-    const StagedSize out_size = staged_size(group.rows, group.cols, out.C, 0);
+    const StagedSize in_size = staged_size(group, in.C, 2);
+    const StagedSize out_size = staged_size(group, out.C, 0);
     w.stage_gradient(&gradient, out, group, out_size, staged_gradient);
     transform_tiles<gradient_transform>(staged_gradient, group, out_size, d);
     const int64_t tiles = group.tiles(), d_stride = position_stride(tiles, channels);
@@ -120,7 +120,7 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
     }
     if (!w.wants_weight) continue;
     w.stage_x(&x, in, group, in_size, staged_x);
-    transform_tiles<input_transform>(staged_x, group, in_size, v);
+    transform_tiles<input_transform<Tile4>>(staged_x, group, in_size, v);
     Reads next_x = {}, next_gradient = {};
     if (index + 1 < end) {
       const WinogradGroup next = w.plan.group(w.shape.N, index + 1);

@@ -45,8 +45,8 @@ static void sum_directly(const WeightGradient& w, int64_t c, int64_t channels, i
   zero_floats(taps, channels * 9 * kLanes);
   for (int64_t index = 0; index < w.plan.groups(); ++index) {
     const WinogradGroup group = w.plan.group(w.shape.N, index);
-    const StagedSize in_size = staged_size(group.rows, group.cols, channels, 2);
-    const StagedSize out_size = staged_size(group.rows, group.cols, out.C, 0);
+    const StagedSize in_size = staged_size(group, channels, 2);
+    const StagedSize out_size = staged_size(group, out.C, 0);
     w.stage_x(&x, in, group, in_size, staged_x);
     w.stage_gradient(&gradient, out, group, out_size, staged_gradient);
     for (int64_t i = 0; i < channels; ++i) {

@@ -23,7 +23,7 @@ def refuse_cpu(x: Tensor) -> str | None:
 
 
 def refuse_cpu_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not fused Winograd F(4x4, 3x3)."""
+    """Why not fused Winograd F(4x4, 3x3) or F(6x6, 3x3)."""
     if (reason := refuse_cpu(x)) is not None:
         return reason
     if dispatch.settings.precision == "strict":
