@@ -6,6 +6,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
+from torch._C._functorch import is_legacy_batchedtensor as _is_mapped
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
@@ -27,6 +28,13 @@ def obstacle(*tensors: Tensor | None) -> str | None:
         if t is not None and type(t) not in _PLAIN:
             return f"no kernel for the tensor subclass {type(t).__name__}"
     return None
+
+
+def batched(*grads: Tensor | None) -> bool:
+    """Whether vmap maps a backward, by torch.vmap or by `is_grads_batched`; Dynamo traces neither."""
+    if is_dynamo_compiling():
+        return False
+    return _are_functorch_transforms_active() or any(g is not None and _is_mapped(g) for g in grads)
 
 
 def eager() -> bool:

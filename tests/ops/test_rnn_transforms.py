@@ -37,6 +37,24 @@ def test_func_grad_and_jvp(kind):
 
 
 @pytest.mark.parametrize("kind", OPS)
+def test_a_backward_is_mapped(kind):
+    """By `is_grads_batched`, as of torch.autograd.functional.jacobian(vectorize=True), and by torch.vmap."""
+    x, hx, params = arguments(kind, torch.float32)
+    given = leaves(x, hx, params)
+    with forced(FUSED):
+        output = OPS[kind](x, hx, params)[0]
+    many = torch.randn(3, *output.shape)
+
+    def gradients(grad_output, **options):
+        return torch.autograd.grad(output, given, grad_output, retain_graph=True, **options)
+
+    expected = [torch.stack(each) for each in zip(*map(gradients, many), strict=True)]
+    for mapped in (gradients(many, is_grads_batched=True), torch.vmap(gradients)(many)):
+        for a, b in zip(mapped, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OPS)
 @pytest.mark.parametrize("plan", [REFERENCE, FUSED], ids=str)
 def test_autocast(kind, plan):
     """Everything in the autocast dtype, c in float32 from end to end, gradients in the parameters' dtype."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...transforms import distinct
+from ...transforms import batched, distinct
 from ..further_derivatives import beginnings, second_derivative
 from . import backends
 from .backends import Plan, Saved
@@ -71,10 +71,32 @@ class RnnLayer(torch.autograd.Function):
         grads = grads if plan.s.cell == "lstm" else (*grads[:2], None)
         if all(grad is None for grad in grads):
             return (None,) * (1 + n)
+        if batched(*grads):
+            found = _reference_gradients(plan, tensors, grads, ctx.needs_input_grad[1:])
+            return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
         # without create_graph nothing asks for a second derivative, and a Function would cost 60 us
         compute = RnnLayerBackward.apply if torch.is_grad_enabled() else _backward
         found = compute(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
         return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
+
+
+def _reference_gradients(
+    plan: Plan, tensors: tuple, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Those of x, h_0, c_0 and the parameters, by derivatives that vmap knows."""
+    states, context, params = _split(plan, tensors)
+    primals = (*states, *params)
+    needs = needs[:_STATES] + needs[_STATES + _CONTEXT :]
+
+    def outputs(*wanted: Tensor) -> tuple[Tensor, ...]:
+        given = iter(wanted)
+        every = [next(given) if needed else t for t, needed in zip(primals, needs, strict=True)]
+        found = reference_layer(*every[:_STATES], every[_STATES:], context, plan.s)
+        return tuple([o for o, g in zip(found, grads, strict=True) if g is not None])
+
+    _, vjp = torch.func.vjp(outputs, *[t for t, needed in zip(primals, needs, strict=True) if needed])
+    found = iter(vjp(tuple([g for g in grads if g is not None])))
+    return tuple([next(found) if needed else None for needed in needs])
 
 
 def _backward(
