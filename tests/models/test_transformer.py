@@ -186,6 +186,10 @@ def test_wrong_arguments_say_what_was_expected():
             model(bad, target)
     with pytest.raises(ValueError, match="tokens must be at most max_length = 20 long, got 21"):
         model(torch.ones(1, 21, dtype=torch.int64), target[:1])
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        beam(model, source, 5, 0)
+    with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+        greedy(model, source, -1)
 
 
 def test_twin_is_plain_torch():

@@ -19,6 +19,8 @@ class Decoder:
     """
 
     def __init__(self, model: Transformer, source: Tensor, length: int) -> None:
+        if length < 0:
+            raise ValueError(f"length must be at least 0, got {length}")
         self.model, self.length = model, 0
         memory, hidden = model.encode(source)
         self.seen = ~hidden[:, None, None]  # [N, 1, 1, S]
@@ -78,6 +80,8 @@ def beam(model: Transformer, source: Tensor, length: int, width: int, penalty: f
 
     Source: Wu et al. 2016, without coverage.
     """
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
     N, V = len(source), len(model.target_embedding.weight)
     decoder = Decoder(model, source.repeat_interleave(width, 0), length)
     tokens = source.new_full((N * width,), BEGIN)
