@@ -166,6 +166,15 @@ def test_drawing_depends_on_the_whole_prompt(corpus):
     assert vocabulary.encode(greedy).item() == 1 + logits[1:].argmax().item()
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_model_that_has_diverged_draws_nothing(value, temperature):
+    model = RecurrentLanguageModel(3)
+    torch.nn.init.constant_(model.output.bias, value)
+    with pytest.raises(FloatingPointError, match="logits are not finite: train it with a lower --lr"):
+        written(model, Vocabulary("\ufffdab"), prompt="a", temperature=temperature)
+
+
 def test_drawn_text_is_safe_to_print():
     vocabulary = Vocabulary("\ufffd\n\x1b")
     text = written(RecurrentLanguageModel(3), vocabulary, prompt="")

@@ -27,6 +27,9 @@ def draw(
         temperature: the logits are divided by it; 0 takes the likeliest.
         top_k: only that many of the likeliest characters are drawn.
         generator: on the CPU, so that every device draws the same.
+
+    Raises:
+        FloatingPointError: the model's logits are not finite.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -44,6 +47,8 @@ def shown(text: str) -> str:
 
 def _next(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
     known = logits[1:]
+    if not known.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite: train it with a lower --lr")
     if temperature == 0:
         return 1 + known.argmax()
     if top_k is not None and top_k < len(known):
