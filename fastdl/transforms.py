@@ -6,7 +6,6 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
-from torch._C._functorch import is_legacy_batchedtensor as _is_mapped
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
@@ -28,6 +27,10 @@ def obstacle(*tensors: Tensor | None) -> str | None:
         if t is not None and type(t) not in _PLAIN:
             return f"no kernel for the tensor subclass {type(t).__name__}"
     return None
+
+
+# Torch's own name for what `is_grads_batched` hands to a backward; without it, that is a functorch vmap as any other.
+_is_mapped = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
 
 
 def batched(*grads: Tensor | None) -> bool:
