@@ -150,10 +150,8 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
   const int64_t down = (p.M + rows - 1) / rows, across = (p.N + columns - 1) / columns, tasks = down * across;
   constexpr int64_t kLeft = kBlockRows / kPanelRows * kLeftPanel;
   const bool few = has_few_rows(p);
-  const int64_t few_packed = (rows + kGemmWidth - 1) / kGemmWidth * kGemmWidth * lesser(p.K, kDepth);
   const int64_t each =
-      few ? few_packed + lesser(columns, kFewColumns) * ((rows + kLanes - 1) / kLanes * kLanes)
-          : kLeft + lesser(columns, kColumns) * lesser(p.K, kDepth);
+      few ? few_rows_floats(p, rows, columns) : kLeft + lesser(columns, kColumns) * lesser(p.K, kDepth);
   const int64_t workers = lesser(tasks, pool.size() > 1 ? pool.size() : 1);
   float* const scratch =
       static_cast<float*>(thread_scratch(static_cast<size_t>(workers * each) * sizeof(float)));
@@ -161,7 +159,7 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
     const int64_t row = task % down * rows, column = task / down * columns;
     const Rectangle r = {row, lesser(p.M - row, rows), column, lesser(p.N - column, columns)};
     float* const own = scratch + worker * each;
-    few ? multiply_few_rows(p, r, own, own + few_packed) : multiply_rectangle(p, r, own, own + kLeft);
+    few ? multiply_few_rows(p, r, own) : multiply_rectangle(p, r, own, own + kLeft);
   });
 }
 

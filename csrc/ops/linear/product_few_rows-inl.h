@@ -13,6 +13,15 @@ constexpr int64_t kRunsTogether = 12;
 
 FASTDL_INLINE bool has_few_rows(const LinearProduct& p) { return p.right_depth == 1 && p.M <= kFewRows; }
 
+// Floats of A's packed rows and, after them, of the sums of a rectangle.
+FASTDL_INLINE int64_t few_rows_packed(const LinearProduct& p, int64_t rows) {
+  return (rows + kGemmWidth - 1) / kGemmWidth * kGemmWidth * lesser(p.K, kDepth);
+}
+FASTDL_INLINE int64_t few_rows_stride(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
+FASTDL_INLINE int64_t few_rows_floats(const LinearProduct& p, int64_t rows, int64_t columns) {
+  return few_rows_packed(p, rows) + few_rows_stride(rows) * lesser(columns, kFewColumns);
+}
+
 // The product of the transposes: its right side is A.
 FASTDL_INLINE LinearProduct turned(const LinearProduct& p) {
   LinearProduct t = p;
@@ -76,9 +85,10 @@ inline void add_turned(const LinearProduct& p, const Rectangle& r, int64_t depth
   }
 }
 
-inline void multiply_few_rows(const LinearProduct& p, const Rectangle& r, float* packed, float* sums) {
+inline void multiply_few_rows(const LinearProduct& p, const Rectangle& r, float* packed) {
   const LinearProduct t = turned(p);
-  const int64_t most = even_depths(p.K), sums_row = (r.rows + kLanes - 1) / kLanes * kLanes;
+  const int64_t most = even_depths(p.K), sums_row = few_rows_stride(r.rows);
+  float* const sums = packed + few_rows_packed(p, r.rows);
   for (int64_t from = 0; from < r.columns; from += kFewColumns) {
     const Rectangle some = {r.row, r.rows, r.column + from, lesser(r.columns - from, kFewColumns)};
     for (int64_t k = 0; k < p.K; k += most) {
