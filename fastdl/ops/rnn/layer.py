@@ -62,21 +62,22 @@ class RnnLayer(torch.autograd.Function):
         plan, n = ctx.plan, ctx.inputs
         saved = ctx.saved_tensors  # read once: checkpoints compute anew what they give
         tensors, kept = saved[:n], saved[n:]
-        if plan.checkpoint:
-            (x, h_0, c_0), context, params = _split(plan, tensors)
-            with torch.no_grad():
-                again = backends.forward(plan, x, h_0, c_0, params, context, True)
-            kept = (again.output, *again[3:6], *again.norms)
         # the gradient of an empty c_n means nothing
         grads = grads if plan.s.cell == "lstm" else (*grads[:2], None)
         if all(grad is None for grad in grads):
             return (None,) * (1 + n)
+        needs = ctx.needs_input_grad[1:]
         if batched(*grads):
-            found = _reference_gradients(plan, tensors, grads, ctx.needs_input_grad[1:])
-            return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
-        # without create_graph nothing asks for a second derivative, and a Function would cost 60 us
-        compute = RnnLayerBackward.apply if torch.is_grad_enabled() else _backward
-        found = compute(plan, ctx.needs_input_grad[1:], len(kept), *grads, *kept, *tensors)
+            found = _reference_gradients(plan, tensors, grads, needs)
+        else:
+            if plan.checkpoint:
+                (x, h_0, c_0), context, params = _split(plan, tensors)
+                with torch.no_grad():
+                    again = backends.forward(plan, x, h_0, c_0, params, context, True)
+                kept = (again.output, *again[3:6], *again.norms)
+            # without create_graph nothing asks for a second derivative, and a Function would cost 60 us
+            compute = RnnLayerBackward.apply if torch.is_grad_enabled() else _backward
+            found = compute(plan, needs, len(kept), *grads, *kept, *tensors)
         return (None, *found[:_STATES], *[None] * _CONTEXT, *found[_STATES:])
 
 
