@@ -17,8 +17,8 @@ from ..ops.attention.dropout import kept
 from ..ops.attention.op import Attention
 from ..ops.attention.reference import Context, reference, repeated, sequences
 from ..ops.attention.refusals import CANDIDATES, refuse_cpu_sdpa
-from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
-from .error_rule import SEEDS, ErrorReport
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_by_draws
+from .error_rule import ErrorReport
 
 NAMES = ("output", "lse", "grad_q", "grad_k", "grad_v", "grad_bias", "grad_sink")
 
@@ -241,8 +241,12 @@ _eager_runs = once_for_all_plans(run_eager)
 
 def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
     """The error rule's report for output, lse and each gradient of one sample under one plan."""
-    ours = [run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
-    return reports_of(ours, _eager_runs(sample, dtype, device), NAMES, dtype)
+    return reports_by_draws(
+        lambda seed: run_plan(sample, plan, dtype, seed, device=device),
+        lambda seeds: _eager_runs(sample, dtype, device, seeds),
+        NAMES,
+        dtype,
+    )
 
 
 def algorithm(plan: Plan, quantity: str) -> str:

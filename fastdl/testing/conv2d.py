@@ -18,8 +18,8 @@ from ..ops.conv2d.reference import reference
 from ..ops.conv2d.refusals import CANDIDATES
 from ..ops.conv_relu_maxpool.geometry import Geometry
 from . import conv_relu_maxpool
-from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
-from .error_rule import SEEDS, ErrorReport
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_by_draws
+from .error_rule import ErrorReport
 
 # "output": without gradients, where the epilogue is the kernel's; "recorded": with them, where it is torch's
 NAMES = ("output", "recorded", "grad_input", "grad_weight", "grad_bias", "grad_scale", "grad_residual")
@@ -156,8 +156,12 @@ _eager = once_for_all_plans(run_eager)
 
 def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
     """The error rule's report for the outputs and each gradient of one sample under one plan."""
-    ours = [run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
-    return reports_of(ours, _eager(sample, dtype, device), NAMES, dtype)
+    return reports_by_draws(
+        lambda seed: run_plan(sample, plan, dtype, seed, device=device),
+        lambda seeds: _eager(sample, dtype, device, seeds),
+        NAMES,
+        dtype,
+    )
 
 
 def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> Plan | None:

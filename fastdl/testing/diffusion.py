@@ -14,7 +14,7 @@ from ..ops.diffusion.backends import CANDIDATES, Call
 from ..ops.diffusion.op import DiffusionFunction, make_options
 from ..ops.diffusion.reference import Options, guided, reference, threshold
 from ..ops.diffusion.table import COLUMNS, HISTORY, MODEL, NOISE, SAMPLE, X0, X0_MODEL, X0_SAMPLE, Table
-from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_by_draws
 from .error_rule import ErrorReport
 
 NAMES = ("prev_sample", "x_0", "grad_sample", "grad_model", "grad_history", "grad_noise")
@@ -167,10 +167,12 @@ _eager = once_for_all_plans(run_eager)
 
 def reports(sample: Sample, backend: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
     """The error rule's report for both outputs and each gradient of one sample by one backend."""
-    from .error_rule import SEEDS
-
-    ours = [run_backend(sample, backend, dtype, seed, device=device) for seed in SEEDS]
-    return reports_of(ours, _eager(sample, dtype, device), NAMES, dtype)
+    return reports_by_draws(
+        lambda seed: run_backend(sample, backend, dtype, seed, device=device),
+        lambda seeds: _eager(sample, dtype, device, seeds),
+        NAMES,
+        dtype,
+    )
 
 
 def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> str | None:

@@ -15,8 +15,8 @@ from ..ops.linear.backends import Plan, make_plan
 from ..ops.linear.op import carried_out
 from ..ops.linear.reference import kept
 from ..ops.linear.refusals import CANDIDATES
-from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
-from .error_rule import SEEDS, ErrorReport
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_by_draws
+from .error_rule import ErrorReport
 
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
@@ -142,8 +142,12 @@ _eager = once_for_all_plans(run_eager)
 
 def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
     """The error rule's report for the output and each gradient of one sample under one plan."""
-    ours = [run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
-    return reports_of(ours, _eager(sample, dtype, device), NAMES, dtype)
+    return reports_by_draws(
+        lambda seed: run_plan(sample, plan, dtype, seed, device=device),
+        lambda seeds: _eager(sample, dtype, device, seeds),
+        NAMES,
+        dtype,
+    )
 
 
 def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> Plan | None:

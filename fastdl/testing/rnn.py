@@ -22,8 +22,8 @@ from ..ops.rnn.reference import accumulate_dtype, reference_layer
 from ..ops.rnn.refusals import CANDIDATES, not_torchs
 from ..ops.rnn.steps import Context
 from ..ops.rnn.structure import Structure
-from .checked_op import CheckedOp, Run, once_for_all_plans, reports_of
-from .error_rule import SEEDS, ErrorReport
+from .checked_op import CheckedOp, Run, once_for_all_plans, reports_by_draws
+from .error_rule import ErrorReport
 
 PARAMETERS = tuple(Structure("lstm", has_projection=True, layer_norm=True, peephole=True).names())
 NAMES = (
@@ -297,8 +297,12 @@ _eager = once_for_all_plans(run_eager)
 
 def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu") -> dict[str, ErrorReport]:
     """The error rule's report for the outputs and every gradient of one sample under one plan."""
-    ours = [run_plan(sample, plan, dtype, seed, device=device) for seed in SEEDS]
-    return reports_of(ours, _eager(sample, dtype, device), NAMES, dtype)
+    return reports_by_draws(
+        lambda seed: run_plan(sample, plan, dtype, seed, device=device),
+        lambda seeds: _eager(sample, dtype, device, seeds),
+        NAMES,
+        dtype,
+    )
 
 
 def _plan(sample: Sample, candidate: Candidate, dtype: torch.dtype, device: str) -> Plan | None:
