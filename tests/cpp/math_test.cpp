@@ -30,6 +30,7 @@ const Function kFunctions[] = {
      2.4},
     {"erf", std::erf, 1.3},
     {"exp_or_zero", [](double x) { return x < -87 ? 0 : std::exp(x > 88 ? 88 : x); }, 1.1},
+    {"exp2_or_zero", [](double x) { return x < -126.5 ? 0 : std::exp2(x > 127 ? 127 : x); }, 1.1},
 };
 
 int failures = 0;

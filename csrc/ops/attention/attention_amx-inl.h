@@ -10,7 +10,8 @@ FASTDL_INLINE int64_t as_floats(int64_t n) { return round_up(n, 32) / 2; }
 
 struct TileForward {
   typedef TileUse Use;
-  static constexpr int64_t kRows = 64;  // pairs of tiles
+  static constexpr int64_t kRows = 32;  // a pair of tiles
+  static constexpr bool kNarrowed = true;
 
   BFloat16 *q, *k, *v;
 
@@ -35,11 +36,10 @@ struct TileForward {
   }
   void scores(const AttentionCall& c, int64_t m0, int64_t m, int64_t n, float* to) const {
     const int64_t stride = left_stride(c.D);
-    multiply_tiles<false>(m, c.D, n, left_rows(q + m0 * stride, stride), k, to, kBlockN);
+    multiply_tiles<false>(m, c.D, n, left_rows(q + m0 * stride, stride), k, to, kScoresRow);
   }
   void add_values(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* output) const {
-    for (int64_t r = 0; r < m; ++r) narrow_in_place(powers + r * kBlockN, round_up(n, kLanes));
-    const LeftTiles left = left_rows(reinterpret_cast<BFloat16*>(powers), 2 * kBlockN);
+    const LeftTiles left = left_rows(reinterpret_cast<BFloat16*>(powers), 2 * kScoresRow);
     multiply_tiles<true>(m, n, c.D_v, left, v, output, padded_stride(c.D_v));
   }
 };

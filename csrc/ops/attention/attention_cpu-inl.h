@@ -10,12 +10,14 @@ using avx512::kAttention;
 #include "common/cpu/math-inl.h"
 #include "common/cpu/philox-inl.h"
 #include "common/cpu/tiles-inl.h"
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#endif
 #include "ops/attention/attention_tile-inl.h"
 #include "ops/attention/attention_scores-inl.h"
 #include "ops/attention/attention_results-inl.h"
 #include "ops/attention/attention_vectors-inl.h"
 #if FASTDL_TILES
-#include "common/cpu/tile_gemm-inl.h"
 #include "ops/attention/attention_amx-inl.h"
 #endif
 #include "ops/attention/attention_decode-inl.h"

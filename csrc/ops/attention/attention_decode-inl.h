@@ -27,26 +27,26 @@ FASTDL_INLINE Running decode_results(float* memory, const AttentionCall& c, cons
 template <class T>
 struct DecodeScratch {
   T* q;               // [rows][D]
-  float *scores, *v;  // [rows][kBlockN]; [kBlockN][padded_stride(D_v)] if D_v is not whole vectors
+  float *scores, *v;  // [rows][kScoresRow]; [kBlockN][padded_stride(D_v)] if D_v is not whole vectors
   uint32_t* words;    // [kBlockN]
 
   static int64_t floats(const AttentionCall& c, int64_t rows) {
     const int64_t copied = c.D_v % kLanes == 0 ? 0 : padded_stride(c.D_v);
-    return round_up(rows * c.D, 16) + (rows + 1 + copied) * kBlockN;
+    return round_up(rows * c.D, 16) + (rows + 1) * kScoresRow + copied * kBlockN;
   }
   DecodeScratch(float* at, const AttentionCall& c, int64_t rows) {
     q = reinterpret_cast<T*>(at), scores = at + round_up(rows * c.D, 16);
-    words = reinterpret_cast<uint32_t*>(scores + rows * kBlockN);
-    v = scores + (rows + 1) * kBlockN;
+    words = reinterpret_cast<uint32_t*>(scores + rows * kScoresRow);
+    v = scores + (rows + 1) * kScoresRow;
   }
 };
 
-// out[rows, width] += powers[rows, kBlockN] v[keys, width], width whole vectors. One or two rows hold 8 or 4
-// vectors of sums: fewer would wait for each other.
+// out[rows, width] += powers[rows, kScoresRow] v[keys, width], width whole vectors. One or two rows hold 8 or
+// 4 vectors of sums: fewer would wait for each other.
 template <class T>
 static void add_values(int64_t rows, const float* powers, const T* v, int64_t v_row, int64_t keys,
                        int64_t width, float* out) {
-  const GemmStrides s = {kBlockN, 1, v_row, padded_stride(width), kLanes};
+  const GemmStrides s = {kScoresRow, 1, v_row, padded_stride(width), kLanes};
   const int64_t vecs = (width + kLanes - 1) / kLanes;
   int64_t at = 0;
   if (rows == 1)
@@ -70,18 +70,14 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
   for (int64_t i = 0; i < rows * padded_stride(c.D_v); i += kLanes) store(all.output + i, zero());
   for (int64_t r = 0; r < rows; ++r) {
     const QueryRow row = g.row(r);
-    all.highest[r] = sink ? c.sink[row.h] : kHidden;
-    all.total[r] = sink ? 1.0f : 0.0f;
+    begin_row({nullptr, all.highest + r, all.total + r}, sink ? c.sink + row.h : nullptr);
     std::memcpy(scratch.q + r * c.D, g.at(c.q, c.q_strides, row.h, g.span.q_first + row.i),
                 static_cast<size_t>(c.D) * sizeof(T));
   }
-  const bool plain = g.plain();
   for (int64_t k0 = begin; k0 < end; k0 += kBlockN) {
     const int64_t n = end - k0 < kBlockN ? end - k0 : kBlockN;
-    dot_product(false, rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kBlockN);
-    for (int64_t r = 0; r < rows; ++r)
-      online_softmax(g, g.row(r), k0, n, plain, scratch.scores + r * kBlockN, scratch.words,
-                     decode_results(partials, c, shape, task, r));
+    dot_product(false, rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kScoresRow);
+    online_softmax<false>(g, 0, rows, k0, n, scratch.scores, scratch.words, all);
     if (c.D_v % kLanes == 0) {
       add_values(rows, scratch.scores, g.v(k0), c.v_strides.l, n, c.D_v, all.output);
     } else {
@@ -95,8 +91,8 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
 FASTDL_INLINE void combine_results(const Running& into, const Running& from, int64_t width) {
   const float highest = *from.highest > *into.highest ? *from.highest : *into.highest;
   const float reference = highest == kHidden ? 0.0f : highest;
-  const float into_factor = std::exp(*into.highest - reference),
-              from_factor = std::exp(*from.highest - reference);
+  const float into_factor = std::exp2(*into.highest - reference),
+              from_factor = std::exp2(*from.highest - reference);
   *into.total = *into.total * into_factor + *from.total * from_factor;
   *into.highest = highest;
   const Vec a = set1(into_factor), b = set1(from_factor);

@@ -9,12 +9,12 @@ struct ForwardScratch {
   uint32_t* words;
 
   static int64_t floats(const AttentionCall& c) {
-    return Products::floats(c) + kChunk * (padded_stride(c.D_v) + 2) + (Products::kRows + 1) * kBlockN;
+    return Products::floats(c) + kChunk * (padded_stride(c.D_v) + 2) + (Products::kRows + 1) * kScoresRow;
   }
   ForwardScratch(float* at, const AttentionCall& c) : products(at, c) {
     output = at + Products::floats(c), highest = output + kChunk * padded_stride(c.D_v);
     total = highest + kChunk, scores = total + kChunk;
-    words = reinterpret_cast<uint32_t*>(scores + Products::kRows * kBlockN);
+    words = reinterpret_cast<uint32_t*>(scores + Products::kRows * kScoresRow);
   }
 };
 
@@ -22,16 +22,15 @@ struct ForwardScratch {
 template <class T, class Products>
 static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64_t first, int64_t count,
                           const ForwardScratch<Products>& scratch) {
+  static_assert(Products::kRows <= kMostRows, "online_softmax takes a tile at once");
   const AttentionCall& c = args.c;
   const Products& products = scratch.products;
   const int64_t o_stride = padded_stride(c.D_v);
-  const bool plain = g.plain();
   products.take_rows(g, first, count);
   for (int64_t i = 0; i < count * o_stride; i += kLanes) store(scratch.output + i, zero());
   for (int64_t r = 0; r < count; ++r) {
-    const bool sink = c.sink != nullptr;
-    scratch.highest[r] = sink ? c.sink[g.row(first + r).h] : kHidden;
-    scratch.total[r] = sink ? 1.0f : 0.0f;
+    const float* const sink = c.sink == nullptr ? nullptr : c.sink + g.row(first + r).h;
+    begin_row({nullptr, scratch.highest + r, scratch.total + r}, sink);
   }
   const KeyRange keys = g.keys(first, count);
   for (int64_t k0 = keys.first / kBlockN * kBlockN; k0 < keys.end; k0 += kBlockN) {
@@ -42,9 +41,9 @@ static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64
       const KeyRange seen = within(g.keys(first + m0, m), k0, n);
       if (seen.first == seen.end) continue;
       products.scores(c, m0, m, n, scratch.scores);
-      for (int64_t r = m0; r < m0 + m; ++r)
-        online_softmax(g, g.row(first + r), k0, n, plain, scratch.scores + (r - m0) * kBlockN, scratch.words,
-                       {scratch.output + r * o_stride, scratch.highest + r, scratch.total + r});
+      online_softmax<Products::kNarrowed>(
+          g, first + m0, m, k0, n, scratch.scores, scratch.words,
+          {scratch.output + m0 * o_stride, scratch.highest + m0, scratch.total + m0});
       products.add_values(c, m, n, scratch.scores, scratch.output + m0 * o_stride);
     }
   }

@@ -117,18 +117,22 @@ FASTDL_INLINE KeyRange within(const KeyRange& keys, int64_t first, int64_t count
   return {begin, end > begin ? end : begin};
 }
 
-// A row's products with keys first .. first + count -> its scores, -inf where a key is hidden, up to the next
-// whole vector. `slope`: as for cap_scores.
+// The products with keys first .. first + count that a row does not see become -inf, up to the next whole
+// vector.
+FASTDL_INLINE void hide_unseen(const QueryRow& row, int64_t first, int64_t count, float* s) {
+  const KeyRange seen = within(row.keys, first, count);
+  for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
+  for (int64_t j = seen.end; j < round_up(count, kLanes); ++j) s[j] = kHidden;
+}
+
+// A row's products with keys first .. first + count -> its scores. `slope`: as for cap_scores.
 template <class T>
 static void finish_scores(const Group<T>& g, const QueryRow& row, int64_t first, int64_t count, float* s,
                           float* slope) {
-  const int64_t padded = round_up(count, kLanes);
-  const KeyRange seen = within(row.keys, first, count);
   scale_scores(g.c, count, s);
   if (g.c.softcap != 0) cap_scores(g.c, count, s, slope);
   if (!g.plain()) show_scores(g, row, first, count, s);
-  for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
-  for (int64_t j = seen.end; j < padded; ++j) s[j] = kHidden;
+  hide_unseen(row, first, count, s);
 }
 
 // s[j] times 1 / (1 - p) or 0, for keys first .. first + count, first a multiple of 4; `words` has room for

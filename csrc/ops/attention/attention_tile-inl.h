@@ -1,9 +1,15 @@
 // Operands of the small products: rows of q, k, v widened to fp32 in scratch, padded with zeros to whole
 // vectors. One thread. Saves nothing. Included by foreach_isa.h: no include guard.
 
-constexpr int64_t kBlockM = 48;   // rows of a score tile: whole register blocks of gemm
-constexpr int64_t kBlockN = 128;  // keys of a score tile: 48 x 128 floats and a panel of k stay in 32 KB
-constexpr int64_t kChunk = 384;   // query rows that share one packing of a block of keys
+constexpr int64_t kBlockM = 48;  // rows of a score tile: whole register blocks of gemm
+// Keys of a score tile, and floats between its rows: 48 x 128 and a panel of k stay in 32 KB. Tiles of AMX
+// multiply 16 rows as fast as vectors one: more keys for fewer rows, between which sets of the cache differ.
+#if FASTDL_TILES
+constexpr int64_t kBlockN = 256, kScoresRow = kBlockN + 16;
+#else
+constexpr int64_t kBlockN = 128, kScoresRow = kBlockN;
+#endif
+constexpr int64_t kChunk = 384;  // query rows that share one packing of a block of keys
 
 FASTDL_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -11,6 +11,7 @@ template <class T>
 struct VectorForward {
   typedef NoUse Use;
   static constexpr int64_t kRows = kBlockM;
+  static constexpr bool kNarrowed = false;  // powers
 
   float *q, *k, *v;
 
@@ -28,13 +29,13 @@ struct VectorForward {
     pack_transposed(g.k(k0), g.c.k_strides.l, n, g.c.D, k);
     widen_rows(g.v(k0), g.c.v_strides.l, n, g.c.D_v, v);
   }
-  // Rows m0 .. m0 + m of those taken, n keys: [kRows][kBlockN].
+  // Rows m0 .. m0 + m of those taken, n keys: [kRows][kScoresRow].
   void scores(const AttentionCall& c, int64_t m0, int64_t m, int64_t n, float* to) const {
-    multiply_transposed(q + m0 * padded_stride(c.D), m, k, n, c.D, to, kBlockN);
+    multiply_transposed(q + m0 * padded_stride(c.D), m, k, n, c.D, to, kScoresRow);
   }
   // output += powers v. The powers are lost.
   void add_values(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* output) const {
-    multiply_add(powers, kBlockN, 1, m, v, n, c.D_v, output);
+    multiply_add(powers, kScoresRow, 1, m, v, n, c.D_v, output);
   }
 };
 
