@@ -85,14 +85,16 @@ def test_cudnn_where_no_persistent_kernel_serves(gpu, capability, sample, dtype,
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_bfloat16_lstm_on_amx_tiles_is_torchs(monkeypatch, gradient):
+def test_few_sequences_of_a_bfloat16_lstm_are_torchs_on_amx(monkeypatch, gradient):
     monkeypatch.setattr(refusals, "_CPU_KERNELS", True)
     monkeypatch.setattr(_extension, "cpu_isa", lambda: "amx")
+    few = dataclasses.replace(LSTM, B=3)
     for sample, dtype, torchs in (
-        (LSTM, torch.bfloat16, not gradient),
-        (GRU, torch.bfloat16, False),
-        (LSTM, torch.float16, False),
-        (dataclasses.replace(LSTM, layout="lengths"), torch.bfloat16, False),
+        (few, torch.bfloat16, not gradient),
+        (dataclasses.replace(LSTM, B=4), torch.bfloat16, False),
+        (dataclasses.replace(GRU, B=3), torch.bfloat16, False),
+        (few, torch.float16, False),
+        (dataclasses.replace(few, layout="lengths"), torch.bfloat16, False),
     ):
         call = sample.call(dtype)._replace(gradient=gradient)
         assert (dispatch.choose(sample.cell, call) == ("cpu", "aten")) is torchs

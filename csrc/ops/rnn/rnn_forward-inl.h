@@ -54,7 +54,8 @@ struct Forward : ForwardState<kCell, S> {
 
   // W_ih x of the same steps, cut by units: a worker reads its part of the weight alone.
   void project(int64_t from_step, int64_t block) {
-    constexpr int64_t kMost = kGroup * kGates;
+    // Rows are rounded to bf16 anew for every product by tiles.
+    constexpr int64_t kMost = (by_tiles(S{}) ? kTogether : 1) * kGroup * kGates;
     const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1), width = staged_row();
     for (int64_t first = first_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;

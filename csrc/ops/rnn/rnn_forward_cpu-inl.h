@@ -29,7 +29,9 @@ using avx512::kRnnForward;
 #include "ops/rnn/rnn_forward-inl.h"
 
 // Products with few rows read the plain weight: packing would cost more than it saves.
-FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && q.rows.count > 128; }
+FASTDL_INLINE bool packs(const RnnSequence& q) {
+  return q.rows.B > 3 && q.rows.count > (FASTDL_ISA >= FASTDL_ISA_AVX512 ? 24 : 128);
+}
 
 // Steps projected at once: enough rows for every worker's product to reach its speed.
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {

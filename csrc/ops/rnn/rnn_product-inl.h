@@ -2,8 +2,13 @@
 // gate v % G. The weight is packed into panels once a call, or, for few rows, read as it is, vectors along
 // its depth. One thread each. Saves nothing.
 
-// Rows of a product at once: their tile stays in L1.
+// Rows of a product at once: their tile stays in L1. AMX multiplies 16 rows, two of which share what is
+// loaded.
+#if FASTDL_TILES
+constexpr int64_t kTileRows = 32;
+#else
 constexpr int64_t kTileRows = 24;
+#endif
 
 // Unit blocks whose vectors fill whole panels.
 FASTDL_INLINE constexpr int64_t group_blocks(int64_t gates) {

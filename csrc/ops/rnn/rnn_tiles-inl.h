@@ -41,26 +41,31 @@ inline void pack_column_tiles(const Weight& w, int64_t column) {
     }
 }
 
-// rows x depth floats -> rows of kChunkDepth, 0 up to whole tiles.
+// rows x depth floats -> tiles one after the other, past rows and depth 0. As rows of their own some sets of
+// the L1 would hold more of them than they can beside the weight that streams through.
 FASTDL_INLINE void round_rows(const float* a, int64_t a_row, int64_t rows, int64_t depth, BFloat16* to) {
   const auto some = [depth](const float* from, int64_t d) {
     return d < depth ? load_units(from + d, units_at(d, depth)) : zero();
   };
-  for (int64_t row = 0; row < whole_tiles(rows, kAmxRows); ++row, a += a_row, to += kChunkDepth)
+  const int64_t row_tile = tiles_of(depth, kAmxDepth) * kTileElements;
+  for (int64_t row = 0; row < whole_tiles(rows, kAmxRows); ++row, a += a_row) {
+    BFloat16* const at = to + row / kAmxRows * row_tile + row % kAmxRows * kAmxDepth;
     for (int64_t d = 0; d < whole_tiles(depth, kAmxDepth); d += 2 * kLanes)
-      store_narrowed(to + d, row < rows ? some(a, d) : zero(), row < rows ? some(a, d + kLanes) : zero());
+      store_narrowed(at + d / kAmxDepth * kTileElements + d % kAmxDepth, row < rows ? some(a, d) : zero(),
+                     row < rows ? some(a, d + kLanes) : zero());
+  }
 }
 
-// A block of sums over one chunk.
+// A block of sums over one chunk, whole tiles.
 FASTDL_INLINE void tile_sums(int64_t rows, int64_t columns, const BFloat16* left, const BFloat16* right,
-                             int64_t depth_tiles, float* sums) {
-  const LeftTiles a = left_rows(left, kChunkDepth);
+                             int64_t depth_tiles, float* sums, int64_t sums_row) {
+  const LeftTiles a = left_tiles(left, depth_tiles * kAmxDepth);
   if (rows > kAmxRows) {
-    if (columns == 2) return tile_block<2, 2, false>(a, right, depth_tiles, sums, kBlock);
-    return tile_block<2, 1, false>(a, right, depth_tiles, sums, kBlock);
+    if (columns == 2) return tile_block<2, 2, false>(a, right, depth_tiles, sums, sums_row);
+    return tile_block<2, 1, false>(a, right, depth_tiles, sums, sums_row);
   }
-  if (columns == 2) return tile_block<1, 2, false>(a, right, depth_tiles, sums, kBlock);
-  tile_block<1, 1, false>(a, right, depth_tiles, sums, kBlock);
+  if (columns == 2) return tile_block<1, 2, false>(a, right, depth_tiles, sums, sums_row);
+  tile_block<1, 1, false>(a, right, depth_tiles, sums, sums_row);
 }
 
 // Vectors [first, first + count) of the product, `first` beginning a tile. out rows: count * kLanes.
@@ -76,10 +81,16 @@ __attribute__((noinline)) inline void multiply_column_tiles(const Weight& w, int
     for (int64_t k = 0; k < w.depth; k += kChunkDepth) {
       round_rows(a + row * a_row + k, a_row, m, chunk_depth(w, k), left);
       for (int64_t column = begin; column < end; column += 2) {
-        tile_sums(m, end - column > 1 ? 2 : 1, left, tiles_at(w, column, k),
-                  tiles_of(chunk_depth(w, k), kAmxDepth), sums);
+        const int64_t columns = end - column > 1 ? 2 : 1,
+                      depth_tiles = tiles_of(chunk_depth(w, k), kAmxDepth);
         const int64_t v = column * kTileVecs - first, left_over = count - v;
-        const int64_t vecs = left_over < 2 * kTileVecs ? left_over : 2 * kTileVecs;
+        const int64_t vecs = left_over < columns * kTileVecs ? left_over : columns * kTileVecs;
+        if (k == 0 && m % kAmxRows == 0 && vecs == columns * kTileVecs) {
+          tile_sums(m, columns, left, tiles_at(w, column, k), depth_tiles, out + row * out_row + v * kLanes,
+                    out_row);
+          continue;
+        }
+        tile_sums(m, columns, left, tiles_at(w, column, k), depth_tiles, sums, kBlock);
         for (int64_t i = 0; i < m; ++i)
           for (int64_t j = 0; j < vecs; ++j) {
             float* const to = out + (row + i) * out_row + (v + j) * kLanes;

@@ -45,6 +45,8 @@ _FEW_STEPS = {"lstm": 4, "gru": 4, "rnn_tanh": 8, "rnn_relu": 8}
 _PLAIN = ("rnn_tanh", "rnn_relu")
 # So many units, and of all steps so many, oneDNN's layer trains in less than ours needs around its kernels.
 _FEW_UNITS, _FEW_SUMS = 64, 2**13
+# From so many sequences on a weight is packed: for AMX too, with whose tiles torch's layer multiplies any number.
+_FEWEST_PACKED = 4
 # Products below which a single step of a plain cell without gradient costs less in torch.
 _SMALL_CELL = 2**15
 
@@ -54,8 +56,9 @@ def _faster_in_torch(call: Call) -> str | None:
     if call.packed or call.compiling or not_torchs(call) is not None:
         return None
     if call.dtype is torch.bfloat16 and _extension.cpu_isa() == "amx":
-        lstm = call.s.cell == "lstm" and not (call.s.has_projection or call.gradient or call.one_step)
-        return "torch's bfloat16 layer was timed on AMX tiles, these kernels were not" if lstm else None
+        inferred = call.s.cell == "lstm" and not (call.s.has_projection or call.gradient or call.one_step)
+        few = inferred and call.sizes[1] < _FEWEST_PACKED
+        return f"fewer than {_FEWEST_PACKED} sequences do not fill the rows of a tile" if few else None
     if call.dtype is not torch.float32:
         return None
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
