@@ -99,7 +99,9 @@ def refuse_cpu_planes(x: Tensor, weight: Tensor, g: Geometry) -> str | None:
 
 
 def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not the implicit GEMM of planes."""
+    """Why not the implicit GEMM: of AMX tiles in bfloat16, of planes in float32."""
+    if x.dtype is torch.bfloat16:
+        return _refuse_tiles(x, weight, g)
     if (reason := refuse_cpu_planes(x, weight, g)) is not None:
         return reason
     CH, CW = g.conv_size(x, weight)
@@ -113,6 +115,17 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"
     if elements < 2**17 and needs_gradient(x, weight, bias):
         return f"a backward pass over {elements} elements saves less than it costs"
+    return None
+
+
+def _refuse_tiles(x: Tensor, weight: Tensor, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of AMX tiles."""
+    if (reason := refuse_cpu(x) or g.window_refusal()) is not None:
+        return reason
+    if (isa := _extension.cpu_isa()) != "amx":
+        return f"bfloat16 needs AMX, not {isa}"
+    if g.groups != 1:
+        return "only groups 1"
     return None
 
 
