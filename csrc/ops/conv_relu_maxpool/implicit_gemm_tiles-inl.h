@@ -56,15 +56,21 @@ FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, cons
 template <int kColumns>
 inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const int64_t* offset, int64_t steps,
                            const BFloat16* right, float* sums) {
-  const auto position = [&](int64_t i) { return i / tiles.in_row * tiles.row + i % tiles.in_row * kAmxRows; };
+  int64_t position = 0, in_row = 0, row = 0;
+  const auto next = [&] {
+    const int64_t at = position;
+    position += kAmxRows;
+    if (++in_row == tiles.in_row) in_row = 0, position = row += tiles.row;
+    return at;
+  };
   int64_t i = 0;
   for (; i + 2 <= tiles.count; i += 2) {
-    const int64_t first = position(i), second = position(i + 1);
+    const int64_t first = next(), second = next();
     tap_block<2, kColumns>(from + first * kAmxDepth, from + second * kAmxDepth, offset, steps, right,
                            sums + first * kPairOutputs, sums + second * kPairOutputs);
   }
   if (i < tiles.count) {
-    const int64_t last = position(i);
+    const int64_t last = next();
     tap_block<1, kColumns>(from + last * kAmxDepth, nullptr, offset, steps, right,
                            sums + last * kPairOutputs, nullptr);
   }
@@ -78,21 +84,21 @@ inline void finish_strip(const ConvReluMaxpoolForward& a, const TilePlan& plan, 
   const ConvGeometry& g = a.conv;
   const PoolGeometry& p = a.pool;
   const int64_t channels = smaller(g.C_out - channel, kPairOutputs), length = plan.stage.length;
+  const bool recorded = a.record != nullptr;
+  const auto pool = [&](auto to) {
+    recorded ? pool_strip<true>(a, sums, first_row, length, rows, bias, to)
+             : pool_strip<false>(a, sums, first_row, length, rows, bias, to);
+  };
   BFloat16* output = static_cast<BFloat16*>(a.output);
   if (!plan.contiguous) {
     const int64_t at = (n * p.OH + rows.begin) * p.OW * g.C_out + channel;
-    pool_strip<BFloat16>(a, sums, first_row, length, rows, bias,
-                         {output + at, a.record == nullptr ? nullptr : a.record + at, g.C_out, channels});
+    pool(PooledPixels<BFloat16>{output + at, recorded ? a.record + at : nullptr, g.C_out, channels});
     return;
   }
   const int64_t plane = p.OH * p.OW, positions = (rows.end - rows.begin) * p.OW;
   const int64_t at = (n * g.C_out + channel) * plane + rows.begin * p.OW;
-  uint8_t* bytes = a.record == nullptr ? nullptr : reinterpret_cast<uint8_t*>(values + plan.values);
-  pool_strip<float>(a, sums, first_row, length, rows, bias, {values, bytes, kPairOutputs, kPairOutputs});
-  put_channels(values, positions, channels, output + at, plane);
-  if (bytes != nullptr)
-    put_channels(reinterpret_cast<const ByteBits*>(bytes), positions, channels,
-                 reinterpret_cast<ByteBits*>(a.record + at), plane);
+  pool(PooledPixels<float>{values, nullptr, kPairOutputs, kPairOutputs});
+  put_channels(values, positions, channels, output + at, recorded ? a.record + at : nullptr, plane);
 }
 
 inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, const TileShared& shared,

@@ -102,7 +102,6 @@ FASTDL_INLINE TilePlan tile_plan(const ConvReluMaxpoolForward& a, int64_t thread
       plan.strip_images > 1 ? plan.strip_images * plan.image_rows : most_conv_rows(g, p, plan.strip_rows);
   plan.sums = (strip_rows * s.length + 2 * kAmxRows) * kPairOutputs;
   plan.values = plan.contiguous ? plan.strip_images * plan.strip_rows * p.OW * kPairOutputs : 0;
-  // the record takes a quarter of the values
-  plan.worker = whole_tiles(plan.staged + plan.sums + plan.values + tiles_of(plan.values, 4), 16);
+  plan.worker = whole_tiles(plan.staged + plan.sums + plan.values, 16);
   return plan;
 }
