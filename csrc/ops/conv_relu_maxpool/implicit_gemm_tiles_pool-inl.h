@@ -25,7 +25,9 @@ FASTDL_INLINE void pool_channels(const float* origin, const SumTap* taps, int64_
   for (int64_t c = 0; c < channels; c += kLanes) {
     Vec best = set1(-__builtin_inff());
     VecInt where = VecInt{} + (count > 0 ? taps[0].k : 0);
-    if (kTaps == 4 && !kRecord) {
+    if (kTaps == 1) {
+      best = load(origin + taps[0].offset + c);
+    } else if (kTaps == 4 && !kRecord) {
       best = max_of_4(load(origin + taps[0].offset + c), load(origin + taps[1].offset + c),
                       load(origin + taps[2].offset + c), load(origin + taps[3].offset + c));
     } else {
