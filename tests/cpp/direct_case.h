@@ -1,6 +1,6 @@
-// Checks a forward kernel of conv_relu_maxpool, and where there is one its backward, on one case against plain
-// loops in fp64. Small integers must come out exact, NaN and infinities included; other values within the
-// bound of the sum's rounding. 1, 2 and 4 threads bitwise equal.
+// Checks a forward kernel of conv_relu_maxpool, and where there is one its backward, on one case against
+// plain loops in fp64. Small integers must come out exact, NaN and infinities included; other values within
+// the bound of the sum's rounding. 1, 2 and 4 threads bitwise equal.
 #pragma once
 #include "kernel_test.h"
 #include "ops/conv_relu_maxpool/conv_relu_maxpool_cpu.h"
@@ -245,12 +245,13 @@ class Check {
   int64_t x_strides_[4], output_strides_[4];
 };
 
-// One case in four has up to so many channels, the others up to 4 and 40.
-inline Case draw(Random& random, int64_t most_channels, int64_t most_outputs) {
+// Less than `images` images; one case in four has up to so many channels, the others up to 4 and 40.
+inline Case draw(Random& random, int64_t images, int64_t most_channels, int64_t most_outputs) {
   Case c = {};
   ConvGeometry& g = c.conv;
   const int64_t kernels[] = {1, 2, 3, 3, 3, 5, 7};
-  g.N = random.below(4), g.C = 1 + random.below(random.below(4) ? 4 : most_channels), g.H = 1 + random.below(18);
+  g.N = random.below(images), g.C = 1 + random.below(random.below(4) ? 4 : most_channels),
+  g.H = 1 + random.below(18);
   g.W = 1 + random.below(40), g.C_out = 1 + random.below(random.below(4) ? 40 : most_outputs), g.groups = 1;
   g.KH = kernels[random.below(7)], g.KW = random.below(4) ? g.KH : kernels[random.below(7)];
   for (int i = 0; i < 2; ++i) {

@@ -12,7 +12,7 @@ int main(int argc, char** argv) {
   Random random = {1};
   int64_t checked = 0;
   for (int64_t i = 0; i < cases; ++i) {
-    const Case c = draw(random, 20, 100);
+    const Case c = draw(random, 4, 20, 100);
     if (c.conv.CH <= 0 || c.conv.CW <= 0 || c.pool.OH <= 0 || c.pool.OW <= 0) continue;
     ++checked;
     Check<float>(c, "fp32", random, cpu::direct_forward, cpu::direct_backward).run();

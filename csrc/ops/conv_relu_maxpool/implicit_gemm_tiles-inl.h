@@ -54,8 +54,8 @@ FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, cons
 
 // sums[position][kPairOutputs] of a strip whose first position is staged at `from`.
 template <int kColumns>
-inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const int64_t* offset, int64_t steps,
-                           const BFloat16* right, float* sums) {
+inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const int64_t* offset,
+                           int64_t steps, const BFloat16* right, float* sums) {
   int64_t position = 0, in_row = 0, row = 0;
   const auto next = [&] {
     const int64_t at = position;
@@ -71,8 +71,8 @@ inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const 
   }
   if (i < tiles.count) {
     const int64_t last = next();
-    tap_block<1, kColumns>(from + last * kAmxDepth, nullptr, offset, steps, right,
-                           sums + last * kPairOutputs, nullptr);
+    tap_block<1, kColumns>(from + last * kAmxDepth, nullptr, offset, steps, right, sums + last * kPairOutputs,
+                           nullptr);
   }
 }
 
@@ -128,10 +128,8 @@ inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, con
         const int64_t count = smaller(images.end - n, plan.strip_images);
         if (in.begin < in.end) {
           const BFloat16* from =
-              staged +
-              ((n - images.begin) * image + (in.begin - conv.begin) * plan.stage.length) * kAmxDepth;
-          const StripTiles tiles =
-              strip_tiles(g, plan.stage, plan.image_rows, count, in.end - in.begin);
+              staged + ((n - images.begin) * image + (in.begin - conv.begin) * plan.stage.length) * kAmxDepth;
+          const StripTiles tiles = strip_tiles(g, plan.stage, plan.image_rows, count, in.end - in.begin);
           if (channel + kAmxRows < g.C_out)
             multiply_strip<2>(from, tiles, shared.offset, plan.steps, right, sums);
           else
@@ -174,11 +172,10 @@ inline void implicit_gemm_tiles(const ConvReluMaxpoolForward& a, const ThreadPoo
     pack_tile_weight(g, static_cast<const BFloat16*>(a.weight), chunk, column * kAmxRows,
                      right + (column * plan.steps + chunk * plan.stage.taps) * kTileElements);
   });
-  parallel_tasks(workers, plan.image_groups * plan.row_groups * plan.shares,
-                 [&](int64_t task, int64_t worker) {
-                   tile_task(a, plan, TileShared{offset, place, right, bias}, task,
-                             own + worker * plan.worker);
-                 });
+  parallel_tasks(
+      workers, plan.image_groups * plan.row_groups * plan.shares, [&](int64_t task, int64_t worker) {
+        tile_task(a, plan, TileShared{offset, place, right, bias}, task, own + worker * plan.worker);
+      });
 }
 
 inline constexpr ImplicitGemmTiles kImplicitGemmTiles = {implicit_gemm_tiles};

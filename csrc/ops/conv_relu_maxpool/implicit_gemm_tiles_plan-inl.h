@@ -10,8 +10,8 @@ struct TilePlan {
   int64_t rows, images, task_pairs, row_groups, image_groups, shares;
   // Of a strip, computed at once for a pair: rows of one image, or several whole images.
   int64_t strip_rows, strip_images;
-  int64_t image_rows, plane;  // staged rows of an image; pixels of a slot
-  bool contiguous;            // of the output
+  int64_t image_rows, plane;             // staged rows of an image; pixels of a slot
+  bool contiguous;                       // of the output
   int64_t staged, sums, values, worker;  // floats of a worker's parts and of all of them
 };
 
@@ -28,8 +28,7 @@ struct StripTiles {
 FASTDL_INLINE StripTiles strip_tiles(const ConvGeometry& g, const TileStage& s, int64_t image_rows,
                                      int64_t images, int64_t rows) {
   const int64_t apart = tiles_of(g.CW, kAmxRows);
-  const int64_t together =
-      tiles_of(((images - 1) * image_rows + rows - 1) * s.length + g.CW, kAmxRows);
+  const int64_t together = tiles_of(((images - 1) * image_rows + rows - 1) * s.length + g.CW, kAmxRows);
   if (images == 1 && block_cost(apart * rows) < block_cost(together)) return {apart, s.length, apart * rows};
   return {together, 0, together};
 }
@@ -72,7 +71,9 @@ FASTDL_INLINE TilePlan tile_plan(const ConvReluMaxpoolForward& a, int64_t thread
   // Tasks: enough for every thread to take some, each with all it has staged in L2.
   const int64_t wanted = 4 * threads;
   const int64_t pixel = s.chunks * s.slots[0] * s.slots[1] * kAmxDepth * 2;  // bytes
-  const auto staged = [&](int64_t rows) { return (most_conv_rows(g, p, rows) + s.reach[0]) * s.length * pixel; };
+  const auto staged = [&](int64_t rows) {
+    return (most_conv_rows(g, p, rows) + s.reach[0]) * s.length * pixel;
+  };
   plan.rows = p.OH, plan.images = plan.strip_images;
   if (plan.strip_rows == p.OH) {
     const auto fits = [&](int64_t images) {

@@ -115,14 +115,14 @@ inline void put_channels(const float* lanes, int64_t positions, int64_t channels
       const int left = static_cast<int>(smaller(positions - i, kLanes));
       Vec rows[kLanes];
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j)
-        rows[j] = j < left ? load(lanes + (i + j) * kPairOutputs + c) : zero();
+      for (int j = 0; j < kLanes; ++j) rows[j] = j < left ? load(lanes + (i + j) * kPairOutputs + c) : zero();
       transpose(rows);
       for (int j = 0; j < some; ++j) {
         const int64_t at = (c + j) * plane + i;
         const VecBits bits = reinterpret_cast<VecBits>(rows[j]);
-        store_pooled<BFloat16>(reinterpret_cast<Vec>(bits & 0xffff0000), reinterpret_cast<VecInt>(bits & 0xff),
-                               left, output + at, record == nullptr ? nullptr : record + at);
+        store_pooled<BFloat16>(reinterpret_cast<Vec>(bits & 0xffff0000),
+                               reinterpret_cast<VecInt>(bits & 0xff), left, output + at,
+                               record == nullptr ? nullptr : record + at);
       }
     }
 }

@@ -112,8 +112,7 @@ inline void stage_image(const ConvReluMaxpoolForward& a, const TileStage& s, con
     const int64_t channels = smaller(g.C - chunk * kAmxDepth, kAmxDepth);
     const BFloat16* from = image + chunk * kAmxDepth * strides[1];
     for (int64_t slot = 0; slot < s.slots[0]; ++slot, staged += s.slots[1] * plane * kAmxDepth) {
-      const int64_t first =
-          conv.begin * g.stride[0] + slot * g.dilation[0] % g.stride[0] - g.padding[0];
+      const int64_t first = conv.begin * g.stride[0] + slot * g.dilation[0] % g.stride[0] - g.padding[0];
       const Range inside = taps_inside(first, g.stride[0], rows, g.H);
       for (int64_t across = 0; across < s.slots[1]; ++across) {
         BFloat16* to = staged + across * plane * kAmxDepth;
@@ -135,8 +134,8 @@ inline void stage_image(const ConvReluMaxpoolForward& a, const TileStage& s, con
       // Rows that follow each other in memory are one: 7 columns would fill half of a vector.
       const int64_t together = g.stride[0] == 1 && strides[2] == g.W ? inside.end - inside.begin : 1;
       for (int64_t j = inside.begin; j < inside.end; j += together)
-        stage_planes(from + (first + j * g.stride[0]) * strides[2], strides[1], channels, together * g.W,
-                     g.W, place, row, staged + j * row);
+        stage_planes(from + (first + j * g.stride[0]) * strides[2], strides[1], channels, together * g.W, g.W,
+                     place, row, staged + j * row);
     }
   }
 }
