@@ -216,14 +216,14 @@ def test_few_tiles_refuse_winograd_for_training_alone():
 @pytest.mark.parametrize(
     ("isa", "dtype", "algorithm"),
     [
-        ("amx", torch.bfloat16, "composed"),
+        ("amx", torch.bfloat16, "implicit_gemm"),
         ("amx", torch.float16, "winograd"),
         ("amx", torch.float32, "winograd"),
         ("avx512bf16", torch.bfloat16, "winograd"),
     ],
     ids=str,
 )
-def test_bfloat16_is_left_to_torch_on_amx(isa, dtype, algorithm, monkeypatch):
+def test_bfloat16_is_multiplied_by_tiles_on_amx(isa, dtype, algorithm, monkeypatch):
     monkeypatch.setattr(_extension, "cpu_isa", lambda: isa)
     assert served(*inputs(4, 32, 24, 32, dtype=dtype), **BLOCK) == ("cpu", algorithm)
 
@@ -254,6 +254,29 @@ def test_the_implicit_gemm_serves_what_it_is_faster_for():
     x, weight, bias = inputs(2, 16, 12, 16, K=1)
     assert served(x, weight, bias) == ("cpu", here)
     assert served(x, weight, bias, stride=2) == ("cpu", "composed")
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "kwargs", "algorithm"),
+    [
+        ((8, 32, 24, 32, 3), True, dict(padding=1), "implicit_gemm"),
+        ((8, 16, 24, 32, 3), True, BLOCK, "implicit_gemm"),
+        ((32, 16, 24, 16, 3), True, BLOCK, "composed"),
+        ((8, 16, 24, 32, 3), True, dict(padding=1), "composed"),
+        ((8, 16, 24, 32, 3), False, dict(padding=1), "implicit_gemm"),
+        ((8, 3, 24, 32, 7), False, dict(stride=2), "composed"),
+        ((16, 64, 56, 64, 1), True, dict(padding=0), "composed"),
+        ((16, 64, 28, 64, 1), True, dict(padding=0), "implicit_gemm"),
+    ],
+    ids=str,
+)
+def test_tiles_serve_what_they_are_faster_for(shape, channels_last, kwargs, algorithm, monkeypatch):
+    monkeypatch.setattr(_extension, "cpu_isa", lambda: "amx")
+    N, C, size, C_out, K = shape
+    x, weight, bias = inputs(N, C, size, C_out, K=K, dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    assert served(x, weight, bias, **kwargs) == ("cpu", algorithm)
 
 
 @needs_cpu_kernels

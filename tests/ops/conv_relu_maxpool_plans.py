@@ -22,6 +22,8 @@ from fastdl.testing.conv_relu_maxpool import SAMPLES, Sample
 OP = "conv_relu_maxpool"
 op = importlib.import_module("fastdl.ops.conv_relu_maxpool.op")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# bfloat16 by AMX tiles
+IMPLICIT_GEMM_DTYPES = (torch.float32, torch.bfloat16) if _extension.cpu_isa() == "amx" else (torch.float32,)
 
 
 class Plan(NamedTuple):
@@ -46,7 +48,7 @@ class Plan(NamedTuple):
         return None
 
     def skip_unless_it_takes(self, dtype: torch.dtype) -> None:
-        if self == IMPLICIT_GEMM and dtype is not torch.float32:
+        if self == IMPLICIT_GEMM and dtype not in IMPLICIT_GEMM_DTYPES:
             pytest.skip(f"{self} does not take {dtype}")
 
     def serves(self, sample: Sample, dtype: torch.dtype) -> bool:
@@ -60,7 +62,8 @@ class Plan(NamedTuple):
         if dtype is torch.float64 or g.groups != 1:
             return False
         if self.algorithm == "implicit_gemm":
-            return dtype is torch.float32 and weight.shape[2] * weight.shape[3] <= 256
+            taps = weight.shape[2] * weight.shape[3]
+            return dtype in IMPLICIT_GEMM_DTYPES and (dtype is torch.bfloat16 or taps <= 256)
         if self.algorithm == "direct":
             # one running sum per output: eager's blocked sums are more exact over long ones
             return weight[0].numel() <= 256

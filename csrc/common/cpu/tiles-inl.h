@@ -1,7 +1,7 @@
 // AMX: eight tile registers of 16 rows of 64 bytes, whole always, multiplied by one instruction. FASTDL_TILES
 // is 1 where this instruction set has them, or where FASTDL_EMULATE_TILES asks for the same operations in
-// plain C++, as FASTDL_EMULATE_AVX512 does for AMX alone. Included after vec-inl.h, once per instruction set:
-// no include guard.
+// plain C++ instead, as FASTDL_EMULATE_AVX512 does for AMX itself. Included after vec-inl.h, once per
+// instruction set: no include guard.
 
 #undef FASTDL_TILES
 #if FASTDL_ISA >= FASTDL_ISA_AMX || (defined(FASTDL_EMULATE_TILES) && FASTDL_ISA >= FASTDL_ISA_AVX2)
@@ -11,7 +11,7 @@ constexpr int64_t kAmxRows = 16;   // of every operand; of the right one: pairs 
 constexpr int64_t kAmxDepth = 32;  // bfloat16 of a row of the left operand
 constexpr int kTileRegisters = 8;
 
-#if defined(FASTDL_EMULATE_TILES) || defined(FASTDL_EMULATE_AVX512)
+#if FASTDL_ISA < FASTDL_ISA_AMX || defined(FASTDL_EMULATE_AVX512)
 
 struct TileState {
   bool configured = false;

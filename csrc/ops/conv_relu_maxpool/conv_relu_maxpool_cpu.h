@@ -17,6 +17,9 @@ void direct_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 
 // Any kernel, stride, dilation; groups 1; any pool. Made for contiguous images. fp32.
 void implicit_gemm_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
+// The same in bf16, of any memory format, where the CPU has AMX.
+bool has_implicit_gemm_tiles();
+void implicit_gemm_tiles_forward(const ConvReluMaxpoolForward& args, const ThreadPool& pool);
 // x, residual and output contiguous.
 void implicit_gemm_conv2d(const Conv2dForward& args, const ThreadPool& pool);
 

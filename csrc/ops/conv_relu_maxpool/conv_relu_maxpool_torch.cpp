@@ -17,7 +17,9 @@ void check_algorithm(int64_t algorithm, const ConvGeometry& g, const PoolGeometr
   check(dtype_of(x) != DType::kFloat64, "no CPU kernel for float64");
   check(g.groups == 1, "the CPU kernels need groups 1, got ", g.groups);
   if (algorithm == kImplicitGemm)
-    check(dtype_of(x) == DType::kFloat32, "the implicit GEMM of CPUs is for float32");
+    check(
+        dtype_of(x) == DType::kFloat32 || (dtype_of(x) == DType::kBFloat16 && cpu::has_implicit_gemm_tiles()),
+        "the implicit GEMM of CPUs is for float32, and with AMX for bfloat16");
   if (algorithm != kWinograd) return;
   check(is_winograd(g), "Winograd needs a 3x3 kernel with stride 1 and dilation 1");
   for (int i = 0; i < 2 && p.present; ++i)
@@ -37,6 +39,8 @@ std::tuple<Tensor, Tensor> conv_relu_maxpool(Tensor x, Tensor weight, std::optio
   if (args.conv.N > 0) {
     if (algorithm == kWinograd)
       cpu::winograd_forward(args, torch_thread_pool());
+    else if (algorithm == kImplicitGemm && args.dtype == DType::kBFloat16)
+      cpu::implicit_gemm_tiles_forward(args, torch_thread_pool());
     else if (algorithm == kImplicitGemm)
       cpu::implicit_gemm_forward(args, torch_thread_pool());
     else

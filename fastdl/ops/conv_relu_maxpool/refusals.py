@@ -35,7 +35,7 @@ def refuse_cpu_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geome
     if g.pool_size and not _quads(g):
         return "only a 2x2 pool with stride 2, or none"
     if x.dtype is torch.bfloat16 and _extension.cpu_isa() == "amx":
-        return "torch's own bfloat16 convolution is faster on AMX"
+        return "AMX multiplies bfloat16 faster without a transform"
     CH, CW = g.conv_size(x, weight)
     tiles = -(-CH // 4) * -(-CW // 4)
     if 4 * tiles >= CH * CW:
@@ -99,7 +99,9 @@ def refuse_cpu_planes(x: Tensor, weight: Tensor, g: Geometry) -> str | None:
 
 
 def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
-    """Why not the implicit GEMM of planes."""
+    """Why not the implicit GEMM: of AMX tiles in bfloat16, of planes in float32."""
+    if x.dtype is torch.bfloat16:
+        return _refuse_tiles(x, weight, bias, g)
     if (reason := refuse_cpu_planes(x, weight, g)) is not None:
         return reason
     CH, CW = g.conv_size(x, weight)
@@ -113,6 +115,30 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         return f"windows of {g.pool_size[0]} x {g.pool_size[1]} are faster in torch"
     if elements < 2**17 and needs_gradient(x, weight, bias):
         return f"a backward pass over {elements} elements saves less than it costs"
+    return None
+
+
+def _refuse_tiles(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> str | None:
+    """Why not the implicit GEMM of AMX tiles, which hold 32 channels of a pixel whether they are there or not."""
+    if (reason := refuse_cpu(x) or g.window_refusal()) is not None:
+        return reason
+    if (isa := _extension.cpu_isa()) != "amx":
+        return f"bfloat16 needs AMX, not {isa}"
+    if g.groups != 1:
+        return "only groups 1"
+    C_out, C, KH, KW = weight.shape
+    CH, CW = g.conv_size(x, weight)
+    elements = x.shape[0] * C_out * CH * CW
+    if C < 8 and KH * KW > 9:
+        return f"{C} input channels leave most of the tiles empty"
+    if g.pool_size and elements < 2**17 and needs_gradient(x, weight, bias):
+        return f"a backward pass over {elements} elements saves less than it costs"
+    if x.is_contiguous():
+        return None
+    if C <= 16 and (C_out <= 16 or not g.pool_size):
+        return f"{C} channels_last input channels are faster composed"
+    if not g.pool_size and KH * KW == 1 and elements >= 2**21:
+        return "1x1 without a pool is bound by memory"
     return None
 
 
