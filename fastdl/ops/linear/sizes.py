@@ -49,11 +49,9 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
 
 def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
-    if not products.mkl_on_amd():
-        return LIMIT
-    if not products.large_enough(rows, N, K) or (recorded and rows * N * K < 2**24):
-        return LITTLE
-    return None
+    if not products.weight_is_faster(rows, N, K):
+        return LITTLE if products.mkl_on_amd() else LIMIT
+    return LITTLE if recorded and rows * N * K < 2**24 else None
 
 
 def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str | None:
