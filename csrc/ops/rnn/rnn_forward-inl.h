@@ -6,8 +6,7 @@ template <Cell kCell, class S>
 struct Forward : ForwardState<kCell, S> {
   using State = ForwardState<kCell, S>;
   using Row = typename State::Row;
-  using State::count, State::step, State::groups, State::row_of, State::u_row, State::gx_row,
-      State::staged_row;
+  using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row;
   using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::w, State::a,
       State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
@@ -37,9 +36,11 @@ struct Forward : ForwardState<kCell, S> {
     const int64_t last = chunk_end(from_step) - 1;
     return offsets[last] + count(last);
   }
-  // Vectors of the gates' products, cut by groups of unit blocks.
-  int64_t first_vector(int64_t block) const {
-    const int64_t first = block * groups() / blocks * group * kGates, all = w->recurrent.vectors();
+  // Vectors of the gates' products, cut by groups of unit blocks; of a packed input's, by whole panels.
+  int64_t first_vector(int64_t block) const { return first_vector(block, group); }
+  int64_t first_vector(int64_t block, int64_t together) const {
+    const int64_t parts = (vectors_of(f->q.H) + together - 1) / together;
+    const int64_t first = block * parts / blocks * together * kGates, all = w->recurrent.vectors();
     return first < all ? first : all;
   }
 
@@ -56,8 +57,10 @@ struct Forward : ForwardState<kCell, S> {
   void project(int64_t from_step, int64_t block) {
     // Rows are rounded to bf16 anew for every product by tiles.
     constexpr int64_t kMost = (by_tiles(S{}) ? kTogether : 1) * kGroup * kGates;
-    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1), width = staged_row();
-    for (int64_t first = first_vector(block); first < last; first += kMost) {
+    const int64_t together = w->input.panels != nullptr ? kGroup : group;
+    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1, together),
+                  width = staged_row();
+    for (int64_t first = first_vector(block, together); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_tiles(rows, [&](int64_t row, int64_t tile_rows) {
         multiply<S>(w->input, tile_rows, staged + row * width, width, first, some,

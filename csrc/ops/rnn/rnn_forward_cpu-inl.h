@@ -28,10 +28,12 @@ using avx512::kRnnForward;
 //
 #include "ops/rnn/rnn_forward-inl.h"
 
-// Products with few rows read the plain weight: packing would cost more than it saves.
-FASTDL_INLINE bool packs(const RnnSequence& q) {
-  return q.rows.B > 3 && q.rows.count > (FASTDL_ISA >= FASTDL_ISA_AVX512 ? 24 : 128);
+// Products with few rows read the plain weight: packing would cost more than it saves. All steps' rows are
+// projected, a step's are multiplied by the recurrent weights.
+FASTDL_INLINE bool packs_input(const RnnSequence& q) {
+  return q.rows.count > (FASTDL_ISA >= FASTDL_ISA_AVX512 ? 24 : 128);
 }
+FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && packs_input(q); }
 
 // Steps projected at once: enough rows for every worker's product to reach its speed.
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
@@ -59,8 +61,9 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
       Parameters& p = parameters[d];
+      if (packs_input(q)) take_panels<S>(p.input, arena);
       if (packs(q))
-        for (Weight* weight : {&p.input, &p.recurrent, &p.projection}) take_panels<S>(*weight, arena);
+        for (Weight* weight : {&p.recurrent, &p.projection}) take_panels<S>(*weight, arena);
       take_small_parameters<S>(p, q, q.weights[d], arena);
     }
     tasks = arena.take<Task>(D * split.shares);

@@ -56,7 +56,6 @@ struct ForwardState {
   int64_t staged_row() const { return padded(f->q.I) + 16; }
   int64_t step(int64_t i) const { return d == 0 ? i : f->q.rows.T - 1 - i; }
   int64_t count(int64_t i) const { return i < f->q.rows.T ? share.count(step(i)) : 0; }
-  int64_t groups() const { return (vectors_of(f->q.H) + group - 1) / group; }
 
   bool resets(int64_t t, int64_t sequence) const {
     return f->q.reset != nullptr && f->q.reset[share.plan->row(t, sequence)] != 0;
