@@ -53,6 +53,11 @@ def images(seed: int = 1) -> Tensor:
     return torch.randn(2, 8, 20, 19, generator=torch.Generator().manual_seed(seed))
 
 
+# The kernel of 1x1 convolutions is chosen where it was measured.
+SERVED = _extension.cpu_isa() == "avx2"
+
+
+@pytest.mark.skipif(not SERVED, reason="a kernel is chosen for 1x1 convolutions on AVX2 alone")
 def test_what_was_served_before_asks_nothing(monkeypatch):
     model, plain = twins()
     monkeypatch.setattr(calls, "_norm_fits", None)  # cannot be called
@@ -159,7 +164,7 @@ def test_settings_gradients_and_autocast_are_asked():
     assert relative_l2(model(x), plain(x)) < 1e-5
     with torch.no_grad():
         given = (model.conv1, model.bn1, x, None, "silu")
-        assert quick_calls.quickly(*given) is not None
+        assert (quick_calls.quickly(*given) is not None) is SERVED
         with fastdl.backend("reference"):
             assert quick_calls.quickly(*given) is None
             assert relative_l2(model(x), plain(x)) < 1e-5
