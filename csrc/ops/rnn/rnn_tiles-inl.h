@@ -41,8 +41,7 @@ inline void pack_column_tiles(const Weight& w, int64_t column) {
     }
 }
 
-// rows x depth floats -> tiles one after the other, past rows and depth 0. As rows of their own some sets of
-// the L1 would hold more of them than they can beside the weight that streams through.
+// rows x depth floats -> tiles one after the other, past rows and depth 0.
 FASTDL_INLINE void round_rows(const float* a, int64_t a_row, int64_t rows, int64_t depth, BFloat16* to) {
   const auto some = [depth](const float* from, int64_t d) {
     return d < depth ? load_units(from + d, units_at(d, depth)) : zero();
