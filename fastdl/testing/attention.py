@@ -246,6 +246,7 @@ def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu")
         lambda seeds: _eager_runs(sample, dtype, device, seeds),
         NAMES,
         dtype,
+        lambda quantity: algorithm(plan, quantity),
     )
 
 

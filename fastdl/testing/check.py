@@ -12,7 +12,7 @@ import torch
 from .._schemas import family_schemas
 from ..dispatch import Candidate
 from .checked_op import CheckedOp
-from .error_rule import ErrorReport
+from .error_rule import ErrorReport, is_ok
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,19 +44,6 @@ def check(device: str = "cpu") -> Iterator[CheckResult]:
         for candidate in op.candidates:
             for dtype in DTYPES:
                 yield from check_candidate(op, candidate, dtype, device)
-
-
-def is_ok(report: ErrorReport, algorithm: str, dtype: torch.dtype) -> bool:
-    """The rule, or the documented exceptions in fp32: of Winograd, TF32, and the gradients of flash attention."""
-    if dtype is torch.float64:
-        return report.within_exact
-    if algorithm == "winograd" and dtype is torch.float32:
-        return report.within_winograd
-    if algorithm.endswith("tf32") and dtype is torch.float32:
-        return report.within_tf32
-    if algorithm == "flash backward" and dtype is torch.float32:
-        return report.within_flash
-    return report.within_rule
 
 
 def check_candidate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Candidate
-from .error_rule import SECOND_DRAW, SEEDS, ErrorReport, judge
+from .error_rule import SECOND_DRAW, SEEDS, ErrorReport, PooledErrors, is_ok
 
 
 @dataclass(frozen=True)
@@ -37,42 +37,55 @@ class CheckedOp:
     algorithm: Callable[[Any, str], str]
 
 
-def reports_of(ours: Sequence[Run], eager: Sequence[Run], names: Sequence[str], dtype: torch.dtype) -> dict:
+def reports_of(
+    ours: Iterable[Run], eager: Iterable[Run], names: Sequence[str], dtype: torch.dtype
+) -> dict[str, ErrorReport]:
     """The error rule's report of each quantity that the runs have, one run of either kind for each seed."""
-    result = {}
-    for i, name in enumerate(names):
-        if ours[0].values[i] is not None:
-            pooled = [
-                (o.values[i], o.truths[i], e.values[i], e.truths[i]) for o, e in zip(ours, eager, strict=True)
-            ]
-            result[name] = judge(pooled, dtype)
-    return result
+    errors: dict[str, PooledErrors] = {}
+    for o, e in zip(ours, eager, strict=True):
+        for name, *values in zip(names, o.values, o.truths, e.values, e.truths, strict=True):
+            if values[0] is not None:
+                errors.setdefault(name, PooledErrors()).add(*values)
+    return {name: pooled.report(dtype) for name, pooled in errors.items()}
 
 
 def reports_by_draws(
     ours: Callable[[int], Run],
-    eager: Callable[[Sequence[int]], Sequence[Run]],
+    eager: Callable[[Sequence[int]], Iterable[Run]],
     names: Sequence[str],
     dtype: torch.dtype,
+    algorithm: Callable[[str], str],
 ) -> dict[str, ErrorReport]:
-    """The error rule's report of each quantity: of the first seeds or, where their largest error alone is beyond the
-    rule, of twenty times as many others.
+    """The error rule's report of each quantity, computed by `algorithm(quantity)`: of the first seeds or, where their
+    largest error alone is beyond what is allowed, of twenty times as many others.
 
     The largest of few errors is partly chance, ours and eager's: an error of the method shows in any draw.
     """
-    found = reports_of([ours(seed) for seed in SEEDS], eager(SEEDS), names, dtype)
-    doubtful = [name for name, report in found.items() if report.within_rms and not report.within_rule]
+    found = reports_of(map(ours, SEEDS), eager(SEEDS), names, dtype)
+    doubtful = {
+        name
+        for name, report in found.items()
+        if report.within_rms and not is_ok(report, algorithm(name), dtype)
+    }
     if doubtful:
-        again = reports_of([ours(seed) for seed in SECOND_DRAW], eager(SECOND_DRAW), names, dtype)
+        again = reports_of(map(ours, SECOND_DRAW), eager(SECOND_DRAW), names, dtype)
         found |= {name: again[name] for name in doubtful}
     return found
 
 
-def once_for_all_plans(run_eager: Callable[..., Run]) -> Callable[..., list[Run]]:
-    """Eager's runs of a sample over the seeds, kept: every plan of the sample is compared with the same ones."""
+def once_for_all_plans(run_eager: Callable[..., Run]) -> Callable[..., Iterable[Run]]:
+    """Eager's runs of a sample over the first seeds, kept: every plan of the sample is compared with the same ones.
+
+    Those of the second draw are not: a hundred runs of a large sample are gigabytes.
+    """
 
     @functools.lru_cache(maxsize=64)
-    def runs(sample: Any, dtype: torch.dtype, device: str, seeds: Sequence[int] = SEEDS) -> list[Run]:
-        return [run_eager(sample, dtype, seed, device=device) for seed in seeds]
+    def kept(sample: Any, dtype: torch.dtype, device: str) -> list[Run]:
+        return [run_eager(sample, dtype, seed, device=device) for seed in SEEDS]
+
+    def runs(sample: Any, dtype: torch.dtype, device: str, seeds: Sequence[int] = SEEDS) -> Iterable[Run]:
+        if seeds == SEEDS:
+            return kept(sample, dtype, device)
+        return (run_eager(sample, dtype, seed, device=device) for seed in seeds)
 
     return runs

@@ -172,6 +172,7 @@ def reports(sample: Sample, backend: str, dtype: torch.dtype, device: str = "cpu
         lambda seeds: _eager(sample, dtype, device, seeds),
         NAMES,
         dtype,
+        lambda quantity: "fused",
     )
 
 

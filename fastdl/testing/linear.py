@@ -147,6 +147,7 @@ def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu")
         lambda seeds: _eager(sample, dtype, device, seeds),
         NAMES,
         dtype,
+        lambda quantity: plan.algorithm,
     )
 
 

@@ -302,6 +302,7 @@ def reports(sample: Sample, plan: Plan, dtype: torch.dtype, device: str = "cpu")
         lambda seeds: _eager(sample, dtype, device, seeds),
         NAMES,
         dtype,
+        lambda quantity: plan.algorithm,
     )
 
 

@@ -12,7 +12,7 @@ from fastdl.ops.attention import registration, triton_ops
 from fastdl.ops.attention.backends import make_plan
 from fastdl.ops.attention.refusals import MOST_DECODED, MOST_KEYS
 from fastdl.testing.attention import SAMPLES, Sample, algorithm, reports
-from fastdl.testing.check import is_ok
+from fastdl.testing.error_rule import is_ok
 
 if not torch.cuda.is_available() or _extension.cuda.error:
     pytest.skip("needs a GPU and the CUDA kernels", allow_module_level=True)

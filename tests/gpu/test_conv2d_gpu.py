@@ -13,8 +13,7 @@ import fastdl
 from fastdl import _extension
 from fastdl.ops.conv2d.activations import ACTIVATIONS, NAMES, activate
 from fastdl.ops.conv_relu_maxpool import triton_ops
-from fastdl.testing.check import is_ok
-from fastdl.testing.error_rule import SEEDS, judge
+from fastdl.testing.error_rule import SEEDS, is_ok, judge
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

@@ -9,8 +9,8 @@ import fastdl
 from fastdl import _extension
 from fastdl.ops.diffusion import registration
 from fastdl.ops.normal import normals
-from fastdl.testing.check import is_ok
 from fastdl.testing.diffusion import SAMPLES, reports
+from fastdl.testing.error_rule import is_ok
 from tests.diffusion.trajectories import NAMES
 from tests.ops.diffusion_calls import calls, table, whole_sample_calls
 

@@ -9,9 +9,8 @@ from fastdl import _extension
 from fastdl.dispatch import Choice
 from fastdl.ops.linear import triton_ops
 from fastdl.ops.linear.backends import make_plan
-from fastdl.testing.check import is_ok
 from fastdl.testing.checked_op import reports_of
-from fastdl.testing.error_rule import SEEDS
+from fastdl.testing.error_rule import SEEDS, is_ok
 from fastdl.testing.linear import NAMES, SAMPLES, Sample, run_eager, run_plan
 
 if not torch.cuda.is_available():

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 import fastdl
 from fastdl.ops.attention import backends
 from fastdl.testing.attention import SAMPLES, Sample, algorithm, reports
-from fastdl.testing.check import is_ok
+from fastdl.testing.error_rule import is_ok
 from tests.guarded import guarded
 
 pytestmark = pytest.mark.isa

@@ -14,7 +14,7 @@ from fastdl import _extension
 from fastdl.dispatch import Choice
 from fastdl.ops.attention import backends, registration
 from fastdl.testing.attention import Sample, algorithm, reports
-from fastdl.testing.check import is_ok
+from fastdl.testing.error_rule import is_ok
 from tests.emulation import library
 
 if library.missing() is not None:

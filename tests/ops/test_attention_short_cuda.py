@@ -8,7 +8,7 @@ import torch
 from fastdl.dispatch import Choice
 from fastdl.ops.attention import backends, registration
 from fastdl.testing.attention import Sample, algorithm, reports
-from fastdl.testing.check import is_ok
+from fastdl.testing.error_rule import is_ok
 from tests.emulation import library
 
 if library.missing() is not None:

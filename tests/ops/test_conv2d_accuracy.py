@@ -30,8 +30,8 @@ import fastdl
 from fastdl import _extension
 from fastdl.ops import conv2d
 from fastdl.ops.conv2d.backends import make_plan
-from fastdl.testing.check import is_ok
 from fastdl.testing.conv2d import NAMES, SAMPLES, reports, run_plan
+from fastdl.testing.error_rule import is_ok
 
 pytestmark = pytest.mark.isa
 

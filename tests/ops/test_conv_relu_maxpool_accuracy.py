@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 import fastdl
 from fastdl import _extension, dispatch
 from fastdl.ops.conv_relu_maxpool import backends
-from fastdl.testing.check import is_ok
 from fastdl.testing.conv_relu_maxpool import NAMES, SAMPLES, Sample, reports, run_plan
+from fastdl.testing.error_rule import is_ok
 
 pytestmark = pytest.mark.isa
 

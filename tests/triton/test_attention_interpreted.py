@@ -9,7 +9,7 @@ from fastdl.dispatch import Choice
 from fastdl.ops.attention import registration, triton_tiles
 from fastdl.ops.attention.backends import make_plan
 from fastdl.testing.attention import Sample, algorithm, reports
-from fastdl.testing.check import is_ok
+from fastdl.testing.error_rule import is_ok
 
 forward_op = torch.ops.fastdl.attention_triton.default
 backward_op = torch.ops.fastdl.attention_backward_triton.default
