@@ -16,7 +16,7 @@ FLASH_MAX_FACTOR = 4.0
 TF32_RELATIVE_L2 = 2.0**-9
 EXACT_RELATIVE_L2 = 1e-15
 SEEDS = range(5)
-SECOND_DRAW = range(5, 105)  # where the largest error of the first alone is beyond the rule
+SECOND_DRAW = range(5, 105)  # where the largest error of the first alone is beyond what is allowed
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class ErrorReport:
 
     @property
     def within_rms(self) -> bool:
-        """The rule without the largest error, which rows of small variance decide by chance: for layer norm in fp32.
-
-        The truth being one, this compares relative L2 errors.
-        """
+        """The rule without the largest error: the truth being one, this compares relative L2 errors."""
         return self.ours_rms <= RMS_FACTOR * self.eager_rms + self.ulp
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rnn_calls import BACKWARD, FORWARD, KINDS, draw, draw_gradients, structures
 from fastdl import _extension
 from fastdl.ops.rnn.reference import Sequence
 from fastdl.ops.rnn.structure import Structure
-from fastdl.testing.error_rule import SEEDS, judge
+from fastdl.testing.checked_op import Run, reports_by_draws
 
 pytestmark = [
     pytest.mark.isa,
@@ -28,38 +29,44 @@ def name_of(s: Structure) -> str:
     return "-".join([s.cell, str(s.directions), *options])
 
 
-def assert_rule(runs, names, dtype, what, missed=False):
-    """The error rule for each named output; `runs`: (ours, reference's, fp64's) of each seed. `missed`: without the
-    largest error."""
-    for i, name in enumerate(names):
-        ours = runs[0][0][i]
-        assert ours.shape == runs[0][1][i].shape, (what, name)
-        assert ours.dtype == runs[0][1][i].dtype, (what, name)
-        # what is compared is in float32 already where the definition keeps it so
-        report = judge([(a[i], truth[i], b[i], truth[i]) for a, b, truth in runs], dtype)
-        assert report.within_rms if missed else report.within_rule, f"{what} {name}: {report}"
+QUANTITIES = (*(f"forward {name}" for name in FORWARD), *(f"backward {name}" for name in BACKWARD))
 
 
-def runs_of(s, kind, dtype, sizes, change=lambda call: call):
-    forward, backward = [], []
-    for seed in SEEDS:
-        call = change(draw(s, kind, dtype, seed=seed, **sizes))
-        exact = call.to(torch.float64)
-        truth, ours, plain = exact.reference(), Sequence(*call.forward()), call.reference()
-        forward.append((ours, plain, truth))
-        if s.projected:
-            grads = draw_gradients(call, plain, seed)
-            exact_grads = tuple(None if g is None else g.double() for g in grads)
-            # backward alone: all three start from what the definition saved in this dtype
-            given = Sequence(*(t.double() for t in plain))
-            backward.append(
-                (
-                    call.backward(plain, grads),
-                    call.reference_backward(plain, grads),
-                    exact.reference_backward(given, exact_grads),
-                )
-            )
-    return forward, backward
+def runs_of(s, kind, dtype, sizes, seed) -> tuple[Run, Run]:
+    """Ours and the reference's: outputs and, of a projected input, gradients."""
+    call = draw(s, kind, dtype, seed=seed, **sizes)
+    exact = call.to(torch.float64)
+    truths, ours, plain = exact.reference(), Sequence(*call.forward()), call.reference()
+    values, expected = [*ours], [*plain]
+    if s.projected:
+        grads = draw_gradients(call, plain, seed)
+        exact_grads = tuple(None if g is None else g.double() for g in grads)
+        # backward alone: all three start from what the definition saved in this dtype
+        given = Sequence(*(t.double() for t in plain))
+        values += call.backward(plain, grads)
+        expected += call.reference_backward(plain, grads)
+        truths = (*truths, *exact.reference_backward(given, exact_grads))
+    for name, a, b in zip(QUANTITIES, values, expected, strict=False):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+    # what is compared is in float32 already where the definition keeps it so
+    return tuple(Run(_padded(found), _padded(truths)) for found in (values, expected))
+
+
+def _padded(found) -> tuple:
+    return (*found, *[None] * (len(QUANTITIES) - len(found)))
+
+
+def assert_rule(s, kind, dtype, sizes):
+    both = functools.lru_cache(maxsize=1)(lambda seed: runs_of(s, kind, dtype, sizes, seed))
+    reports = reports_by_draws(
+        lambda seed: both(seed)[0],
+        lambda seeds: (both(seed)[1] for seed in seeds),
+        QUANTITIES,
+        dtype,
+        lambda quantity: "fused",
+    )
+    for quantity, report in reports.items():
+        assert report.within_rule, f"{quantity}: {report}"
 
 
 CASES = [
@@ -73,33 +80,9 @@ def case_id(value):
     return name_of(value) if isinstance(value, Structure) else str(value).removeprefix("torch.")
 
 
-# A row whose variance is near epsilon magnifies the rounding of the step before it up to 300 times, so a few rows
-# decide the largest error. These samples were seen beyond the rule where torch and the kernels use AVX2.
-MISSED = {
-    ("lstm-1-batch_first-has_bias-has_projection-layer_norm-peephole-projected", "everything"),
-    ("lstm-2-batch_first-layer_norm-peephole-projected", "everything"),
-    ("lstm-2-batch_first-has_bias-layer_norm-peephole-projected", "everything"),
-    ("rnn_relu-1-has_bias-layer_norm-projected", "plain"),
-    ("rnn_relu-2-batch_first-layer_norm-projected", "plain"),
-    ("lstm-1-has_bias-has_projection-layer_norm-peephole-projected", "masks"),
-    ("lstm-2-has_bias-has_projection-layer_norm-projected", "masks"),
-}
-MEASURED = torch.backends.cpu.get_cpu_capability() == "AVX2" and _extension.cpu_isa() == "avx2"
-
-
-def known_miss(s, kind, dtype):
-    """Whether the largest error may exceed the rule."""
-    return s.layer_norm and dtype is torch.float32 and (not MEASURED or (name_of(s), kind) in MISSED)
-
-
 @pytest.mark.parametrize(("s", "kind", "dtype"), CASES, ids=case_id)
 def test_error_rule(s, kind, dtype):
-    missed = known_miss(s, kind, dtype)
-    sizes = SIZES[(STRUCTURES.index(s) + KINDS.index(kind)) % len(SIZES)]
-    forward, backward = runs_of(s, kind, dtype, sizes)
-    assert_rule(forward, FORWARD, dtype, "forward", missed)
-    if backward:
-        assert_rule(backward, BACKWARD, dtype, "backward", missed)
+    assert_rule(s, kind, dtype, SIZES[(STRUCTURES.index(s) + KINDS.index(kind)) % len(SIZES)])
 
 
 @pytest.mark.parametrize("kind", ["plain", "lengths", "packed"])
@@ -110,10 +93,7 @@ def test_panels_and_units_shared_by_workers(cell, H, kind, threads):
     threads(2)
     sizes = dict(T=9, B=39, I=11, H=H) if H < 40 else dict(T=33, B=5, I=70, H=150)
     for s in (Structure(cell), Structure(cell, directions=2, projected=False)):
-        forward, backward = runs_of(s, kind, torch.float32, sizes)
-        assert_rule(forward, FORWARD, torch.float32, "forward")
-        if backward:
-            assert_rule(backward, BACKWARD, torch.float32, "backward")
+        assert_rule(s, kind, torch.float32, sizes)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
