@@ -29,8 +29,9 @@ void input_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& s
 // cache. A function of the shapes alone: the sums must not depend on the number of threads.
 FASTDL_INLINE int64_t slices_for(const WeightGradient& w) {
   constexpr int64_t kTasks = 16, kLeastGroups = 4, kMostBytes = 5 << 20;
-  const int64_t by_tasks = kTasks / (w.c_blocks * w.k_blocks), by_groups = w.plan.groups() / kLeastGroups;
-  const int64_t by_bytes = kMostBytes / (4 * kPositions * padded(w.shape.C) * padded(w.shape.K) + 1);
+  const int64_t blocks = w.c_blocks * w.k_blocks;
+  const int64_t by_tasks = kTasks / blocks, by_groups = w.plan.groups() / kLeastGroups;
+  const int64_t by_bytes = kMostBytes / (4 * blocks * block_sums(w) + 1);
   const int64_t shorter = by_tasks < by_groups ? by_tasks : by_groups,
                 slices = shorter < by_bytes ? shorter : by_bytes;
   return slices < 1 ? 1 : slices;
@@ -56,14 +57,14 @@ void weight_gradient(const ConvReluMaxpoolBackward& args, const GradientSource& 
   w.slices = slices_for(w);
 
   const int64_t all_k = padded(g.C_out), threads = pool.size();
-  const int64_t sums = w.wants_weight ? w.slices * kPositions * padded(g.C) * all_k : 0;
+  const int64_t blocks = w.c_blocks * w.k_blocks;
+  const int64_t sums = w.wants_weight ? w.slices * blocks * block_sums(w) : 0;
   const int64_t direct_taps = kBlockChannels * 9 * kLanes;
   const int64_t worker_floats = weight_gradient_scratch(w).total() + direct_taps;
   float* memory = static_cast<float*>(
       thread_scratch(4 * static_cast<size_t>(worker_floats * threads + sums + w.slices * all_k)));
   w.sums = memory + worker_floats * threads;
   w.bias_sums = w.sums + sums;
-  const int64_t blocks = w.c_blocks * w.k_blocks;
   parallel_tasks(pool, w.slices * blocks, [&](int64_t task, int64_t worker) {
     const int64_t block = task % blocks;
     weight_gradient_task(w, task / blocks, block % w.c_blocks * kBlockChannels,

@@ -1,6 +1,6 @@
 // grad_weight = G^T [sum over tiles of (B^T d B) (A g A^T)] G, and grad_bias = sum of the open gradients.
-// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own; the slices
-// are added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves
+// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own, side by side so
+// that no worker's prefetcher asks for lines another one writes; the slices are added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves
 // nothing.
 
 constexpr int kTile = Tile4::kTile, kSide = Tile4::kSide, kPositions = Tile4::kPositions;
@@ -54,12 +54,24 @@ struct WeightGradient {
   bool pooled;
   int64_t slices, c_blocks, k_blocks;
   bool wants_weight;
-  float* sums;       // [slices][36][padded C][padded K]
+  float* sums;       // [slices][k_blocks][c_blocks][36][block of C][block of K]
   float* bias_sums;  // [slices][padded K]
 };
 
 FASTDL_INLINE int64_t block_channels(int64_t channels) {
   return channels < kBlockChannels ? padded(channels) : kBlockChannels;
+}
+
+// Floats of one block's sums.
+FASTDL_INLINE int64_t block_sums(const WeightGradient& w) {
+  return kPositions * block_channels(w.shape.C) * block_channels(w.shape.K);
+}
+
+// The sums of a slice's block that holds input channel c and output channel k, both of which begin it or lie in
+// it; positions are block_channels(C) * block_channels(K) floats apart.
+FASTDL_INLINE float* sums_at(const WeightGradient& w, int64_t slice, int64_t c, int64_t k) {
+  const int64_t block = (slice * w.k_blocks + k / kBlockChannels) * w.c_blocks + c / kBlockChannels;
+  return w.sums + block * block_sums(w) + c % kBlockChannels * block_channels(w.shape.K) + k % kBlockChannels;
 }
 
 // The gradient of the convolution's output as an image that is staged.
@@ -86,7 +98,7 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
   float* staged_gradient = staged_x + scratch.x;
   float* v = staged_gradient + scratch.gradient;
   float* d = v + scratch.v;
-  const int64_t all_c = padded(w.shape.C), all_k = padded(w.shape.K);
+  const int64_t row = block_channels(w.shape.K), position = block_channels(w.shape.C) * row;
   WinogradShape in = w.shape, out = gradient_shape(w.shape);
   in.C = w.shape.C - c < kBlockChannels ? w.shape.C - c : kBlockChannels;
   out.C = w.shape.K - k < kBlockChannels ? w.shape.K - k : kBlockChannels;
@@ -94,13 +106,13 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
   GradientSource gradient = w.gradient;
   x.first_channel = c;
   gradient.first_channel = k;
-  float* sums = w.sums + (slice * kPositions * all_c + c) * all_k + k;
-  float* bias_sums = w.bias_sums + slice * all_k + k;
+  float* sums = sums_at(w, slice, c, k);
+  float* bias_sums = w.bias_sums + slice * padded(w.shape.K) + k;
   const int64_t channels = padded(out.C), groups = w.plan.groups();
   if (c == 0) zero_floats(bias_sums, channels);
   if (w.wants_weight)
     for (int64_t p = 0; p < kPositions; ++p)
-      for (int64_t i = 0; i < in.C; ++i) zero_floats(sums + (p * all_c + i) * all_k, channels);
+      for (int64_t i = 0; i < in.C; ++i) zero_floats(sums + p * position + i * row, channels);
 
   const int64_t end = groups * (slice + 1) / w.slices;
   for (int64_t index = groups * slice / w.slices; index < end; ++index) {
@@ -130,7 +142,7 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
     Prefetch<false> read_x(next_x.first, kPositions);
     Prefetch<false> read_gradient(next_gradient.first, kPositions),
         read_saved(next_gradient.second, kPositions);
-    const GemmStrides strides = {1, in_size.channels, channels, all_k, kLanes};
+    const GemmStrides strides = {1, in_size.channels, channels, row, kLanes};
     for (int64_t p = 0; p < kPositions; ++p) {
       read_x.step();
       read_gradient.step();
@@ -138,7 +150,7 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
       for (int64_t j = 0; j < channels; j += kGemmWidth) {
         const int64_t vecs = (channels - j < kGemmWidth ? channels - j : kGemmWidth) / kLanes;
         gemm<true>(in.C, vecs, v + p * position_stride(tiles, in_size.channels), d + p * d_stride + j,
-                   sums + p * all_c * all_k + j, tiles, strides);
+                   sums + p * position + j, tiles, strides);
       }
     }
   }

@@ -3,14 +3,14 @@
 
 // grad_weight of one input channel and the output channels k .. k + kLanes - 1
 FASTDL_INLINE void sum_slices(const WeightGradient& w, int64_t c, int64_t k, Vec (&taps)[9]) {
-  const int64_t all_c = padded(w.shape.C), all_k = padded(w.shape.K), slice = kPositions * all_c * all_k;
+  const int64_t position = block_channels(w.shape.C) * block_channels(w.shape.K);
   Vec lines[3][kSide];
   for (int j = 0; j < kSide; ++j) {
     Vec column[kSide], out[3];
     for (int i = 0; i < kSide; ++i) {
-      const float* sums = w.sums + ((i * kSide + j) * all_c + c) * all_k + k;
-      column[i] = load(sums);
-      for (int64_t s = 1; s < w.slices; ++s) column[i] += load(sums + s * slice);
+      const int64_t at = (i * kSide + j) * position;
+      column[i] = load(sums_at(w, 0, c, k) + at);
+      for (int64_t s = 1; s < w.slices; ++s) column[i] += load(sums_at(w, s, c, k) + at);
     }
     weight_gradient_line(column, out);
     for (int i = 0; i < 3; ++i) lines[i][j] = out[i];
