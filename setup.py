@@ -26,6 +26,7 @@ CXX = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-err
 CXX += ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-unknown-pragmas", *DEFINES]
 NVCC = ["-O3", "-std=c++17", "-lineinfo", "-Werror", "all-warnings", "-DUSE_CUDA", *DEFINES]
 
+CUDA_COMMON = ("csrc/library.cpp", "csrc/common/cpu/pages.cpp")
 CUDA_SOURCES = ("_cuda.cu", "_cuda_torch.cpp", "_args_torch.cpp")
 
 
@@ -46,7 +47,7 @@ def cuda_extension(cuda_home):
     # Not CUDAExtension: the CUDA runtime is linked statically, so that one binary spans CUDA's minor versions.
     extension = CppExtension(
         "fastdl._cuda",
-        sorted(["csrc/library.cpp", *(s for kind in CUDA_SOURCES for s in glob(f"csrc/ops/*/*{kind}"))]),
+        sorted([*CUDA_COMMON, *(s for kind in CUDA_SOURCES for s in glob(f"csrc/ops/*/*{kind}"))]),
         include_dirs=[str(ROOT / "csrc"), f"{cuda_home}/include"],
         library_dirs=[f"{cuda_home}/lib64"],
         extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": NVCC},

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/cpu/pages.h"
 #include "common/cpu/parallel.h"
 #include "common/dtype.h"
 
@@ -78,6 +79,7 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+// An output of an operator; a large one on the CPU in huge pages, which nothing has touched yet.
 inline Tensor empty_strided(const IntList& sizes, const IntList& strides, torch::headeronly::ScalarType dtype,
                             const Tensor& like) {
   int32_t device_type, device_index;
@@ -88,7 +90,13 @@ inline Tensor empty_strided(const IntList& sizes, const IntList& strides, torch:
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), code, device_type, device_index,
                                                          &handle));
-  return Tensor(handle);
+  Tensor t(handle);
+  if (device_type == aoti_torch_device_type_cpu()) {
+    int64_t bytes;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(handle, &bytes));
+    cpu::use_huge_pages(t.data_ptr(), static_cast<size_t>(bytes));
+  }
+  return t;
 }
 
 // [N, C, H, W], contiguous or channels_last, on the device of `like`

@@ -54,7 +54,7 @@ def test_float64_is_of_reference_quality(sample):
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.cell in ("lstm", "gru")], ids=str)
 def test_inference_gives_what_training_gives(sample):
-    """Without gradients the input product may be done inside the kernel: other sums, the same numbers."""
+    """The input product may be done outside the kernel for training alone: other sums, the same numbers."""
     dtype = torch.float32
     q = sample.inputs(dtype)
     plans = [plan_of(sample, Choice(*FUSED), dtype, gradient=gradient) for gradient in (True, False)]

@@ -90,14 +90,14 @@ def test_second_derivatives_of_the_kernels(sample):
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
 
 
-def raw_arguments(q: Inputs, sample: Sample, dtype: torch.dtype) -> tuple:
+def raw_arguments(q: Inputs, sample: Sample, dtype: torch.dtype, projected: bool) -> tuple:
     plan = plan_of(sample, Choice(*FUSED), dtype)
-    names = plan.s.sequence_names()
-    weights = [w[n] for w in _directions(q, sample) for n in names]
-    gates = sample.s.num_gates * sample.H * sample.directions
-    x = torch.randn(*q.x.shape[:-1], gates).to(dtype)
+    s = sample.s._replace(projected=projected)
+    weights = [w[n] for w in _directions(q, sample) for n in s.sequence_names()]
+    gates = s.num_gates * sample.H * s.directions
+    x = torch.randn(*q.x.shape[:-1], gates).to(dtype) if projected else q.x
     c_0 = None if q.c_0 is None else q.c_0.to(accumulate_dtype(dtype))
-    return (x, q.h_0, c_0, weights), (*q.context[:6], plan.packed, plan.zoneout)
+    return (x, q.h_0, c_0, weights), (*q.context[:6], s.packed(), plan.zoneout)
 
 
 def _directions(q: Inputs, sample: Sample) -> list[dict[str, torch.Tensor]]:
@@ -115,9 +115,10 @@ def test_opcheck(sample, dtype):
     """Schema, fake implementation and autograd registration of both raw operators."""
     if KERNELS_ARE_COMPILED and not fused_serves(sample, dtype):
         pytest.skip(f"the kernels have no {dtype}")
-    tensors, rest = raw_arguments(sample.inputs(dtype), sample, dtype)
-    for save in (True, False):
-        torch.library.opcheck(torch.ops.fastdl.rnn_sequence.default, (*tensors, *rest, save))
+    for projected in (False, True) if not sample.layer_norm else (True,):
+        tensors, rest = raw_arguments(sample.inputs(dtype), sample, dtype, projected)
+        for save in (True, False):
+            torch.library.opcheck(torch.ops.fastdl.rnn_sequence.default, (*tensors, *rest, save))
     output, h_n, c_n, *saved = torch.ops.fastdl.rnn_sequence(*tensors, *rest, True)
     grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if c_n.numel() else None)
     torch.library.opcheck(

@@ -1,7 +1,6 @@
 // The CPU operators of linear: tensors in, checked; outputs allocated; kernels called; nothing computed.
 #include <tuple>
 
-#include "common/cpu/pages.h"
 #include "ops/linear/linear_args.h"
 #include "ops/linear/linear_cpu.h"
 
@@ -99,7 +98,6 @@ Tensor linear_product(Tensor left, Tensor right, std::optional<Tensor> bias) {
   args.left = static_cast<const float*>(a.data_ptr()), args.right = static_cast<const float*>(b.data_ptr());
   args.bias = dense_bias ? static_cast<const float*>(dense_bias->data_ptr()) : nullptr;
   args.output = static_cast<float*>(output.data_ptr());
-  cpu::use_huge_pages(args.output, static_cast<size_t>(M * N) * sizeof(float));
   args.left_row = a.stride(0), args.left_depth = a.stride(1);
   args.right_depth = b.stride(0), args.right_column = b.stride(1);
   if (M > 0 && N > 0) cpu::linear_product(args, torch_thread_pool());
