@@ -1,7 +1,7 @@
 // grad_weight = G^T [sum over tiles of (B^T d B) (A g A^T)] G, and grad_bias = sum of the open gradients.
-// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own, side by side so
-// that no worker's prefetcher asks for lines another one writes; the slices are added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves
-// nothing.
+// A task is a slice of the groups of tiles and a block of C x K channels, with sums of its own in one piece:
+// rows that two workers write in turns were fetched ahead by both, at up to twice the time. The slices are
+// added in their order (winograd_weight_gradient_sum-inl.h), whatever the number of threads. Saves nothing.
 
 constexpr int kTile = Tile4::kTile, kSide = Tile4::kSide, kPositions = Tile4::kPositions;
 constexpr int64_t kBlockChannels = 64;        // 36 x 64 x 64 sums take 590 KB
@@ -67,8 +67,8 @@ FASTDL_INLINE int64_t block_sums(const WeightGradient& w) {
   return kPositions * block_channels(w.shape.C) * block_channels(w.shape.K);
 }
 
-// The sums of a slice's block that holds input channel c and output channel k, both of which begin it or lie in
-// it; positions are block_channels(C) * block_channels(K) floats apart.
+// Where a slice sums input channel c and output channel k; positions are block_channels(C) *
+// block_channels(K) floats apart.
 FASTDL_INLINE float* sums_at(const WeightGradient& w, int64_t slice, int64_t c, int64_t k) {
   const int64_t block = (slice * w.k_blocks + k / kBlockChannels) * w.c_blocks + c / kBlockChannels;
   return w.sums + block * block_sums(w) + c % kBlockChannels * block_channels(w.shape.K) + k % kBlockChannels;
