@@ -67,7 +67,7 @@ def reports_by_draws(
         for name, report in found.items()
         if report.within_rms and not is_ok(report, algorithm(name), dtype)
     }
-    if doubtful:
+    if doubtful and dtype is not torch.float64:  # which is judged by its relative L2 error
         again = reports_of(map(ours, SECOND_DRAW), eager(SECOND_DRAW), names, dtype)
         found |= {name: again[name] for name in doubtful}
     return found

@@ -22,7 +22,7 @@ from rnn_plans import (
 from fastdl.dispatch import Choice
 from fastdl.ops.rnn.layer import run_layer
 from fastdl.ops.rnn.reference import accumulate_dtype
-from fastdl.testing.rnn import CELL_SAMPLES, SAMPLES, Inputs, Sample, plan_of
+from fastdl.testing.rnn import CELL_SAMPLES, SAMPLES, Inputs, Sample, plan_of, reports
 
 SMALL = (
     Sample("lstm", 3, 2, 2, 3, directions=2, layout="packed"),
@@ -88,6 +88,15 @@ def test_second_derivatives_of_the_kernels(sample):
     for ours, truth in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
         scale = max(1.0, truth.abs().max().item())
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_float64_is_of_reference_quality(sample):
+    """Backward from what forward saved, and the gradients made of products, against plain autograd."""
+    with kernels_in_python():
+        found = reports(sample, plan_of(sample, Choice(*FUSED), torch.float64), torch.float64)
+    for quantity, report in found.items():
+        assert report.relative_l2 < 1e-14, f"{quantity}: {report}"
 
 
 def raw_arguments(q: Inputs, sample: Sample, dtype: torch.dtype, projected: bool) -> tuple:
