@@ -40,7 +40,8 @@ def refuse_cpu_implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, g: 
         return None
     if (N <= 2 and positions <= 256) or (N == 1 and max(g.stride) > 1):
         return None
-    if max(g.stride) > 1 and C_out >= 128 and taps <= 9:
+    few = C <= 4 and products.uses_wide_vectors()  # oneDNN's loops for AVX-512 are over channels
+    if max(g.stride) > 1 and (C_out >= 128 or few) and taps <= 9:
         return None
     return "only 1x1, strides, and small images are faster"
 
