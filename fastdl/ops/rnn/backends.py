@@ -62,7 +62,8 @@ class Plan(NamedTuple):
 def make_plan(choice: Choice, call: Call) -> Plan:
     """The plan of a choice; every layer of a stack has the same."""
     # The C++ kernels project a few steps at a time into cache; backward needs nothing of the projection. Where gates
-    # are saved that took 0.5 to 1.0 of the time with AVX-512, 0.9 to 1.2 with AVX2.
+    # are saved that took 0.5 to 1.0 of the time with AVX-512. With AVX2 it took 0.7 to 1.2 on the same CPU, and was not
+    # measured on one that ends there.
     inside = choice.backend == "cpu" and not call.s.layer_norm and (not call.gradient or uses_wide_vectors())
     s = call.s._replace(projected=not inside)
     return Plan(*choice, s, s.packed(), list(call.zoneout), call.checkpoint)
