@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastdl import _extension
+from tests.kernel_tests import KERNEL_TESTS
 
 OPS = Path(__file__).parent / "ops"
 # What an instruction set is tested by, where not by everything: AVX512-BF16 has dot products of bfloat16 of its own,
@@ -45,21 +46,8 @@ def test_kernels_at(isa):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {
         "FASTDL_CPU_ISA": isa
     }
-    selected = "isa and not slow and not nightly and not long"
     result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            selected,
-            "-k",
-            PARTS.get(isa, ""),
-            str(OPS),
-        ],
+        [sys.executable, *KERNEL_TESTS, "-k", PARTS.get(isa, ""), str(OPS)],
         env=environment,
         capture_output=True,
         text=True,

@@ -14,6 +14,7 @@ import torch
 
 import fastdl
 from fastdl import _extension, _schemas
+from tests.kernel_tests import KERNEL_TESTS
 
 PACKAGE = Path(fastdl.__file__).parent
 TESTS = Path(__file__).parent
@@ -69,15 +70,7 @@ def test_without_compiled_kernels_every_function_works(package):
     tests = package.path.parent / "tests"
     shutil.copytree(TESTS, tests, ignore=shutil.ignore_patterns("__pycache__"))
     result = package.run(
-        *(
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "isa and not slow and not nightly and not long",
-        ),
+        *KERNEL_TESTS,
         *("-k", "not accuracy or integers", str(tests / "ops")),
         # import the emulation, which lies outside the package
         *("--ignore-glob", str(tests / "ops" / "test_*_cuda.py")),
