@@ -1,4 +1,4 @@
-"""ConvNet against its plain torch twin: a training step (forward, loss, backward, Adam) and inference."""
+"""ConvNet against its plain torch twin: a training step (forward, loss, backward, fused Adam as in the recipe) and inference."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _step(model: nn.Module, function: Callable, x: Tensor, labels: Tensor) -> Pr
         logits = function(x)
     first = {"output": logits, "loss": F.cross_entropy(logits, labels)}
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -31,9 +31,9 @@ def accelerate(
     In an nn.Sequential or in the code of a forward become one fused call: a Conv2d with what follows it of a
     BatchNorm2d (or timm's BatchNormAct2d), a sum with a residual, an activation (ReLU, ReLU6, SiLU, Hardswish, GELU,
     Tanh, Sigmoid, or one of transformers') and a MaxPool2d (which needs a ReLU, and no residual); a Linear, or
-    transformers' Conv1D, with its activation and Dropout. A Linear alone, a Conv2d of 3x3 and stride 1 alone, LSTM,
-    GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of fastdl.nn's classes
-    wherever they are called. Of these, LSTM, GRU and RNN are no instances of torch's classes
+    transformers' Conv1D, with its activation and Dropout. A Linear alone, a Conv2d of 3x3 and stride 1 alone, a
+    Dropout, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
+    fastdl.nn's classes wherever they are called (what drops draws other masks from torch's generator). Of these, LSTM, GRU and RNN are no instances of torch's classes
     (torch.compile breaks the graph at those), except to the function given to `model.apply`. Where the methods of a
     module, or functions they call by name or take out of a registry (a dict, transformers' AttentionInterface), call
     torch.nn.functional.scaled_dot_product_attention, this module's calls go to fastdl's.

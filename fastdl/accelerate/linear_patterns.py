@@ -1,4 +1,4 @@
-"""Linear → [activation] → [Dropout] in a traced forward, and a Linear alone: what is replaced, what not, and why."""
+"""Linear → [activation] → [Dropout] in a traced forward, and one of them alone: what is replaced, what not, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import nn as fused_nn
 from ..ops.linear.activations import ACTIVATIONS, activate
-from . import activations, linear_calls, transformers_classes
+from . import activations, dropout_modules, linear_calls, transformers_classes
 from .guards import Guards
 from .patterns import Chain, Whole, module_refusal, parameter_refusal
 
@@ -86,7 +86,7 @@ def _heads() -> tuple[type[nn.Module], ...]:
 
 def _watched() -> dict[type[nn.Module], tuple[str, ...]]:
     """The attributes a fused call does not read itself, by the class of the module it stands for."""
-    return {**dict.fromkeys(_heads(), ()), **activations.watched(), nn.Dropout: ()}
+    return {**dict.fromkeys(_heads(), ()), **activations.watched(), fused_nn.Dropout: (), nn.Dropout: ()}
 
 
 def is_head(module: nn.Module) -> bool:
@@ -109,7 +109,9 @@ def find(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[LinearPatter
 
 
 def whole(module: nn.Module) -> Whole | None:
-    """A Linear as it is; the op decides at each call whether its own kernel or torch's product runs."""
+    """A Linear or a Dropout as it is; the op decides at each call whether its own kernel or torch's runs."""
+    if isinstance(module, nn.Dropout):
+        return dropout_modules.whole(module)
     if not is_head(module) or not isinstance(module, nn.Linear):
         return None
     refusal = _linear_refusal(module)

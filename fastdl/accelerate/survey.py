@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import jit, nn
 
-from . import families, owner
+from . import dropout_modules, families, owner
 from .assignment import assign, is_assigned
 from .attention_calls import Calls
 from .patterns import Chain, Pattern
@@ -42,11 +42,11 @@ def apply(candidates: list[Candidate]) -> None:
 
 
 def by_owner(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """What is applied at once: a class of a module's own is made for all that its forward calls."""
+    """What is applied at once: a class of a module's own is made for all that its forward calls, which come first."""
     groups: dict[tuple[int, bool], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         groups[id(candidate.owner), candidate.way == "assign"].append(candidate)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: group[0].way != "assign")
 
 
 class Survey:
@@ -59,7 +59,8 @@ class Survey:
         self.owners = [module for module in model.modules() if self._is_owner(module)]
         self.traces = {id(module): owner.traces(module) for module in self.owners}
         chains = [candidate for module in self.owners for candidate in self._of(module)]
-        taken = {id(c.module) for c in chains if c.refusal is None} | self._fused()
+        taken = {id(c.module) for c in chains if c.refusal is None}
+        taken |= self._fused() | self._dropouts_in_chains()
         wholes = list(self._wholes(taken))
         chains = list(_beside(chains, wholes, taken))
         order = {name: i for i, name in enumerate(self.module_names.values())}
@@ -83,6 +84,12 @@ class Survey:
             for path, inner in module.named_modules()
             if path in owner.fused_paths(module)
         }
+
+    def _dropouts_in_chains(self) -> set[int]:
+        traces = [trace for module in self.owners for trace in self._readable(module).values()]
+        found = (families.find(trace.graph, trace.modules, self.names) for trace in traces)
+        fused = [chain for chains in found for chain in chains if chain.refusal is None]
+        return dropout_modules.only_behind_others(traces, fused)
 
     def _wholes(self, taken: set[int]) -> Iterator[Candidate]:
         """The modules to replace as they are: those that no chain takes."""

@@ -26,3 +26,6 @@ class Dropout(Leaf, nn.Dropout):
         if not isinstance(input, Tensor) and (node := self._node(input)) is not None:
             return node
         return super().forward(input) if self.inplace else dropout(input, self.p, training=self.training)
+
+
+DROPOUTS = (nn.Dropout, Dropout)

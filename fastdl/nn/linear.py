@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..ops import linear
 from ..ops.linear.arguments import check_dropout
+from .dropout import DROPOUTS
 from .leaf import Leaf
 
 fx.wrap("linear")  # one node of a symbolic trace whose root is the layer
@@ -88,7 +89,7 @@ class Linear(Leaf, nn.Linear):
         if activation is not None and (expected is None or type(activation) is not expected):
             wanted = "None" if expected is None else f"an nn.{expected.__name__}"
             raise TypeError(f"activation must be {wanted}, got {type(activation).__name__}")
-        if dropout is not None and type(dropout) is not nn.Dropout:
+        if dropout is not None and type(dropout) not in DROPOUTS:
             raise TypeError(f"dropout must be an nn.Dropout, got {type(dropout).__name__}")
         return {"dropout_p": dropout.p} if dropout is not None and dropout.p else {}
 

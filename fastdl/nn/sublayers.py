@@ -22,6 +22,7 @@ from ..ops.sublayer import registration  # noqa: F401, the operators below must 
 from ..ops.sublayer.schema import AROUND
 from ..transforms import eager
 from .attention_masks import merged
+from .dropout import DROPOUTS
 from .plain_parts import activation_name, parameters_of, plain, watches_every_module
 
 _attention = torch.ops.fastdl.attention_sublayer.default
@@ -186,7 +187,7 @@ def norm_of(module: object, norm_first: bool) -> Norm | None:
 
 def silent(dropout: object) -> bool:
     """Whether it is a plain dropout that lets everything pass."""
-    return plain(dropout, nn.Dropout) and not (dropout.training and dropout.p)
+    return plain(dropout, *DROPOUTS) and not (dropout.training and dropout.p)
 
 
 def faster(tokens: int, weight: Tensor) -> bool:

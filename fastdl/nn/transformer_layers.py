@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import dispatch
 from ..ops import linear
 from . import nested, sublayers
+from .dropout import DROPOUTS
 from .leaf import Leaf
 from .linear import Linear
 from .multihead_attention import MultiheadAttention
@@ -219,7 +220,7 @@ def feed_forward(layer: nn.Module, x: Tensor, last: nn.Module) -> Tensor:
     first, second, dropout = layer.linear1, layer.linear2, layer.dropout
     activation = None if watches_every_module() else activation_name(layer.activation)
     linears = all(plain(one, *LINEARS) and not getattr(one, "dropout_p", 0) for one in (first, second))
-    if activation is None or not linears or not all(plain(one, nn.Dropout) for one in (dropout, last)):
+    if activation is None or not linears or not all(plain(one, *DROPOUTS) for one in (dropout, last)):
         return last(second(dropout(layer.activation(first(x)))))
     hidden = linear(x, first.weight, first.bias, activation=activation, dropout_p=_probability(dropout))
     return linear(hidden, second.weight, second.bias, dropout_p=_probability(last))

@@ -170,7 +170,6 @@ class Architecture:
     size: int  # of the square RGB input
     fused: tuple[str, ...]
     has_norm: bool = False
-    absorbs_dropout: bool = False  # classifier.2, into the Linear before it
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -193,9 +192,8 @@ ARCHITECTURES = {
         vgg,
         16,
         ("features.0", "features.3", "features.5", "classifier.0", "classifier.3"),
-        absorbs_dropout=True,
     ),
-    "attributes": Architecture(AttributeNet, 16, ("conv1", "conv2", "conv3", "fc1", "fc2")),
+    "attributes": Architecture(AttributeNet, 16, ("conv1", "conv2", "conv3", "dropout", "fc1", "fc2")),
     "functional": Architecture(FunctionalNet, 16, ("conv1", "conv2", "conv3", "fc")),
     "resnet": Architecture(
         ResNet,

@@ -226,7 +226,7 @@ def test_an_encoder_layer_of_torch():
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     plain = copy.deepcopy(model)
     report = fastdl.report(fastdl.accelerate(model, families=("linear",)))
-    assert [row.name for row in report.rows] == ["linear1", "linear2"]
+    assert [row.name for row in report.rows] == ["linear1", "dropout", "linear2", "dropout1", "dropout2"]
     assert type(model.self_attn.out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
     x = torch.randn(2, 3, 8)
     with torch.no_grad():  # torch's fast path, which reads the weights itself

@@ -262,7 +262,7 @@ def test_pickled_in_one_process_loaded_in_another(tmp_path):
     code = f"""
         import torch, architectures, fastdl
         model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
-        assert [row.action for row in fastdl.report(model)] == ["fused"] * 5
+        assert [row.action for row in fastdl.report(model)] == ["fused"] * 6
         assert type(model) is not architectures.AttributeNet
         assert type(fastdl.restore(model)) is architectures.AttributeNet
     """
