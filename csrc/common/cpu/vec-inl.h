@@ -247,77 +247,7 @@ FASTDL_INLINE void store_first(double* p, VecDouble v, int n) {
   std::memcpy(p, &v, static_cast<size_t>(n) * 8);
 }
 
-// Small integers as bytes, one a lane.
-FASTDL_INLINE VecInt load_bytes(const uint8_t* p, VecInt) {
-  VecBytes bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  return __builtin_convertvector(bytes, VecInt);
-}
-FASTDL_INLINE VecLong load_bytes(const uint8_t* p, VecLong) {
-  VecBytesOfDouble bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  return __builtin_convertvector(bytes, VecLong);
-}
-FASTDL_INLINE void store_bytes(uint8_t* p, VecInt v) {
-  const VecBytes bytes = __builtin_convertvector(v, VecBytes);
-  std::memcpy(p, &bytes, sizeof(bytes));
-}
-FASTDL_INLINE void store_bytes(uint8_t* p, VecLong v) {
-  const VecBytesOfDouble bytes = __builtin_convertvector(v, VecBytesOfDouble);
-  std::memcpy(p, &bytes, sizeof(bytes));
-}
-FASTDL_INLINE VecInt load_bytes_first(const uint8_t* p, int n, VecInt) {
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-  const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), p);
-  return reinterpret_cast<VecInt>(_mm512_cvtepu8_epi32(bytes));
-#else
-  VecBytes bytes = {};
-  std::memcpy(&bytes, p, static_cast<size_t>(n));
-  return __builtin_convertvector(bytes, VecInt);
-#endif
-}
-FASTDL_INLINE VecLong load_bytes_first(const uint8_t* p, int n, VecLong) {
-  VecBytesOfDouble bytes = {};
-  std::memcpy(&bytes, p, static_cast<size_t>(n));
-  return __builtin_convertvector(bytes, VecLong);
-}
-FASTDL_INLINE void store_bytes_first(uint8_t* p, VecInt v, int n) {
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-  const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
-  _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << n) - 1), bytes);
-#else
-  const VecBytes bytes = __builtin_convertvector(v, VecBytes);
-  std::memcpy(p, &bytes, static_cast<size_t>(n));
-#endif
-}
-FASTDL_INLINE void store_bytes_first(uint8_t* p, VecLong v, int n) {
-  const VecBytesOfDouble bytes = __builtin_convertvector(v, VecBytesOfDouble);
-  std::memcpy(p, &bytes, static_cast<size_t>(n));
-}
-
-// Bytes as integers 0 .. 255 in the bits of a Vec, so that they move through the same transposes as floats.
-struct ByteBits {
-  uint8_t bits;
-};
-typedef uint8_t VecByte __attribute__((vector_size(kLanes)));
-typedef uint8_t VecByteUnaligned __attribute__((vector_size(kLanes), aligned(1), may_alias));
-
-FASTDL_INLINE Vec load(const ByteBits* p) {
-  return reinterpret_cast<Vec>(
-      __builtin_convertvector(*reinterpret_cast<const VecByteUnaligned*>(p), VecInt));
-}
-FASTDL_INLINE void store(ByteBits* p, Vec v) {
-  *reinterpret_cast<VecByteUnaligned*>(p) = __builtin_convertvector(reinterpret_cast<VecInt>(v), VecByte);
-}
-FASTDL_INLINE Vec load_first(const ByteBits* p, int n) {
-  VecByte bytes = {};
-  std::memcpy(&bytes, p, static_cast<size_t>(n));
-  return reinterpret_cast<Vec>(__builtin_convertvector(bytes, VecInt));
-}
-FASTDL_INLINE void store_first(ByteBits* p, Vec v, int n) {
-  const VecByte bytes = __builtin_convertvector(reinterpret_cast<VecInt>(v), VecByte);
-  std::memcpy(p, &bytes, static_cast<size_t>(n));
-}
+#include "common/cpu/vec_bytes-inl.h"
 
 // One element as float, and back.
 FASTDL_INLINE float to_float(float x) { return x; }

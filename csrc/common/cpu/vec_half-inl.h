@@ -2,9 +2,18 @@
 
 // 16-bit floats: widened on load, rounded to nearest even on store.
 
-FASTDL_INLINE Vec widen(VecHalfBits bits, BFloat16) {
-  return reinterpret_cast<Vec>(__builtin_convertvector(bits, VecBits) << 16);
+// GCC 12 would widen in two halves and join them.
+FASTDL_INLINE VecBits widen(VecHalfBits bits) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+  return reinterpret_cast<VecBits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits)));
+#elif FASTDL_ISA == FASTDL_ISA_AVX2
+  return reinterpret_cast<VecBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, VecBits);
+#endif
 }
+
+FASTDL_INLINE Vec widen(VecHalfBits bits, BFloat16) { return reinterpret_cast<Vec>(widen(bits) << 16); }
 
 // The bf16 nearest to each lane in its upper half, the lower half is anything; NaN has every bit set.
 FASTDL_INLINE VecBits rounded_to_upper_half(Vec v) {

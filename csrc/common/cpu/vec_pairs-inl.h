@@ -92,14 +92,14 @@ template <class Half>
 FASTDL_INLINE VecBits load_bits(const Half* p, int n) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
-  return reinterpret_cast<VecBits>(_mm512_cvtepu16_epi32(bits));
+  return widen(reinterpret_cast<VecHalfBits>(bits));
 #else
   VecHalfBits bits = {};
   if (n == kLanes)
     std::memcpy(&bits, p, sizeof(bits));
   else
     std::memcpy(&bits, p, static_cast<size_t>(n) * 2);
-  return __builtin_convertvector(bits, VecBits);
+  return widen(bits);
 #endif
 }
 
