@@ -1,4 +1,4 @@
-"""ConvNet against its plain torch twin: a training step (forward, loss, backward, fused Adam as in the recipe) and inference."""
+"""ConvNet against its plain torch twin: a training step (forward, loss, backward, the recipe's Adam) and inference."""
 
 from __future__ import annotations
 

@@ -33,10 +33,11 @@ def accelerate(
     Tanh, Sigmoid, or one of transformers') and a MaxPool2d (which needs a ReLU, and no residual); a Linear, or
     transformers' Conv1D, with its activation and Dropout. A Linear alone, a Conv2d of 3x3 and stride 1 alone, a
     Dropout, LSTM, GRU, RNN and their cells, MultiheadAttention and the Transformer layers become instances of
-    fastdl.nn's classes wherever they are called (what drops draws other masks from torch's generator). Of these, LSTM, GRU and RNN are no instances of torch's classes
-    (torch.compile breaks the graph at those), except to the function given to `model.apply`. Where the methods of a
-    module, or functions they call by name or take out of a registry (a dict, transformers' AttentionInterface), call
-    torch.nn.functional.scaled_dot_product_attention, this module's calls go to fastdl's.
+    fastdl.nn's classes wherever they are called (what drops draws other masks from torch's generator). Of these,
+    LSTM, GRU and RNN are no instances of torch's classes (torch.compile breaks the graph at those), except to the
+    function given to `model.apply`. Where the methods of a module, or functions they call by name or take out of a
+    registry (a dict, transformers' AttentionInterface), call torch.nn.functional.scaled_dot_product_attention, this
+    module's calls go to fastdl's.
     Parameters stay the same objects, the state_dict keeps its keys, and copies, pickles and optimizers go on working.
     The layers of a fused call stay where and what they are: called alone, sliced or searched for they are themselves,
     and if one is replaced, hooked or parametrized later, the forward calls each of them again. What has to stay as

@@ -2,7 +2,8 @@
 
 On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
 what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: for
-layers that are not narrow linear's own product takes its place there, elsewhere for some numbers of rows alone.
+layers that are not narrow linear's own product takes its place there, elsewhere for some numbers of rows, and for
+results so large that the system hands out their memory anew each time, which ours asks for in huge pages.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ def weight_is_faster(M: int, N: int, K: int) -> bool:
     return uses_wide_vectors() and 48 < M <= 64 and N * K >= 2**18
 
 
+# What glibc's malloc never keeps: every result of torch's takes a page fault for each of its 4 KB.
+_FRESH_BYTES = 2**25
+_MOST_DEPTH = 256  # 512 x 18432 results took 1/2.1 of MKL's time with 16, 1/1.7 with 64, 1/1.2 with 256
+
+
+def page_faults_count(M: int, N: int, K: int) -> bool:
+    """Whether MKL's product of [M, K] and [K, N] takes longer than ours for what the memory of its result costs."""
+    return uses_wide_vectors() and min(M, N) >= 16 and 0 < K <= _MOST_DEPTH and 4 * M * N > _FRESH_BYTES
+
+
 def _takes(t: Tensor) -> bool:
     """Whether our products take tensors like `t`, and a call is theirs to choose."""
     return t.dtype is torch.float32 and t.is_cpu and not torch.compiler.is_compiling()
@@ -82,7 +93,10 @@ def _takes(t: Tensor) -> bool:
 
 def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
     """Whether a product of two matrices is one of those that MKL takes long for."""
-    return _MKL_ON_AMD and _takes(left) and large_enough(left.shape[0], right.shape[1], left.shape[1])
+    if not _takes(left):
+        return False
+    sizes = left.shape[0], right.shape[1], left.shape[1]
+    return large_enough(*sizes) if _MKL_ON_AMD else page_faults_count(*sizes)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

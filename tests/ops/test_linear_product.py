@@ -129,6 +129,19 @@ def test_a_large_layer_trains_by_our_products(activation):
         assert (ours.double() - exact).norm() <= 2e-6 * exact.norm()
 
 
+@pytest.mark.skipif(not products.uses_wide_vectors(), reason="measured where the kernels have AVX-512 alone")
+def test_a_weight_gradient_that_malloc_never_keeps_is_ours():
+    x, weight = torch.randn(16, 16400), torch.randn(520, 16400, requires_grad=True)
+    output = fastdl.ops.linear(x, weight)
+    grad_output = torch.randn(16, 520)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        (grad,) = torch.autograd.grad(output, weight, grad_output)
+    assert "fastdl::linear_product" in {event.name for event in profiled.events()}
+    exact = grad_output.double().t() @ x.double()
+    assert (grad.double() - exact).norm() <= 1e-6 * exact.norm()
+    assert not products.page_faults_count(520, 16400, 0)  # an empty sum is torch's
+
+
 def _gradients(layer, x):
     x = x.detach().requires_grad_()
     output = layer(x)[0]
