@@ -5,6 +5,8 @@
 #include "ops/conv_relu_maxpool/direct_input-inl.h"
 #include "ops/conv_relu_maxpool/task-inl.h"
 #include "ops/conv_relu_maxpool/direct_tile-inl.h"
+#include "ops/conv_relu_maxpool/narrow_planes-inl.h"
+#include "ops/conv_relu_maxpool/write_ahead-inl.h"
 #include "ops/conv_relu_maxpool/direct_output-inl.h"
 #include "ops/conv_relu_maxpool/direct_planes-inl.h"
 #include "ops/conv_relu_maxpool/direct_forward-inl.h"

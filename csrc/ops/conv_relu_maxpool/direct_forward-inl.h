@@ -150,7 +150,7 @@ void direct_task(const ConvReluMaxpoolForward& a, const DirectPlan& plan, int64_
     compute(values, kBlock, p.present && (record != nullptr || !plan.paired) ? bytes : nullptr, kBlock);
     if (plan.contiguous) {
       put_planes(values, positions, channels, plane, output);
-      if (record != nullptr) put_record_planes(bytes, positions, channels, plane, record);
+      if (record != nullptr) put_narrow_planes(bytes, kBlock, positions, channels, plane, record);
     } else {
       put_channels(values, bytes, positions, channels, g.C_out, output, record);
     }

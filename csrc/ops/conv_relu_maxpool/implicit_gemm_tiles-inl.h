@@ -12,6 +12,8 @@
 #include "ops/conv_relu_maxpool/task-inl.h"
 #include "ops/conv_relu_maxpool/implicit_gemm_tiles_staging-inl.h"
 #include "ops/conv_relu_maxpool/implicit_gemm_tiles_plan-inl.h"
+#include "ops/conv_relu_maxpool/narrow_planes-inl.h"
+#include "ops/conv_relu_maxpool/write_ahead-inl.h"
 #include "ops/conv_relu_maxpool/implicit_gemm_tiles_pool-inl.h"
 // clang-format on
 
@@ -23,10 +25,11 @@ struct TileShared {
 };
 
 // Sums of kRows operands of 16 pixels and kColumns of 16 outputs, in registers 0 .. 3; left in 4 and 5, right
-// in 6 and 7.
+// in 6 and 7. Meanwhile asks for lines that are written next.
 template <int kRows, int kColumns>
 FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, const int64_t* offset,
-                             int64_t steps, const BFloat16* right, float* first_sums, float* second_sums) {
+                             int64_t steps, const BFloat16* right, float* first_sums, float* second_sums,
+                             Ahead* ahead) {
   zero_tile<0>();
   if constexpr (kColumns == 2) zero_tile<1>();
   if constexpr (kRows == 2) zero_tile<2>();
@@ -44,6 +47,7 @@ FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, cons
       dot_tiles<2, 5, 6>();
     }
     if constexpr (kRows == 2 && kColumns == 2) dot_tiles<3, 5, 7>();
+    ask(ahead);
   }
   constexpr int64_t kRowBytes = kPairOutputs * sizeof(float);
   store_tile<0>(first_sums, kRowBytes);
@@ -55,7 +59,7 @@ FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, cons
 // sums[position][kPairOutputs] of a strip whose first position is staged at `from`.
 template <int kColumns>
 inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const int64_t* offset,
-                           int64_t steps, const BFloat16* right, float* sums) {
+                           int64_t steps, const BFloat16* right, float* sums, Ahead ahead) {
   int64_t position = 0, in_row = 0, row = 0;
   const auto next = [&] {
     const int64_t at = position;
@@ -67,12 +71,12 @@ inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const 
   for (; i + 2 <= tiles.count; i += 2) {
     const int64_t first = next(), second = next();
     tap_block<2, kColumns>(from + first * kAmxDepth, from + second * kAmxDepth, offset, steps, right,
-                           sums + first * kPairOutputs, sums + second * kPairOutputs);
+                           sums + first * kPairOutputs, sums + second * kPairOutputs, &ahead);
   }
   if (i < tiles.count) {
     const int64_t last = next();
     tap_block<1, kColumns>(from + last * kAmxDepth, nullptr, offset, steps, right, sums + last * kPairOutputs,
-                           nullptr);
+                           nullptr, &ahead);
   }
 }
 
@@ -92,13 +96,30 @@ inline void finish_strip(const ConvReluMaxpoolForward& a, const TilePlan& plan, 
   BFloat16* output = static_cast<BFloat16*>(a.output);
   if (!plan.contiguous) {
     const int64_t at = (n * p.OH + rows.begin) * p.OW * g.C_out + channel;
-    pool(PooledPixels<BFloat16>{output + at, recorded ? a.record + at : nullptr, g.C_out, channels});
+    pool(PooledPixels{output + at, recorded ? a.record + at : nullptr, g.C_out, channels});
     return;
   }
   const int64_t plane = p.OH * p.OW, positions = (rows.end - rows.begin) * p.OW;
   const int64_t at = (n * g.C_out + channel) * plane + rows.begin * p.OW;
-  pool(PooledPixels<float>{values, nullptr, kPairOutputs, kPairOutputs});
-  put_channels(values, positions, channels, output + at, recorded ? a.record + at : nullptr, plane);
+  BFloat16* pooled = reinterpret_cast<BFloat16*>(values);
+  uint8_t* record = reinterpret_cast<uint8_t*>(values + plan.values);
+  pool(PooledPixels{pooled, recorded ? record : nullptr, kPairOutputs, kPairOutputs});
+  put_narrow_planes(pooled, kPairOutputs, positions, channels, plane, output + at);
+  if (recorded) put_narrow_planes(record, kPairOutputs, positions, channels, plane, a.record + at);
+}
+
+// What finish_strip writes of the output, of the first image alone; asked for `times` times meanwhile.
+inline Ahead lines_of(const ConvReluMaxpoolForward& a, const TilePlan& plan, int64_t n, Range rows,
+                      int64_t channel, int64_t times) {
+  const int64_t C_out = a.conv.C_out, OW = a.pool.OW, plane = a.pool.OH * OW;
+  const int64_t positions = (rows.end - rows.begin) * OW, channels = smaller(C_out - channel, kPairOutputs);
+  BFloat16* output = static_cast<BFloat16*>(a.output);
+  if (plan.contiguous)
+    return look_ahead(output + (n * C_out + channel) * plane + rows.begin * OW, plane, positions, channels,
+                      sizeof(BFloat16), times);
+  // - 1: kPairOutputs channels are one line
+  return look_ahead(output + (n * plane + rows.begin * OW) * C_out + channel, C_out, channels - 1, positions,
+                    sizeof(BFloat16), times);
 }
 
 inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, const TileShared& shared,
@@ -130,10 +151,11 @@ inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, con
           const BFloat16* from =
               staged + ((n - images.begin) * image + (in.begin - conv.begin) * plan.stage.length) * kAmxDepth;
           const StripTiles tiles = strip_tiles(g, plan.stage, plan.image_rows, count, in.end - in.begin);
+          const Ahead ahead = lines_of(a, plan, n, strip, channel, tiles_of(tiles.count, 2) * plan.steps);
           if (channel + kAmxRows < g.C_out)
-            multiply_strip<2>(from, tiles, shared.offset, plan.steps, right, sums);
+            multiply_strip<2>(from, tiles, shared.offset, plan.steps, right, sums, ahead);
           else
-            multiply_strip<1>(from, tiles, shared.offset, plan.steps, right, sums);
+            multiply_strip<1>(from, tiles, shared.offset, plan.steps, right, sums, ahead);
         }
         for (int64_t i = 0; i < count; ++i)
           finish_strip(a, plan, sums + i * image * kPairOutputs, in.begin, n + i, strip, channel,

@@ -10,9 +10,9 @@ struct TilePlan {
   int64_t rows, images, task_pairs, row_groups, image_groups, shares;
   // Of a strip, computed at once for a pair: rows of one image, or several whole images.
   int64_t strip_rows, strip_images;
-  int64_t image_rows, plane;             // staged rows of an image; pixels of a slot
-  bool contiguous;                       // of the output
-  int64_t staged, sums, values, worker;  // floats of a worker's parts and of all of them
+  int64_t image_rows, plane;                     // staged rows of an image; pixels of a slot
+  bool contiguous;                               // of the output
+  int64_t staged, sums, values, record, worker;  // floats of a worker's parts and of all of them
 };
 
 // Cycles of the products of so many operands of 16 pixels: two are as fast as the unit, one waits for itself.
@@ -102,7 +102,9 @@ FASTDL_INLINE TilePlan tile_plan(const ConvReluMaxpoolForward& a, int64_t thread
   const int64_t strip_rows =
       plan.strip_images > 1 ? plan.strip_images * plan.image_rows : most_conv_rows(g, p, plan.strip_rows);
   plan.sums = (strip_rows * s.length + 2 * kAmxRows) * kPairOutputs;
-  plan.values = plan.contiguous ? plan.strip_images * plan.strip_rows * p.OW * kPairOutputs : 0;
-  plan.worker = whole_tiles(plan.staged + plan.sums + plan.values, 16);
+  const int64_t pooled = whole_tiles(plan.strip_rows * p.OW, 4 * kLanes) * kPairOutputs;
+  plan.values = plan.contiguous ? pooled / 2 : 0;
+  plan.record = plan.contiguous && a.record != nullptr ? pooled / 4 : 0;
+  plan.worker = whole_tiles(plan.staged + plan.sums + plan.values + plan.record, 16);
   return plan;
 }

@@ -7,73 +7,84 @@ struct SumTap {
   int k;
 };
 
-// bf16 values: with their record, or in the upper halves of 32-bit lanes that hold the record byte below, for
-// what is still to be transposed.
-FASTDL_INLINE void put_pooled(Vec best, VecInt where, int64_t left, BFloat16* output, uint8_t* record) {
-  store_pooled<BFloat16>(best, where, left, output, record);
-}
-FASTDL_INLINE void put_pooled(Vec best, VecInt where, int64_t, float* lanes, uint8_t*) {
-  const VecBits bits = rounded_to_upper_half(best) & 0xffff0000;
-  store(lanes, reinterpret_cast<Vec>(bits | reinterpret_cast<VecBits>(where)));
+// The largest value that is stored as zero: AMX's sums have no denormals, and neither has the conversion to
+// bf16.
+constexpr float kLargestFlushed = 0x1.fffffcp-127f;
+
+// relu(max + bias) of kLanes channels, and the place of the maximum if `kRecord`.
+template <int kTaps, bool kRecord>
+FASTDL_INLINE Vec pool_lanes(const float* origin, const SumTap* taps, int64_t count, Vec bias,
+                             VecInt& where) {
+  if (kTaps != 0) count = kTaps;
+  Vec best = set1(-__builtin_inff());
+  where = VecInt{} + (count > 0 ? taps[0].k : 0);
+  if (kTaps == 1) {
+    best = load(origin + taps[0].offset);
+  } else if (kTaps == 4 && !kRecord) {
+    best = max_of_4(load(origin + taps[0].offset), load(origin + taps[1].offset),
+                    load(origin + taps[2].offset), load(origin + taps[3].offset));
+  } else {
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < count; ++t)
+      keep_max(best, where, load(origin + taps[t].offset), VecInt{} + taps[t].k);
+  }
+  if (!kRecord) return max(zero(), best + bias);  // NaN stays
+  bias_relu(best, where, bias, set1(kLargestFlushed));
+  return best;
 }
 
-// T: BFloat16, or float for such lanes, of whole vectors. `bias` holds whole vectors too.
-template <int kTaps, bool kRecord, class T>
+// One output pixel of kPairOutputs channels. `bias` holds as many.
+template <int kTaps, bool kRecord>
 FASTDL_INLINE void pool_channels(const float* origin, const SumTap* taps, int64_t count, const float* bias,
-                                 int64_t channels, T* output, uint8_t* record) {
-  if (kTaps != 0) count = kTaps;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    Vec best = set1(-__builtin_inff());
-    VecInt where = VecInt{} + (count > 0 ? taps[0].k : 0);
-    if (kTaps == 1) {
-      best = load(origin + taps[0].offset + c);
-    } else if (kTaps == 4 && !kRecord) {
-      best = max_of_4(load(origin + taps[0].offset + c), load(origin + taps[1].offset + c),
-                      load(origin + taps[2].offset + c), load(origin + taps[3].offset + c));
-    } else {
-#pragma GCC unroll 9
-      for (int64_t t = 0; t < count; ++t)
-        keep_max(best, where, load(origin + taps[t].offset + c), VecInt{} + taps[t].k);
-    }
-    bias_relu<BFloat16>(best, where, load(bias + c));
-    put_pooled(best, where, channels - c, output + c, kRecord ? record + c : nullptr);
+                                 BFloat16* output, uint8_t* record) {
+  for (int64_t c = 0; c < kPairOutputs; c += 2 * kLanes) {
+    VecInt where[2];
+    const int64_t next = c + kLanes;
+    const Vec low = pool_lanes<kTaps, kRecord>(origin + c, taps, count, load(bias + c), where[0]),
+              high = pool_lanes<kTaps, kRecord>(origin + next, taps, count, load(bias + next), where[1]);
+    store_narrowed(output + c, low, high);
+    if (kRecord) store_bytes(record + c, where[0]), store_bytes(record + next, where[1]);
   }
 }
 
 // Where pooled pixels go: `pixel` apart, one row after the other.
-template <class T>
 struct PooledPixels {
-  T* output;
+  BFloat16* output;
   uint8_t* record;  // or null
   int64_t pixel, channels;
 };
 
 // Output pixels side by side whose windows have the same taps, `step` floats apart.
-template <int kTaps, bool kRecord, class T>
+template <int kTaps, bool kRecord>
 inline void pool_pixels(const float* origin, int64_t step, int64_t pixels, const SumTap* taps, int64_t count,
-                        const float* bias, PooledPixels<T>& to) {
+                        const float* bias, PooledPixels& to) {
   for (int64_t i = 0; i < pixels; ++i, origin += step) {
-    if (to.channels == kPairOutputs)
-      pool_channels<kTaps, kRecord>(origin, taps, count, bias, kPairOutputs, to.output, to.record);
-    else
-      pool_channels<kTaps, kRecord>(origin, taps, count, bias, to.channels, to.output, to.record);
+    if (to.channels == kPairOutputs) {
+      pool_channels<kTaps, kRecord>(origin, taps, count, bias, to.output, to.record);
+    } else {
+      BFloat16 output[kPairOutputs];
+      uint8_t record[kPairOutputs];
+      pool_channels<kTaps, kRecord>(origin, taps, count, bias, output, record);
+      std::memcpy(to.output, output, static_cast<size_t>(to.channels) * sizeof(BFloat16));
+      if (kRecord) std::memcpy(to.record, record, static_cast<size_t>(to.channels));
+    }
     to.output += to.pixel;
     if (kRecord) to.record += to.pixel;
   }
 }
 
-template <bool kRecord, class T>
+template <bool kRecord>
 inline void pool_pixels(const float* origin, int64_t step, int64_t pixels, const SumTap* taps, int64_t count,
-                        const float* bias, PooledPixels<T>& to) {
+                        const float* bias, PooledPixels& to) {
   if (count == 1) return pool_pixels<1, kRecord>(origin, step, pixels, taps, count, bias, to);
   if (count == 4) return pool_pixels<4, kRecord>(origin, step, pixels, taps, count, bias, to);
   pool_pixels<0, kRecord>(origin, step, pixels, taps, count, bias, to);
 }
 
 // Output rows `rows` from the sums of conv rows from `first_row` on, `length` positions a row.
-template <bool kRecord, class T>
+template <bool kRecord>
 inline void pool_strip(const ConvReluMaxpoolForward& a, const float* sums, int64_t first_row, int64_t length,
-                       Range rows, const float* bias, PooledPixels<T> to) {
+                       Range rows, const float* bias, PooledPixels to) {
   const PoolGeometry& p = a.pool;
   SumTap taps[256];
   if (!p.present) {
@@ -104,25 +115,4 @@ inline void pool_strip(const ConvReluMaxpoolForward& a, const float* sums, int64
       ow += pixels;
     }
   }
-}
-
-// Contiguous outputs: lanes[position][kPairOutputs] to output[channel][plane], and to the record unless null.
-inline void put_channels(const float* lanes, int64_t positions, int64_t channels, BFloat16* output,
-                         uint8_t* record, int64_t plane) {
-  for (int64_t c = 0; c < channels; c += kLanes)
-    for (int64_t i = 0; i < positions; i += kLanes) {
-      const int some = static_cast<int>(smaller(channels - c, kLanes));
-      const int left = static_cast<int>(smaller(positions - i, kLanes));
-      Vec rows[kLanes];
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) rows[j] = j < left ? load(lanes + (i + j) * kPairOutputs + c) : zero();
-      transpose(rows);
-      for (int j = 0; j < some; ++j) {
-        const int64_t at = (c + j) * plane + i;
-        const VecBits bits = reinterpret_cast<VecBits>(rows[j]);
-        store_pooled<BFloat16>(reinterpret_cast<Vec>(bits & 0xffff0000),
-                               reinterpret_cast<VecInt>(bits & 0xff), left, output + at,
-                               record == nullptr ? nullptr : record + at);
-      }
-    }
 }
