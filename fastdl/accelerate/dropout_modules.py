@@ -1,4 +1,4 @@
-"""nn.Dropout, replaced as it is, wherever it is called; not where it is only called behind a Linear, in one call."""
+"""nn.Dropout, replaced as it is, wherever it is called; but not one that a Linear's fused call draws for alone."""
 
 from __future__ import annotations
 

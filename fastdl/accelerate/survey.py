@@ -42,7 +42,10 @@ def apply(candidates: list[Candidate]) -> None:
 
 
 def by_owner(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """What is applied at once: a class of a module's own is made for all that its forward calls, which come first."""
+    """What is applied at once: a class of a module's own is made for all that its forward calls.
+
+    What is replaced as it is comes first: the forward is read with it.
+    """
     groups: dict[tuple[int, bool], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         groups[id(candidate.owner), candidate.way == "assign"].append(candidate)
@@ -86,6 +89,7 @@ class Survey:
         }
 
     def _dropouts_in_chains(self) -> set[int]:
+        """What stays torch's, since its owner's fused calls draw for it."""
         traces = [trace for module in self.owners for trace in self._readable(module).values()]
         found = (families.find(trace.graph, trace.modules, self.names) for trace in traces)
         fused = [chain for chains in found for chain in chains if chain.refusal is None]

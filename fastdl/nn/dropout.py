@@ -28,4 +28,5 @@ class Dropout(Leaf, nn.Dropout):
         return super().forward(input) if self.inplace else dropout(input, self.p, training=self.training)
 
 
+# What one layer looks for in another: torch's, and what accelerate() makes of it.
 DROPOUTS = (nn.Dropout, Dropout)
