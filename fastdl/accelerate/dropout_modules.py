@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -11,26 +11,11 @@ from .patterns import Chain, Whole, module_refusal
 from .tracing import Trace
 
 
-class DropoutModule(Whole):
-    """Measured with the probability it has now; without any, it hands its input on."""
-
-    def compute(
-        self,
-        modules: dict[str, nn.Module],
-        args: tuple,
-        kwargs: Mapping[str, object],
-        fused: bool,
-        exact: bool,
-    ) -> tuple[object, None]:
-        modules[""].p = 0.0 if exact else self.module.p
-        return super().compute(modules, args, kwargs, fused, exact)
-
-
 def whole(module: nn.Module) -> Whole | None:
     """The module if it is an nn.Dropout that drops something."""
     if not isinstance(module, nn.Dropout) or isinstance(module, fused_nn.Dropout) or not module.p:
         return None
-    return DropoutModule(module, fused_nn.Dropout, "Dropout as fastdl.nn.Dropout", _refusal(module))
+    return Whole(module, fused_nn.Dropout, "Dropout as fastdl.nn.Dropout", _refusal(module))
 
 
 def only_behind_others(traces: Iterable[Trace], chains: Iterable[Chain]) -> set[int]:

@@ -152,9 +152,8 @@ class Whole:
         exact: bool,
     ) -> tuple[object, None]:
         twin = modules[""]
-        if exact and hasattr(twin, "dropout"):
-            twin.dropout = 0.0
-        elif hasattr(twin, "dropout"):
-            twin.dropout = self.module.dropout
+        for name in ("dropout", "p"):  # of a recurrent layer, of a Dropout
+            if hasattr(twin, name):
+                setattr(twin, name, 0.0 if exact else getattr(self.module, name))
         twin.__class__ = self.kind if fused else type(self.module)
         return twin(*args, **kwargs), None
