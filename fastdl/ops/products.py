@@ -76,14 +76,18 @@ def weight_is_faster(M: int, N: int, K: int) -> bool:
     return uses_wide_vectors() and 48 < M <= 64 and N >= 256 and N * K >= 2**18
 
 
-# What glibc's malloc never keeps: every result of torch's takes a page fault for each of its 4 KB.
 _FRESH_BYTES = 2**25
 _MOST_DEPTH = 256  # 512 x 18432 results took 1/2.1 of MKL's time with 16, 1/1.7 with 64, 1/1.2 with 256
 
 
+def malloc_never_keeps(elements: int) -> bool:
+    """Whether glibc maps memory anew for so many float32: a result of torch's takes a page fault for each 4 KB."""
+    return 4 * elements > _FRESH_BYTES
+
+
 def page_faults_count(M: int, N: int, K: int) -> bool:
     """Whether MKL's product of [M, K] and [K, N] takes longer than ours for what the memory of its result costs."""
-    return uses_wide_vectors() and min(M, N) >= 16 and 0 < K <= _MOST_DEPTH and 4 * M * N > _FRESH_BYTES
+    return uses_wide_vectors() and min(M, N) >= 16 and 0 < K <= _MOST_DEPTH and malloc_never_keeps(M * N)
 
 
 def _takes(t: Tensor) -> bool:
