@@ -205,11 +205,9 @@ def test_few_tiles_refuse_winograd_for_training_alone():
     trained = weight.clone().requires_grad_()
     assert served(x, weight, bias, padding=1) == ("cpu", "winograd")
     assert served(x, trained, bias, padding=1) == ("cpu", "composed")
-    for w, ours in ((weight, True), (trained, False), (weight, True), (trained, False)):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            conv_relu_maxpool(x, w, bias, padding=1)
-        assert ("fastdl::conv_relu_maxpool" in {event.name for event in profiled.events()}) is ours
-    assert len(plans) == 2
+    for w in (weight, trained, weight):
+        conv_relu_maxpool(x, w, bias, padding=1)
+    assert sorted(plan.algorithm for plan in plans.values()) == ["composed", "winograd"]
     with torch.no_grad():
         assert served(x, trained, bias, padding=1) == ("cpu", "winograd")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -70,34 +69,6 @@ def make_plan(choice: Choice, g: Geometry) -> Plan:
 def _backward_algorithm(choice: Choice) -> str:
     has_own = choice.backend == "triton" or choice.algorithm in ("winograd", "direct")
     return choice.algorithm if has_own else "composed"
-
-
-Computation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def computation(plan: Plan, x: Tensor) -> Computation:
-    """A plan whose call is not recorded by us as a function of tensors like `x`, weight and bias, with as little in
-    between as there can be: 10 us are 5% of many a convolution.
-    """
-    g, raw = plan.g, RAW.get(plan.backend)
-    conv = (g.stride, g.padding, g.dilation, g.groups)
-    if plan.backend == "reference" and g.pool_size:
-        pool = (g.pool_size, g.pool_stride, g.pool_padding, g.pool_dilation, g.ceil_mode)
-        return lambda x, weight, bias: torch.max_pool2d(
-            torch.relu(torch.conv2d(x, weight, bias, *conv)), *pool
-        )
-    if plan.backend == "reference":
-        return lambda x, weight, bias: torch.relu(torch.conv2d(x, weight, bias, *conv))
-    if plan.algorithm != "composed":
-        code = ALGORITHMS[plan.algorithm]
-        return lambda x, weight, bias: raw.forward(x, weight, bias, plan.packed, code, False)[0]
-    if plan.backend != "cpu" or products.slow_in_torch(x):
-        return lambda x, weight, bias: forward(plan, x, weight, bias, False)[0]
-    if plan.torch_alone:
-        return lambda x, weight, bias: torch.conv2d(x, weight, bias, *conv).relu_()
-    return lambda x, weight, bias: raw.pass_forward(
-        torch.conv2d(x, weight, bias, *conv), None, plan.packed_pool, False
-    )[0]
 
 
 def forward(

@@ -70,16 +70,18 @@ def conv_relu_maxpool(
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
-    computation = None if key is None else _planned.get(key)
-    if computation is None:
+    plan = None if key is None else _planned.get(key)
+    if plan is None:
         return _checked(x, weight, bias, arguments, key)
-    return computation(x, weight, bias)
+    if plan.backend == "reference":
+        return reference(x, weight, bias, plan.g)
+    return compute(plan, x, weight, bias, False, key[-1])[0]
 
 
 def _checked(
     x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple, key: tuple | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The call with every check and conversion; one that needs neither is remembered under `key`."""
+    """The call with every check and conversion; a plan that needs neither is remembered under `key`."""
     given = x
     check_kinds(x, weight, bias)
     x, weight, bias = autocast(x, weight, bias)
@@ -98,7 +100,7 @@ def _checked(
     else:
         plan = backends.make_plan(dispatch.choose("conv_relu_maxpool", x, weight, bias, g), g)
         if key is not None and x is given and not return_indices:
-            _planned.put(key, _computation(plan, x, recorded=key[-1]))
+            _planned.put(key, plan)
     if plan is None or plan.backend == "reference":
         output, indices = _by_reference(x, weight, bias, g, return_indices)
     else:
@@ -118,13 +120,7 @@ def compute(
     return backends.forward(plan, x, weight, bias, save_record)
 
 
-def _computation(plan: backends.Plan, x: Tensor, recorded: bool) -> backends.Computation:
-    if recorded and plan.backend != "reference" and not plan.torch_alone:
-        return lambda x, weight, bias: ConvReluMaxpool.apply(*distinct(x, weight, bias), plan)[0]
-    return backends.computation(plan, x)
-
-
-_planned: Plans[backends.Computation] = Plans()
+_planned: Plans[backends.Plan] = Plans()
 
 
 def _by_reference(
