@@ -132,6 +132,7 @@ def test_other_dtypes_and_strides():
     strided = weight.t()
     assert fastdl.explain("linear", x, strided, activation="gelu_tanh").algorithm == "composed"
     assert_close(linear(x, strided, activation="gelu_tanh"), eager(x, strided, None, "gelu_tanh"))
+    assert_close(linear(x, strided, activation="gelu"), eager(x, strided, None, "gelu"))
 
 
 @pytest.mark.skipif(not products.uses_wide_vectors(), reason="limits of AVX-512")
