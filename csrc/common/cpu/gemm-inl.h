@@ -79,13 +79,13 @@ __attribute__((noinline)) void gemm_rows_by(bool add, int64_t rows, const float*
 }
 
 // C[rows, vecs * kLanes] (+)= A B with 1 <= vecs <= kGemmVecs.
-template <bool kAdd, class B>
-FASTDL_INLINE void gemm(int64_t rows, int64_t vecs, const float* a, const B* b, float* c, int64_t depth,
-                        const GemmStrides& s) {
-  if (vecs == 1) return gemm_rows_by<1>(kAdd, rows, a, b, c, depth, s);
-  if (vecs == 2) return gemm_rows_by<2>(kAdd, rows, a, b, c, depth, s);
+template <class B>
+FASTDL_INLINE void gemm(bool add, int64_t rows, int64_t vecs, const float* a, const B* b, float* c,
+                        int64_t depth, const GemmStrides& s) {
+  if (vecs == 1) return gemm_rows_by<1>(add, rows, a, b, c, depth, s);
+  if (vecs == 2) return gemm_rows_by<2>(add, rows, a, b, c, depth, s);
   if constexpr (kGemmVecs == 4) {
-    if (vecs == 3) return gemm_rows_by<3>(kAdd, rows, a, b, c, depth, s);
-    return gemm_rows_by<4>(kAdd, rows, a, b, c, depth, s);
+    if (vecs == 3) return gemm_rows_by<3>(add, rows, a, b, c, depth, s);
+    return gemm_rows_by<4>(add, rows, a, b, c, depth, s);
   }
 }

@@ -187,10 +187,14 @@ FASTDL_INLINE void store(Half* p, Vec v) {
 FASTDL_INLINE VecDouble load(const double* p) { return *reinterpret_cast<const VecDoubleUnaligned*>(p); }
 FASTDL_INLINE void store(double* p, VecDouble v) { *reinterpret_cast<VecDoubleUnaligned*>(p) = v; }
 
-#if FASTDL_ISA == FASTDL_ISA_AVX2
+template <int... i>
+FASTDL_INLINE VecInt lane_numbers(std::integer_sequence<int, i...>) {
+  return VecInt{i...};
+}
 // Lane i is -1 where i < n.
-FASTDL_INLINE VecInt first_lanes(int n) { return VecInt{0, 1, 2, 3, 4, 5, 6, 7} < n; }
-#endif
+FASTDL_INLINE VecInt first_lanes(int n) {
+  return lane_numbers(std::make_integer_sequence<int, kLanes>()) < n;
+}
 
 // The first n lanes, 0 <= n <= kLanes; the rest are 0. Nothing past p + n is touched.
 FASTDL_INLINE Vec load_first(const float* p, int n) {

@@ -38,9 +38,11 @@ struct TileForward {
     const int64_t stride = left_stride(c.D);
     multiply_tiles<false>(m, c.D, n, left_rows(q + m0 * stride, stride), k, to, kScoresRow);
   }
-  void add_values(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* output) const {
+  void multiply_values(bool add, const AttentionCall& c, int64_t m, int64_t n, float* powers,
+                       float* output) const {
     const LeftTiles left = left_rows(reinterpret_cast<BFloat16*>(powers), 2 * kScoresRow);
-    multiply_tiles<true>(m, n, c.D_v, left, v, output, padded_stride(c.D_v));
+    const auto multiply = add ? multiply_tiles<true> : multiply_tiles<false>;
+    multiply(m, n, c.D_v, left, v, output, padded_stride(c.D_v));
   }
 };
 

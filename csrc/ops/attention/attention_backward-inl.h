@@ -55,9 +55,9 @@ static void store_gradient(const float* from, int64_t width, float factor, T* to
 // (null: not wanted) added to.
 template <class T, class Products>
 static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end, const float* delta,
-                          const GradientScratch<Products>& scratch, float* grad_q, float* grad_bias) {
+                          GradientScratch<Products>& scratch, float* grad_q, float* grad_bias) {
   constexpr int64_t kRows = Products::kRows, kKeys = Products::kKeys;
-  const Products& products = scratch.products;
+  Products& products = scratch.products;
   const AttentionBackward& args = values.args;
   const AttentionCall& c = args.c;
   const Group<T>& g = values.g;
@@ -167,7 +167,7 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
       for (int64_t i = 0; i < g.rows() * D; i += kLanes) store(grad_q + i, zero());
       const RowValues<T> values{args, g};
       [[maybe_unused]] const typename Products::Use use;
-      const GradientScratch<Products> scratch(memory + worker * floats, c);
+      GradientScratch<Products> scratch(memory + worker * floats, c);
       const int64_t blocks = (g.span.L_k + kKeys - 1) / kKeys;
       const int64_t share = (blocks + shape.splits - 1) / shape.splits * kKeys;
       const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;

@@ -41,23 +41,23 @@ struct DecodeScratch {
   }
 };
 
-// out[rows, width] += powers[rows, kScoresRow] v[keys, width], width whole vectors. One or two rows hold 8 or
-// 4 vectors of sums: fewer would wait for each other.
+// out[rows, width] = powers[rows, kScoresRow] v[keys, width], or added to, width whole vectors. One or two
+// rows hold 8 or 4 vectors of sums: fewer would wait for each other.
 template <class T>
-static void add_values(int64_t rows, const float* powers, const T* v, int64_t v_row, int64_t keys,
-                       int64_t width, float* out) {
+static void multiply_values(bool add, int64_t rows, const float* powers, const T* v, int64_t v_row,
+                            int64_t keys, int64_t width, float* out) {
   const GemmStrides s = {kScoresRow, 1, v_row, padded_stride(width), kLanes};
   const int64_t vecs = (width + kLanes - 1) / kLanes;
   int64_t at = 0;
   if (rows == 1)
     for (; at + 8 <= vecs; at += 8)
-      gemm_block<1, 8>(true, powers, v + at * kLanes, out + at * kLanes, keys, s);
+      gemm_block<1, 8>(add, powers, v + at * kLanes, out + at * kLanes, keys, s);
   if (rows <= 2)
     for (; at + 4 <= vecs; at += 4)
-      gemm_block_of<2, 4>(true, rows, powers, v + at * kLanes, out + at * kLanes, keys, s);
+      gemm_block_of<2, 4>(add, rows, powers, v + at * kLanes, out + at * kLanes, keys, s);
   for (; at < vecs; at += kGemmVecs)
-    gemm<true>(rows, vecs - at < kGemmVecs ? vecs - at : kGemmVecs, powers, v + at * kLanes,
-               out + at * kLanes, keys, s);
+    gemm(add, rows, vecs - at < kGemmVecs ? vecs - at : kGemmVecs, powers, v + at * kLanes, out + at * kLanes,
+         keys, s);
 }
 
 // All rows of a group against keys begin .. end, begin a multiple of kBlockN.
@@ -67,7 +67,8 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
   const AttentionCall& c = g.c;
   const int64_t rows = g.rows();
   const Running all = decode_results(partials, c, shape, task, 0);
-  for (int64_t i = 0; i < rows * padded_stride(c.D_v); i += kLanes) store(all.output + i, zero());
+  if (begin >= end)
+    for (int64_t i = 0; i < rows * padded_stride(c.D_v); i += kLanes) store(all.output + i, zero());
   for (int64_t r = 0; r < rows; ++r) {
     const QueryRow row = g.row(r);
     begin_row({nullptr, all.highest + r, all.total + r}, sink ? c.sink + row.h : nullptr);
@@ -77,12 +78,13 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
   for (int64_t k0 = begin; k0 < end; k0 += kBlockN) {
     const int64_t n = end - k0 < kBlockN ? end - k0 : kBlockN;
     dot_product(false, rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kScoresRow);
-    online_softmax<false>(g, 0, rows, k0, n, scratch.scores, scratch.words, all);
+    const bool add = k0 > begin;
+    online_softmax<false>(g, 0, rows, k0, n, add, scratch.scores, scratch.words, all);
     if (c.D_v % kLanes == 0) {
-      add_values(rows, scratch.scores, g.v(k0), c.v_strides.l, n, c.D_v, all.output);
+      multiply_values(add, rows, scratch.scores, g.v(k0), c.v_strides.l, n, c.D_v, all.output);
     } else {
       widen_rows(g.v(k0), c.v_strides.l, n, c.D_v, scratch.v);
-      add_values(rows, scratch.scores, scratch.v, padded_stride(c.D_v), n, c.D_v, all.output);
+      multiply_values(add, rows, scratch.scores, scratch.v, padded_stride(c.D_v), n, c.D_v, all.output);
     }
   }
 }
@@ -119,8 +121,10 @@ static void decode(const AttentionForward& args, const ThreadPool& pool) {
       for (int64_t split = 1; split < shape.splits; ++split)
         combine_results(sum, decode_results(partials, c, shape, group * shape.splits + split, r),
                         padded_stride(c.D_v));
-      finish_row(args, g, g.row(r), sum.output, *sum.highest, *sum.total);
+      finish_row(args, g, g.row(r), sum.output, *sum.total);
     }
+    const Running all = decode_results(partials, c, shape, group * shape.splits, 0);
+    store_lse(args, g, 0, g.rows(), all.highest, all.total);
   };
   parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
     const int64_t split = task % shape.splits;

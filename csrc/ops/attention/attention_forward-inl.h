@@ -21,13 +21,13 @@ struct ForwardScratch {
 // Query rows first .. first + count of a group.
 template <class T, class Products>
 static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64_t first, int64_t count,
-                          const ForwardScratch<Products>& scratch) {
+                          ForwardScratch<Products>& scratch) {
   static_assert(Products::kRows <= kMostRows, "online_softmax takes a tile at once");
   const AttentionCall& c = args.c;
-  const Products& products = scratch.products;
+  Products& products = scratch.products;
   const int64_t o_stride = padded_stride(c.D_v);
   products.take_rows(g, first, count);
-  for (int64_t i = 0; i < count * o_stride; i += kLanes) store(scratch.output + i, zero());
+  bool begun[kChunk / Products::kRows] = {};  // tiles, by a block of keys
   for (int64_t r = 0; r < count; ++r) {
     const float* const sink = c.sink == nullptr ? nullptr : c.sink + g.row(first + r).h;
     begin_row({nullptr, scratch.highest + r, scratch.total + r}, sink);
@@ -40,13 +40,18 @@ static void forward_chunk(const AttentionForward& args, const Group<T>& g, int64
       const int64_t m = count - m0 < Products::kRows ? count - m0 : Products::kRows;
       const KeyRange seen = within(g.keys(first + m0, m), k0, n);
       if (seen.first == seen.end) continue;
+      bool& add = begun[m0 / Products::kRows];
       products.scores(c, m0, m, n, scratch.scores);
       online_softmax<Products::kNarrowed>(
-          g, first + m0, m, k0, n, scratch.scores, scratch.words,
+          g, first + m0, m, k0, n, add, scratch.scores, scratch.words,
           {scratch.output + m0 * o_stride, scratch.highest + m0, scratch.total + m0});
-      products.add_values(c, m, n, scratch.scores, scratch.output + m0 * o_stride);
+      products.multiply_values(add, c, m, n, scratch.scores, scratch.output + m0 * o_stride);
+      add = true;
     }
   }
+  for (int64_t r = 0; r < count; ++r)
+    if (!begun[r / Products::kRows])
+      for (int64_t d = 0; d < o_stride; d += kLanes) store(scratch.output + r * o_stride + d, zero());
 }
 
 // Query rows of a task: a chunk of whole tiles, smaller where all chunks together would leave threads idle.
@@ -75,10 +80,10 @@ static void forward(const AttentionForward& args, const ThreadPool& pool) {
     if (left <= 0) return;
     const int64_t count = left < share ? left : share;
     [[maybe_unused]] const typename Products::Use use;
-    const ForwardScratch<Products> scratch(memory + worker * floats, c);
+    ForwardScratch<Products> scratch(memory + worker * floats, c);
     forward_chunk(args, g, first, count, scratch);
     for (int64_t r = 0; r < count; ++r)
-      finish_row(args, g, g.row(first + r), scratch.output + r * padded_stride(c.D_v), scratch.highest[r],
-                 scratch.total[r]);
+      finish_row(args, g, g.row(first + r), scratch.output + r * padded_stride(c.D_v), scratch.total[r]);
+    store_lse(args, g, first, count, scratch.highest, scratch.total);
   });
 }

@@ -120,7 +120,7 @@ static void add_grad_bias(const int64_t* size, const Group<T>& g, const QueryRow
 // powers and grad_s are filled, `grad_bias` (null: not wanted) is added to.
 template <class T, class Products>
 static void gradient_tile(const RowValues<T>& values, int64_t first, int64_t m, int64_t k0, int64_t n,
-                          const float* delta, float* grad_bias, const GradientScratch<Products>& scratch) {
+                          const float* delta, float* grad_bias, GradientScratch<Products>& scratch) {
   constexpr int64_t kKeys = Products::kKeys;
   const AttentionBackward& args = values.args;
   const AttentionCall& c = args.c;

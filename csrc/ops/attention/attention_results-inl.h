@@ -97,10 +97,10 @@ FASTDL_INLINE float raise_powers(float slope, float shift, int64_t padded, float
 }
 
 // Rows first_row .. first_row + rows of products, kScoresRow apart, with keys first .. first + count ->
-// powers against the new maxima; the rows' results are scaled to them.
+// powers against the new maxima; the rows' outputs, if they have been begun, are scaled to them.
 template <bool kNarrowed, class T>
 static void online_softmax(const Group<T>& g, int64_t first_row, int64_t rows, int64_t first, int64_t count,
-                           float* scores, uint32_t* words, const Running& now) {
+                           bool begun, float* scores, uint32_t* words, const Running& now) {
   const int64_t padded = round_up(count, kLanes), stride = padded_stride(g.c.D_v);
   const bool drops = g.c.dropout_p > 0, alone = scaled_alone(g);
   const float slope = alone ? g.c.scale * kLog2E : kLog2E;
@@ -116,22 +116,55 @@ static void online_softmax(const Group<T>& g, int64_t first_row, int64_t rows, i
 #if FASTDL_TILES
     if constexpr (kNarrowed) narrow_rest(s, padded, drops);
 #endif
-    if (p.factor[r] == 1) continue;
+    if (!begun || p.factor[r] == 1) continue;
     const Vec factor = set1(p.factor[r]);
     float* const output = now.output + r * stride;
     for (int64_t d = 0; d < stride; d += kLanes) store(output + d, load(output + d) * factor);
   }
 }
 
-// The running results of a row -> output and lse.
+// The natural logarithms of kLanes sums, to 2e-11 by 2 atanh((m - 1) / (m + 1)) of m from sqrt(1/2) to
+// sqrt(2): a call of std::log takes as long as a row of 16 keys.
+FASTDL_INLINE void logarithms(const float* sums, double* to) {
+  for (int i = 0; i < kLanes; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, sums + i, sizeof(bits));
+    const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3) >> 23;
+    bits -= static_cast<uint32_t>(exponent) << 23;
+    float m;
+    std::memcpy(&m, &bits, sizeof(m));
+    const double s = (m - 1.0) / (m + 1.0), z = s * s;
+    const double series = 1 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11)))));
+    to[i] = exponent * kLn2 + 2 * s * series;
+  }
+}
+
+// lse of query rows first .. first + count of a group, if it is wanted.
+template <class T>
+static void store_lse(const AttentionForward& args, const Group<T>& g, int64_t first, int64_t count,
+                      const float* highest, const float* total) {
+  if (args.lse == nullptr) return;
+  for (int64_t r0 = 0; r0 < count; r0 += kLanes) {
+    const int n = static_cast<int>(count - r0 < kLanes ? count - r0 : kLanes);
+    alignas(64) float sums[kLanes];
+    alignas(64) double logs[kLanes];
+    store(sums, load_first(total + r0, n));
+    logarithms(sums, logs);
+    for (int i = 0; i < n; ++i) {
+      const QueryRow row = g.row(first + r0 + i);
+      const float most = highest[r0 + i];
+      const double log = std::isfinite(sums[i]) ? logs[i] : std::log(static_cast<double>(sums[i]));
+      args.lse[lse_index(args.c, g.span, row.h, row.i)] =
+          sums[i] == 0 ? kHidden : (most == kHidden ? 0.0 : most * kLn2) + log;
+    }
+  }
+}
+
+// The running results of a row -> output.
 template <class T>
 static void finish_row(const AttentionForward& args, const Group<T>& g, const QueryRow& row,
-                       const float* output, float highest, float total) {
+                       const float* output, float total) {
   const AttentionCall& c = args.c;
-  if (args.lse != nullptr)
-    args.lse[lse_index(c, g.span, row.h, row.i)] =
-        total == 0 ? kHidden
-                   : (highest == kHidden ? 0.0 : highest * kLn2) + std::log(static_cast<double>(total));
   T* out = const_cast<T*>(g.at(args.output, args.output_strides, row.h, g.span.q_first + row.i));
   const Vec inverse = set1(total == 0 ? 0.0f : 1.0f / total);
   int64_t d = 0;

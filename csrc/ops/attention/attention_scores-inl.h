@@ -42,12 +42,15 @@ struct Group {
       r += n;
     }
   }
-  // Such rows into `to`.
-  void widen(const void* base, const AttentionStrides& s, int64_t first, int64_t count, int64_t width,
-             float* to) const {
+  // Such rows as floats: where they lie, or in `to`.
+  RowsAt rows_at(const void* base, const AttentionStrides& s, int64_t first, int64_t count, int64_t width,
+                 bool right, float* to) const {
+    if (heads == 1)
+      return rows_in_place(at(base, s, h_kv, span.q_first + first), s.l, count, width, right, to);
     runs(base, s, first, count, [&](const T* from, int64_t at, int64_t n) {
       widen_rows(from, s.l, n, width, to + at * padded_stride(width));
     });
+    return {to, padded_stride(width)};
   }
   // The keys any of the rows first .. first + count sees.
   KeyRange keys(int64_t first, int64_t count) const {
@@ -107,7 +110,16 @@ static void show_scores(const Group<T>& g, const QueryRow& row, int64_t first, i
   if (c.mask != nullptr) {
     const AttentionStrides& t = c.mask_strides;
     const uint8_t* mask = c.mask + g.span.b * t.b + row.h * t.h + row.i * t.l + first * t.d;
-    for (int64_t j = 0; j < count; ++j) s[j] = mask[j * t.d] ? s[j] : kHidden;
+    if (t.d == 1) {
+      for (int64_t j = 0; j < count; j += kLanes) {
+        const int n = static_cast<int>(count - j < kLanes ? count - j : kLanes);
+        const VecInt seen =
+            n == kLanes ? load_bytes(mask + j, VecInt{}) : load_bytes_first(mask + j, n, VecInt{});
+        store(s + j, select(seen != 0, load(s + j), set1(kHidden)));
+      }
+    } else {
+      for (int64_t j = 0; j < count; ++j) s[j] = mask[j * t.d] ? s[j] : kHidden;
+    }
   }
 }
 
@@ -121,8 +133,12 @@ FASTDL_INLINE KeyRange within(const KeyRange& keys, int64_t first, int64_t count
 // vector.
 FASTDL_INLINE void hide_unseen(const QueryRow& row, int64_t first, int64_t count, float* s) {
   const KeyRange seen = within(row.keys, first, count);
-  for (int64_t j = 0; j < seen.first; ++j) s[j] = kHidden;
-  for (int64_t j = seen.end; j < round_up(count, kLanes); ++j) s[j] = kHidden;
+  for (int64_t j = 0; j < seen.first; j += kLanes) {
+    const int before = static_cast<int>(seen.first - j < kLanes ? seen.first - j : kLanes);
+    store(s + j, select(first_lanes(before), set1(kHidden), load(s + j)));
+  }
+  for (int64_t j = seen.end / kLanes * kLanes; j < count; j += kLanes)
+    store(s + j, select(first_lanes(static_cast<int>(seen.end - j)), load(s + j), set1(kHidden)));
 }
 
 // A row's products with keys first .. first + count -> its scores. `slope`: as for cap_scores.

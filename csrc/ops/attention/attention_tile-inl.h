@@ -36,8 +36,28 @@ static void widen_rows(const T* from, int64_t row_stride, int64_t rows, int64_t 
   }
 }
 
+// Rows of floats where a product finds them, as many floats apart.
+struct RowsAt {
+  const float* at;
+  int64_t stride;
+};
+
+// rows x width elements as floats: where they lie, if they are floats close together or few, or widened to
+// `to`. As a right operand they are read in whole vectors.
+template <class T>
+static RowsAt rows_in_place(const T* from, int64_t row_stride, int64_t rows, int64_t width, bool right,
+                            float* to) {
+  if constexpr (std::is_same<T, float>::value) {
+    // Rows of whole pages would meet in one set of the cache.
+    const bool spread = row_stride == width || (rows <= 2 * kLanes && row_stride % 1024 != 0);
+    if (spread && (!right || width % kLanes == 0)) return {from, row_stride};
+  }
+  widen_rows(from, row_stride, rows, width, to);
+  return {to, padded_stride(width)};
+}
+
 // rows x depth elements -> panels of kGemmWidth rows, [panel][depth][kGemmWidth]: the right side of a product
-// with the transpose. Rows beyond the last are 0.
+// with the transpose. Rows beyond the last are 0, up to a whole vector.
 template <class T>
 static void pack_transposed(const T* from, int64_t row_stride, int64_t rows, int64_t depth, float* to) {
   for (int64_t first = 0; first < rows; first += kLanes) {
@@ -54,29 +74,28 @@ static void pack_transposed(const T* from, int64_t row_stride, int64_t rows, int
       for (int i = 0; i < width; ++i) store(panel + (d + i) * kGemmWidth, block[i]);
     }
   }
-  for (int64_t first = round_up(rows, kLanes); first < round_up(rows, kGemmWidth); first += kLanes)
-    for (int64_t d = 0; d < depth; ++d)
-      store(to + first / kGemmWidth * depth * kGemmWidth + d * kGemmWidth + first % kGemmWidth, zero());
 }
 
-// c[rows, keys] = a[rows, depth] * packed^T, keys rounded up to whole panels. a: rows of
-// padded_stride(depth).
-FASTDL_INLINE void multiply_transposed(const float* a, int64_t rows, const float* packed, int64_t keys,
+// Vectors of the panel or block that begins at `first` of `width` columns.
+FASTDL_INLINE int64_t vectors_from(int64_t first, int64_t width) {
+  const int64_t left = (width - first + kLanes - 1) / kLanes;
+  return left < kGemmVecs ? left : kGemmVecs;
+}
+
+// c[rows, keys] = a[rows, depth] * packed^T, keys rounded up to whole vectors.
+FASTDL_INLINE void multiply_transposed(const RowsAt& a, int64_t rows, const float* packed, int64_t keys,
                                        int64_t depth, float* c, int64_t c_stride) {
-  const GemmStrides s = {padded_stride(depth), 1, kGemmWidth, c_stride, kLanes};
+  const GemmStrides s = {a.stride, 1, kGemmWidth, c_stride, kLanes};
   for (int64_t first = 0; first < keys; first += kGemmWidth)
-    gemm<false>(rows, kGemmVecs, a, packed + first * depth, c + first, depth, s);
+    gemm(false, rows, vectors_from(first, keys), a.at, packed + first * depth, c + first, depth, s);
 }
 
-// c[rows, width] += a[rows, depth] b[depth, width]; b, c: rows of padded_stride(width).
-FASTDL_INLINE void multiply_add(const float* a, int64_t a_row, int64_t a_depth, int64_t rows, const float* b,
-                                int64_t depth, int64_t width, float* c) {
-  const int64_t stride = padded_stride(width);
-  const GemmStrides s = {a_row, a_depth, stride, stride, kLanes};
-  for (int64_t first = 0; first < width; first += kGemmWidth) {
-    const int64_t left = (width - first + kLanes - 1) / kLanes;
-    gemm<true>(rows, left < kGemmVecs ? left : kGemmVecs, a, b + first, c + first, depth, s);
-  }
+// c[rows, width] = a[rows, depth] b[depth, width], or added to; c: rows of padded_stride(width).
+FASTDL_INLINE void multiply(bool add, const float* a, int64_t a_row, int64_t a_depth, int64_t rows,
+                            const RowsAt& b, int64_t depth, int64_t width, float* c) {
+  const GemmStrides s = {a_row, a_depth, b.stride, padded_stride(width), kLanes};
+  for (int64_t first = 0; first < width; first += kGemmWidth)
+    gemm(add, rows, vectors_from(first, width), a, b.at + first, c + first, depth, s);
 }
 
 // Lanes i and i ^ kStep change places.

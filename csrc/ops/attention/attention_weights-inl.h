@@ -54,9 +54,9 @@ static void weigh_row(const Group<float>& g, const QueryRow& row, float factor, 
 
 // Rows first .. first + m of one head.
 static void weigh_head(const AttentionWeights& args, const Group<float>& g, int64_t first, int64_t m,
-                       int64_t stride, const WeightsScratch& scratch) {
+                       int64_t stride, WeightsScratch& scratch) {
   const AttentionCall& c = g.c;
-  const VectorForward<float>& products = scratch.products;
+  VectorForward<float>& products = scratch.products;
   const int64_t h = g.h_kv, head = args.averaged ? g.span.b : g.span.b * c.H + h;
   products.take_rows(g, first, m);
   for (int64_t k0 = 0; k0 < c.L_k; k0 += kBlockN) {
@@ -73,11 +73,11 @@ static void weigh_head(const AttentionWeights& args, const Group<float>& g, int6
   for (int64_t i = 0; i < m * o_stride; i += kLanes) store(scratch.output + i, zero());
   for (int64_t k0 = 0; k0 < c.L_k; k0 += kBlockN) {
     const int64_t n = c.L_k - k0 < kBlockN ? c.L_k - k0 : kBlockN;
-    widen_rows(g.v(k0), c.v_strides.l, n, c.D_v, products.v);
-    multiply_add(scratch.scores + k0, stride, 1, m, products.v, n, c.D_v, scratch.output);
+    const RowsAt v = rows_in_place(g.v(k0), c.v_strides.l, n, c.D_v, true, products.values);
+    multiply(true, scratch.scores + k0, stride, 1, m, v, n, c.D_v, scratch.output);
   }
   for (int64_t r = 0; r < m; ++r)
-    finish_row(args.forward, g, g.row(first + r), scratch.output + r * o_stride, 0.0f, 1.0f);
+    finish_row(args.forward, g, g.row(first + r), scratch.output + r * o_stride, 1.0f);
 }
 
 static void weigh(const AttentionWeights& args, const ThreadPool& pool) {
@@ -88,7 +88,7 @@ static void weigh(const AttentionWeights& args, const ThreadPool& pool) {
   const int64_t workers = tasks < pool.size() ? tasks : pool.size();
   float* memory = static_cast<float*>(thread_scratch(static_cast<size_t>(workers * floats) * sizeof(float)));
   parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
-    const WeightsScratch scratch(memory + worker * floats, c);
+    WeightsScratch scratch(memory + worker * floats, c);
     const AttentionSpan span = attention_span(c, task / chunks);
     const int64_t first = task % chunks * share, left = c.L_q - first;
     for (int64_t h = 0; h < c.H; ++h)

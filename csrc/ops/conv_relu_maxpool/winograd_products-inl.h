@@ -52,9 +52,9 @@ static void multiply(const float* v, const float* u, float* m, int64_t positions
     for (int64_t j = 0; j < vecs; j += kGemmVecs) {
       const int64_t panel_vecs = vecs - j < kGemmVecs ? vecs - j : kGemmVecs, width = panel_vecs * kLanes;
       const GemmStrides strides = {channels, 1, width, m_tile, tiles * m_tile};
-      gemm<false>(tiles, panel_vecs, v + p * position_stride(tiles, channels),
-                  u + packed_panel(first_vec + j, C, positions) + p * weight_stride(C, width),
-                  m + j * tiles * m_tile + p * kLanes, C, strides);
+      gemm(false, tiles, panel_vecs, v + p * position_stride(tiles, channels),
+           u + packed_panel(first_vec + j, C, positions) + p * weight_stride(C, width),
+           m + j * tiles * m_tile + p * kLanes, C, strides);
     }
   }
 }

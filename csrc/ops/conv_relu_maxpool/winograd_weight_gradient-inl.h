@@ -149,8 +149,8 @@ static void weight_gradient_task(const WeightGradient& w, int64_t slice, int64_t
       read_saved.step();
       for (int64_t j = 0; j < channels; j += kGemmWidth) {
         const int64_t vecs = (channels - j < kGemmWidth ? channels - j : kGemmWidth) / kLanes;
-        gemm<true>(in.C, vecs, v + p * position_stride(tiles, in_size.channels), d + p * d_stride + j,
-                   sums + p * position + j, tiles, strides);
+        gemm(true, in.C, vecs, v + p * position_stride(tiles, in_size.channels), d + p * d_stride + j,
+             sums + p * position + j, tiles, strides);
       }
     }
   }

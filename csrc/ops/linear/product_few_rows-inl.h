@@ -77,10 +77,7 @@ inline void add_turned(const LinearProduct& p, const Rectangle& r, int64_t depth
       const int64_t vecs = lesser((r.rows - row + kLanes - 1) / kLanes, kGemmVecs);
       const GemmStrides strides = {p.right_column, 1, kGemmWidth, sums_row, kLanes};
       float* const to = sums + j * sums_row + row;
-      if (depth == 0)
-        gemm<false>(columns, vecs, runs, packed + row * depths, to, depths, strides);
-      else
-        gemm<true>(columns, vecs, runs, packed + row * depths, to, depths, strides);
+      gemm(depth > 0, columns, vecs, runs, packed + row * depths, to, depths, strides);
     }
   }
 }
