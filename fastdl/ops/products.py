@@ -59,6 +59,11 @@ def uses_wide_vectors() -> bool:
     return cpu_isa() in ("avx512", "avx512bf16", "amx")
 
 
+def wide_mkl() -> bool:
+    """Whether torch's products use AVX-512 as ours do."""
+    return uses_wide_vectors() and not _MKL_ON_AMD
+
+
 def large_enough(M: int, N: int, K: int) -> bool:
     """Whether our product of [M, K] and [K, N] is worth packing both, where MKL leaves part of the CPU unused."""
     least_columns = 16 if uses_wide_vectors() else 128

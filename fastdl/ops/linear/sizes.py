@@ -43,7 +43,7 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
         return LITTLE
     if product_near_limit(rows, N, K):
         return LIMIT
-    if _wide_mkl():
+    if products.wide_mkl():
         return None if _beats_wide_mkl(rows, N, K, activation) else WIDE
     if products.uses_wide_vectors() or _multiplies_faster(rows, N, K):
         return None
@@ -57,7 +57,7 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.weight_is_faster(rows, N, K):
         return LITTLE if products.mkl_on_amd() else LIMIT
-    little = not products.malloc_never_keeps(N * K) if _wide_mkl() else rows * N * K < 2**24
+    little = not products.malloc_never_keeps(N * K) if products.wide_mkl() else rows * N * K < 2**24
     return LITTLE if recorded and little else None
 
 
@@ -82,11 +82,6 @@ def product_near_limit(rows: int, N: int, K: int) -> bool:
     return rows > _FEW_ROWS and rows * N * K > _SMALL
 
 
-def _wide_mkl() -> bool:
-    """Whether torch's products use AVX-512 as ours do."""
-    return products.uses_wide_vectors() and not products.mkl_on_amd()
-
-
 def _beats_wide_mkl(rows: int, N: int, K: int, activation: str | None) -> bool:
     """Whether the kernel beats MKL's product with AVX-512, which takes 0.6 to 1 of its time for two and three rows,
     and for few products; for 4 to 16 rows of large weights it takes 1.5 to 2.2. Torch's tanh gelu is slow anyway.
@@ -109,7 +104,7 @@ def _multiplies_faster(rows: int, N: int, K: int) -> bool:
 
 def _function_loses(rows: int, N: int, K: int, activation: str | None) -> bool:
     """Whether torch's own functions, recorded one by one, are faster than one function that is recorded."""
-    if _wide_mkl():
+    if products.wide_mkl():
         # backward is torch's products, but for a gradient of the weight that malloc never keeps: 1.2 to 1.4
         pays = activation == "gelu_tanh" and rows * N >= _RECORDED[activation][0]
         return not (pays or products.malloc_never_keeps(N * K))
