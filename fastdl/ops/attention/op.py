@@ -18,6 +18,8 @@ from .quick import quick_plan
 from .reference import Context, accumulate_dtype, reference
 from .refusals import CANDIDATES
 
+_sdpa = F.scaled_dot_product_attention
+
 
 def attention(
     q: Tensor,
@@ -91,12 +93,16 @@ def attention(
     beyond_torch = packed or alibi_slopes is not None or sink is not None or dropout_p or return_lse
     if not beyond_torch and window is None and softcap is None and (mask is None or bias is None):
         plan = quick_plan(q, k, v, mask, bias, causal, scale, enable_gqa)
-        if plan is not None and plan.algorithm == "sdpa":
-            added = _four(mask if bias is None else bias)
-            return F.scaled_dot_product_attention(
-                q, k, v, added, is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
-            )
         if plan is not None:
+            if plan.algorithm == "sdpa":
+                added = mask if bias is None else bias
+                if (
+                    added is None and scale is None and not enable_gqa
+                ):  # keywords take longer than their absence
+                    return _sdpa(q, k, v, is_causal=True) if causal else _sdpa(q, k, v)
+                return _sdpa(
+                    q, k, v, _four(added), is_causal=bool(causal), scale=scale, enable_gqa=enable_gqa
+                )
             context = context_of(_four(mask), _four(bias))
             return _by_plan(plan, q, k, v, context)[0]
     check_kinds(

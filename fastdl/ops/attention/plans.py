@@ -14,7 +14,7 @@ from .call import Call
 from .checks import check_call, check_tensors, longest
 from .reference import Context
 
-_planned: Plans[Plan] = Plans()
+planned: Plans[Plan] = Plans()
 
 
 def plan_of(
@@ -38,11 +38,11 @@ def plan_of(
 
 def remembered(key: tuple, planner: Callable[[], Plan]) -> Plan:
     """`planner()`, once for each key."""
-    planned = _planned.get(key)
-    if planned is None:
-        planned = planner()
-        _planned.put(key, planned)
-    return planned
+    plan = planned.get(key)
+    if plan is None:
+        plan = planner()
+        planned.put(key, plan)
+    return plan
 
 
 def context_of(mask: Tensor | None, bias: Tensor | None, *rest: Tensor | None) -> Context:

