@@ -22,7 +22,7 @@ MASKS = [None, (1, 1, 1, -1), (0, 1, -2, -1), (-2, -1)]
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    plans._planned.clear()
+    plans.planned.clear()
 
 
 def calls():
