@@ -18,35 +18,13 @@ inline constexpr ThreadPool kSerial = {[](int64_t workers, void (*body)(void*, i
                                        },
                                        []() -> int64_t { return 1; }};
 
-// f(task, worker) for every task in [0, tasks). Tasks are handed out one by one, so a slow core takes fewer.
-// No two calls with one `worker` run at the same time: scratch memory may be indexed by it.
+// f(task, worker) for every task in [0, tasks). Each worker begins with its own even share of the tasks, in
+// order, and only then takes from the others', so a slow core takes fewer. What another loop has just written
+// is then still in its core's cache, and the lines that a core reads ahead, or in pairs, are its own: handed
+// out in turns, depthwise and first layers took two threads 1.3 times as long. No two calls with one `worker`
+// run at the same time: scratch memory may be indexed by it.
 template <class F>
 void parallel_tasks(const ThreadPool& pool, int64_t tasks, const F& f) {
-  const int64_t size = pool.size();
-  const int64_t workers = tasks < size ? tasks : size;
-  if (workers <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) f(task, 0);
-    return;
-  }
-  struct Shared {
-    const F& f;
-    int64_t tasks;
-    std::atomic<int64_t> next{0};
-  } shared{f, tasks};
-  pool.run(
-      workers,
-      [](void* context, int64_t worker) {
-        Shared& s = *static_cast<Shared*>(context);
-        for (int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;)
-          s.f(task, worker);
-      },
-      &shared);
-}
-
-// The same, but each worker begins with its own even share of the tasks, in order, and only then takes from
-// the others': what another evenly split loop has just written is still in its core's cache.
-template <class F>
-void parallel_own_tasks_first(const ThreadPool& pool, int64_t tasks, const F& f) {
   constexpr int64_t kMostShares = 64;
   const int64_t size = pool.size();
   const int64_t workers = tasks < size ? tasks : size;

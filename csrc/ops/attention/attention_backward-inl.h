@@ -145,7 +145,7 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
                      sizeof(float)));
   float *partials = memory + workers * floats, *sums = partials + partial_count * shape.partial;
   float* deltas = sums + bias_sums;
-  parallel_own_tasks_first(pool, groups, [&](int64_t group, int64_t) {
+  parallel_tasks(pool, groups, [&](int64_t group, int64_t) {
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
     const RowValues<T> values{args, g};
     for (int64_t r = 0; r < g.rows(); ++r) deltas[group * shape.rows + r] = values.delta(g.row(r));
@@ -158,7 +158,7 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
       *group = shape.group(owner / shape.ranges, member);
       return member < shape.members;
     };
-    parallel_own_tasks_first(pool, tasks, [&](int64_t task, int64_t worker) {
+    parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
       const int64_t owner = task / shape.splits, split = task % shape.splits, range = owner % shape.ranges;
       int64_t group;
       if (!group_of(owner, &group)) return;

@@ -126,8 +126,7 @@ static void decode(const AttentionForward& args, const ThreadPool& pool) {
     const Running all = decode_results(partials, c, shape, group * shape.splits, 0);
     store_lse(args, g, 0, g.rows(), all.highest, all.total);
   };
-  // Heads lie one after the other: what is read ahead past the end of one is then the same thread's next.
-  parallel_own_tasks_first(pool, tasks, [&](int64_t task, int64_t worker) {
+  parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
     const int64_t split = task % shape.splits;
     const Group<T> g = group_of(task / shape.splits);
     const KeyRange keys = g.keys(0, g.rows());

@@ -72,7 +72,7 @@ static void forward(const AttentionForward& args, const ThreadPool& pool) {
   const int64_t tasks = c.B * c.H_kv * chunks, floats = round_up(ForwardScratch<Products>::floats(c), 16);
   const int64_t workers = tasks < pool.size() ? tasks : pool.size();
   float* memory = static_cast<float*>(thread_scratch(static_cast<size_t>(workers * floats) * sizeof(float)));
-  const auto run = [&](int64_t task, int64_t worker) {
+  parallel_tasks(pool, tasks, [&](int64_t task, int64_t worker) {
     // The last chunks of a causal call see the most keys: they go first.
     const int64_t chunk = chunks - 1 - task / (c.B * c.H_kv), group = task % (c.B * c.H_kv);
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
@@ -85,7 +85,5 @@ static void forward(const AttentionForward& args, const ThreadPool& pool) {
     for (int64_t r = 0; r < count; ++r)
       finish_row(args, g, g.row(first + r), scratch.output + r * padded_stride(c.D_v), scratch.total[r]);
     store_lse(args, g, first, count, scratch.highest, scratch.total);
-  };
-  // Heads lie one after the other: what is read ahead past the end of one is then the same thread's next.
-  chunks == 1 ? parallel_own_tasks_first(pool, tasks, run) : parallel_tasks(pool, tasks, run);
+  });
 }

@@ -116,7 +116,7 @@ FASTDL_INLINE bool share_a_row(const TableRows& rows) { return !rows.row_of || r
 template <class F>
 void parallel_pieces(const ThreadPool& pool, int64_t samples, int64_t size, int64_t piece, const F& f) {
   const int64_t pieces = (size + piece - 1) / piece;
-  parallel_own_tasks_first(pool, samples * pieces, [&](int64_t task, int64_t) {
+  parallel_tasks(pool, samples * pieces, [&](int64_t task, int64_t) {
     const int64_t sample = task / pieces, begin = task % pieces * piece;
     f(sample, begin, begin + piece < size ? begin + piece : size);
   });

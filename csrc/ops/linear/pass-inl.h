@@ -47,7 +47,7 @@ constexpr void (*kActivateRun[kActivations])(const T*, T*, int64_t, int64_t,
 template <class T>
 void forward(const LinearActivation& args, const ThreadPool& pool) {
   const auto activate_run = kActivateRun<T>[static_cast<int>(args.activation)];
-  parallel_own_tasks_first(pool, (args.count + kChunk - 1) / kChunk, [&](int64_t task, int64_t) {
+  parallel_tasks(pool, (args.count + kChunk - 1) / kChunk, [&](int64_t task, int64_t) {
     const int64_t begin = task * kChunk, end = begin + kChunk < args.count ? begin + kChunk : args.count;
     activate_run(static_cast<const T*>(args.pre) + begin, static_cast<T*>(args.output) + begin, begin,
                  end - begin, args.dropout);
@@ -101,7 +101,7 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   if (args.grad_bias != nullptr)
     sums = static_cast<V*>(
         thread_scratch(static_cast<size_t>(parts > 0 ? parts * vectors : vectors) * sizeof(V)));
-  parallel_own_tasks_first(pool, parts, [&](int64_t part, int64_t) {
+  parallel_tasks(pool, parts, [&](int64_t part, int64_t) {
     V* own = sums == nullptr ? nullptr : sums + part * vectors;
     for (int64_t i = 0; own != nullptr && i < vectors; ++i) own[i] = V{};
     const int64_t end = (part + 1) * rows < M ? (part + 1) * rows : M;
