@@ -75,27 +75,27 @@ def forward(
     plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, save_record: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(output, record); the record is empty or None unless asked for and pooled."""
+    if plan.torch_alone:
+        return convolve(x, weight, bias, plan.g).relu_(), None
     raw = RAW[plan.backend]
     if plan.algorithm == "composed":
-        g = plan.g
         # oneDNN adds the bias for free and before it rounds; cuDNN would take a kernel of its own for it
         early, late = (bias, None) if plan.backend == "cpu" else (None, bias)
-        conv = convolve(x, weight, early, g)
-        if plan.torch_alone:
-            return conv.relu_(), None
+        conv = convolve(x, weight, early, plan.g)
         return raw.pass_forward(conv, late, plan.packed_pool, save_record)
     return raw.forward(x, weight, bias, plan.packed, ALGORITHMS[plan.algorithm], save_record)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
     """Torch's convolution."""
-
-    def conv2d(*tensors: Tensor | None) -> Tensor:
-        return torch.conv2d(*tensors, g.stride, g.padding, g.dilation, g.groups)
-
     if products.slow_in_torch(x):
-        return products.through_float32(conv2d, x, weight, bias)
-    return conv2d(x, weight, bias)
+        return products.through_float32(
+            lambda *tensors: torch.conv2d(*tensors, g.stride, g.padding, g.dilation, g.groups),
+            x,
+            weight,
+            bias,
+        )
+    return torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
 
 
 def convolve_backward(

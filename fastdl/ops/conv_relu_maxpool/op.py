@@ -70,8 +70,9 @@ def conv_relu_maxpool(
         pool_size, pool_stride, pool_padding, pool_dilation, ceil_mode, return_indices,
     )  # fmt: skip
     key = None if torch.compiler.is_compiling() else signature(x, weight, bias, arguments)
-    plan = None if key is None else _planned.get(key)
-    if plan is None:
+    try:
+        plan = _planned[key]
+    except (KeyError, TypeError):  # new, or None, or with a list in it, which has no hash
         return _checked(x, weight, bias, arguments, key)
     if plan.backend == "reference":
         return reference(x, weight, bias, plan.g)
