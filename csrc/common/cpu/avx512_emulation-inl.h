@@ -38,7 +38,23 @@ FASTDL_INLINE __m512 _mm512_maskz_sqrt_ps(__mmask16 mask, __m512 a) {
   return root;
 }
 FASTDL_INLINE __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int kind) {
+  if (kind == _CMP_NLT_UQ) return static_cast<__mmask16>(~mask_of(a < b));
   return mask_of(kind == _CMP_GT_OQ ? (a > b) : (a != a) | (b != b));
+}
+FASTDL_INLINE __m512 _mm512_permutexvar_ps(__m512i at, __m512 table) {
+  const Lanes16Bits lane = reinterpret_cast<Lanes16Bits>(at) & 15;
+  Lanes16 found;
+  for (int i = 0; i < 16; ++i) found[i] = table[lane[i]];
+  return found;
+}
+FASTDL_INLINE __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 v, __m512 n) {
+  Lanes16 product = {};
+  for (int i = 0; i < 16; ++i) {
+    if (!(mask >> i & 1)) continue;
+    const float most = n[i] > 300 ? 300.0f : n[i] < -300 ? -300.0f : n[i];
+    product[i] = most != most ? most : __builtin_ldexpf(v[i], static_cast<int>(__builtin_floorf(most)));
+  }
+  return product;
 }
 FASTDL_INLINE __mmask8 _mm512_cmp_pd_mask(__m512d a, __m512d b, int kind) {
   __mmask8 mask = 0;

@@ -1,6 +1,7 @@
 // exp, tanh, sigmoid and erf of a Vec, by polynomials fitted to the relative error (Lawson's iteration). One
-// text for every instruction set. NaN stays NaN, infinities and denormals are exact cases; largest errors
-// measured against double are in tests/cpp/math_test.cpp. Included after vec-inl.h: no include guard.
+// text for every instruction set but for exp2_or_zero. NaN stays NaN, infinities and denormals are exact
+// cases; largest errors measured against double are in tests/cpp/math_test.cpp. Included after vec-inl.h: no
+// include guard.
 
 FASTDL_INLINE VecBits bits_of(Vec x) { return reinterpret_cast<VecBits>(x); }
 FASTDL_INLINE Vec from_bits(VecBits bits) { return reinterpret_cast<Vec>(bits); }
@@ -57,6 +58,18 @@ FASTDL_INLINE Vec exp_or_zero(Vec x) { return select(x < set1(-87.0f), zero(), s
 // with log2 e in their factor: the rounding to an integer and two products less than exp.
 constexpr float kLog2E = 1.44269504f;
 constexpr double kLn2 = 0.693147180559945309;
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+// To sixteenths instead, whose powers are a table of one register: two thirds of the work.
+FASTDL_INLINE Vec exp2_or_zero(Vec x) {
+  constexpr float kRound = 786432.0f;  // 1.5 * 2^19
+  const Vec powers = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                      1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                      1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+  const Vec shifted = x + set1(kRound), n = shifted - set1(kRound), r = x - n;
+  const Vec power = table_of_16(powers, shifted), rest = horner(r, 0.693147181f, 0.240226507f, 0.0555041087f);
+  return times_power_of_2_or_0(fma(power * r, rest, power), n, x, -126.5f);
+}
+#else
 FASTDL_INLINE Vec exp2_or_zero(Vec x) {
   const Vec least = max(set1(-127.0f), x);  // its power has the bits of 0; NaN passes
   const Vec shifted = least + set1(kExpRound);
@@ -66,6 +79,7 @@ FASTDL_INLINE Vec exp2_or_zero(Vec x) {
   const Vec high = fma(z, set1(0.000153533620f), horner(r, 0.00961843692f, 0.00133988750f));
   return fma(fma(z, fma(z, high, low), r * set1(0.693147182f)), power, power);
 }
+#endif
 
 // What would be below 1.6e-38 is 0.
 FASTDL_INLINE Vec sigmoid(Vec x) {

@@ -150,6 +150,17 @@ FASTDL_INLINE Vec max_of_4(Vec a, Vec b, Vec c, Vec d) {
 #endif
 }
 
+#if FASTDL_ISA >= FASTDL_ISA_AVX512
+// The lanes of `table` that the lowest four bits of `at` number.
+FASTDL_INLINE Vec table_of_16(Vec table, Vec at) {
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(at), table);
+}
+// v 2^(the largest integer up to n), or 0 where x < least.
+FASTDL_INLINE Vec times_power_of_2_or_0(Vec v, Vec n, Vec x, float least) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(least), _CMP_NLT_UQ), v, n);
+}
+#endif
+
 FASTDL_INLINE bool any(VecInt mask) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
