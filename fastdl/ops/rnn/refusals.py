@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import _extension, dispatch
 from ...dispatch import Candidate
-from .. import tf32
+from .. import products, tf32
 from . import grid, registration, triton_ops  # noqa: F401, the operators must be defined before they are asked for
 from .call import Call
 
@@ -49,6 +49,9 @@ _FEW_UNITS, _FEW_SUMS = 64, 2**13
 _FEWEST_PACKED = 4
 # Products below which a single step of a plain cell without gradient costs less in torch.
 _SMALL_CELL = 2**15
+# Rows of a single step, with AVX-512, for which both weights are packed and multiplied in longer than MKL takes: 1.1
+# to 1.5 times from so many units on, of a plain cell from any.
+_PACKED_FOR_A_STEP, _PACKED_UNITS = range(25, 128), 128
 
 
 def _faster_in_torch(call: Call) -> str | None:
@@ -62,6 +65,9 @@ def _faster_in_torch(call: Call) -> str | None:
     if call.dtype is not torch.float32:
         return None
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
+    packed = call.one_step and B in _PACKED_FOR_A_STEP and (H >= _PACKED_UNITS or cell in _PLAIN)
+    if packed and products.wide_mkl():
+        return f"torch multiplies {B} rows without packing weights, which a single step does not pay for"
     if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
         return f"{T} steps do not pay for an autograd function"
     if (
