@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastdl
 import fastdl.ops.flops  # noqa: F401, teaches the flop counter
 from fastdl import _extension
+from fastdl.nn import sublayers
 from fastdl.testing.error_rule import judge
 
 pytestmark = [
@@ -202,3 +203,12 @@ def test_errors_are_those_of_the_parts():
             ours(x, memory, tgt_is_causal=True)
         with pytest.raises(ValueError, match="attn_mask must have shape"):
             ours(x, memory, torch.zeros(L, L + 1))
+
+
+def test_the_sizes_that_avx512_serves_are_those_that_it_wins(monkeypatch):
+    monkeypatch.setattr(sublayers.products, "mkl_on_amd", lambda: False)
+    monkeypatch.setattr(sublayers.products, "wide_mkl", lambda: True)
+    for rows, width, ours in (
+        (256, 1024, True), (257, 1024, False), (4096, 128, True), (1024, 256, True), (1025, 256, False),
+    ):  # fmt: skip
+        assert sublayers.faster(rows, torch.empty(3 * width, width)) is ours, (rows, width)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fastdl
 from fastdl import _extension
-from fastdl.ops.attention import plans
+from fastdl.ops.attention import plans, refusals
 from fastdl.ops.attention.quick import quick_plan
 
 SIZES = [
@@ -104,3 +104,14 @@ def test_more_is_asked_where_more_than_shapes_decides():
     assert plan(torch.nn.Parameter(q), k) is None
     assert plan(q, k.to("meta")) is None
     assert quick_plan([q], k, k, None, None, False, None, True) is None
+
+
+@pytest.mark.parametrize(("heads", "L_q", "L_k", "recorded", "ours"), [
+    (2, 192, 192, False, True), (2, 191, 64, False, False), (24, 16, 16, False, True), (16, 16, 16, False, False),
+    (32, 15, 16, True, False), (16, 32, 32, True, True), (1, 1000, 32, False, False),
+])  # fmt: skip
+def test_avx512_serves_many_query_rows(monkeypatch, heads, L_q, L_k, recorded, ours):
+    monkeypatch.setattr(refusals, "uses_wide_vectors", lambda: True)
+    q, k = torch.empty(1, heads, L_q, 32), torch.empty(1, heads, L_k, 32)
+    reason = refusals._small(q, k, False, recorded)
+    assert (reason is None) is ours, reason

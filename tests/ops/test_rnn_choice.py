@@ -100,6 +100,25 @@ def test_few_sequences_of_a_bfloat16_lstm_are_torchs_on_amx(monkeypatch, gradien
         assert (dispatch.choose(sample.cell, call) == ("cpu", "aten")) is torchs
 
 
+def test_a_step_that_packs_weights_is_torchs_where_mkl_has_avx512(monkeypatch):
+    monkeypatch.setattr(refusals, "_CPU_KERNELS", True)
+    for wide in (False, True):
+        monkeypatch.setattr(refusals.products, "wide_mkl", lambda wide=wide: wide)
+        for kind, B, H, packed in (
+            ("lstm", 24, 256, False),
+            ("lstm", 25, 256, True),
+            ("gru", 127, 128, True),
+            ("gru", 128, 128, False),
+            ("gru", 64, 127, False),
+            ("rnn_tanh", 64, 64, True),
+        ):
+            call = Sample(kind, 1, B, H, H, one_step=True).call(torch.float32)._replace(gradient=False)
+            algorithm = dispatch.choose(kind.split("_")[0], call).algorithm
+            assert (algorithm == "aten") is (wide and packed), (kind, B, H)
+            with fastdl.strict():
+                assert dispatch.choose(kind.split("_")[0], call).algorithm == "fused"
+
+
 def test_without_cudnn_the_kernels_serve_every_size(gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     assert chosen(dataclasses.replace(LSTM, H=1200), torch.float16) == ("cuda", "fused")

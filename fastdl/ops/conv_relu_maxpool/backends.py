@@ -89,12 +89,11 @@ def forward(
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
     """Torch's convolution."""
     if products.slow_in_torch(x):
-        return products.through_float32(
-            lambda *tensors: torch.conv2d(*tensors, g.stride, g.padding, g.dilation, g.groups),
-            x,
-            weight,
-            bias,
-        )
+        return products.through_float32(lambda *single: _conv2d(*single, g), x, weight, bias)
+    return _conv2d(x, weight, bias, g)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
     return torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
 
 
