@@ -61,7 +61,7 @@ def uses_wide_vectors() -> bool:
 
 def wide_mkl() -> bool:
     """Whether torch's products use AVX-512 as ours do."""
-    return uses_wide_vectors() and not _MKL_ON_AMD
+    return uses_wide_vectors() and not mkl_on_amd()
 
 
 def large_enough(M: int, N: int, K: int) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, is_grad_enabled
 
 from ...dispatch import settings
 from ...transforms import eager
 from .backends import Plan
-from .plans import context_of, decide, planned
+from .plans import context_of, decide, planned, remembered
 
 
 def quick_plan(
@@ -43,6 +45,4 @@ def quick_plan(
         return planned[key]
     except (KeyError, TypeError):  # new, or with a number that has no hash
         numbers = (causal, None, None, 0.0, scale, None, None)
-        plan = decide(q, k, v, context_of(mask, bias), numbers, enable_gqa, False)
-        planned.put(key, plan)
-        return plan
+        return remembered(key, partial(decide, q, k, v, context_of(mask, bias), numbers, enable_gqa, False))

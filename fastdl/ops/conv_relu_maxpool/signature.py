@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, is_grad_enabled
+from torch import Tensor
 
 from ...dispatch import settings
-from ...transforms import eager
+from ...transforms import eager, needs_gradient
 from .. import tf32
 
 
@@ -17,9 +17,6 @@ def signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) 
     if not eager():
         return None
     try:
-        recorded = is_grad_enabled() and (
-            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        )
         on_cpu = x.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu)
         return (
             type(x), x.shape, x.stride(), x.dtype,
@@ -27,7 +24,7 @@ def signature(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple) 
             None if bias is None else (type(bias), bias.shape, bias.dtype),
             arguments, settings.automatic or (settings.backend, settings.strict, settings.precision),
             on_cpu or (x.device, weight.device, None if bias is None else bias.device, tf32.allowed("conv")),
-            recorded,
+            needs_gradient(x, weight, bias),
         )  # fmt: skip
     except (AttributeError, RuntimeError):  # no tensor, or one without such metadata
         return None

@@ -65,8 +65,8 @@ def _faster_in_torch(call: Call) -> str | None:
     if call.dtype is not torch.float32:
         return None
     (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
-    packed = call.one_step and B in _PACKED_FOR_A_STEP and (H >= _PACKED_UNITS or cell in _PLAIN)
-    if packed and products.wide_mkl():
+    packs_weights = call.one_step and B in _PACKED_FOR_A_STEP and (H >= _PACKED_UNITS or cell in _PLAIN)
+    if packs_weights and products.wide_mkl():
         return f"torch multiplies {B} rows without packing weights, which a single step does not pay for"
     if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
         return f"{T} steps do not pay for an autograd function"
