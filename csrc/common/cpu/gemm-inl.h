@@ -78,6 +78,12 @@ __attribute__((noinline)) void gemm_rows_by(bool add, int64_t rows, const float*
   }
 }
 
+// Vectors of the panel or block that begins at `first` of `width` columns.
+FASTDL_INLINE int64_t vectors_from(int64_t first, int64_t width) {
+  const int64_t left = (width - first + kLanes - 1) / kLanes;
+  return left < kGemmVecs ? left : kGemmVecs;
+}
+
 // C[rows, vecs * kLanes] (+)= A B with 1 <= vecs <= kGemmVecs.
 template <class B>
 FASTDL_INLINE void gemm(bool add, int64_t rows, int64_t vecs, const float* a, const B* b, float* c,

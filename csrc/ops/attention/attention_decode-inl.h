@@ -56,8 +56,7 @@ static void multiply_values(bool add, int64_t rows, const float* powers, const T
     for (; at + 4 <= vecs; at += 4)
       gemm_block_of<2, 4>(add, rows, powers, v + at * kLanes, out + at * kLanes, keys, s);
   for (; at < vecs; at += kGemmVecs)
-    gemm(add, rows, vecs - at < kGemmVecs ? vecs - at : kGemmVecs, powers, v + at * kLanes, out + at * kLanes,
-         keys, s);
+    gemm(add, rows, vectors_from(at * kLanes, width), powers, v + at * kLanes, out + at * kLanes, keys, s);
 }
 
 // All rows of a group against keys begin .. end, begin a multiple of kBlockN.

@@ -76,12 +76,6 @@ static void pack_transposed(const T* from, int64_t row_stride, int64_t rows, int
   }
 }
 
-// Vectors of the panel or block that begins at `first` of `width` columns.
-FASTDL_INLINE int64_t vectors_from(int64_t first, int64_t width) {
-  const int64_t left = (width - first + kLanes - 1) / kLanes;
-  return left < kGemmVecs ? left : kGemmVecs;
-}
-
 // c[rows, keys] = a[rows, depth] * packed^T, keys rounded up to whole vectors.
 FASTDL_INLINE void multiply_transposed(const RowsAt& a, int64_t rows, const float* packed, int64_t keys,
                                        int64_t depth, float* c, int64_t c_stride) {

@@ -74,10 +74,9 @@ inline void add_turned(const LinearProduct& p, const Rectangle& r, int64_t depth
     for (int64_t panel = 0; panel < panels; ++panel) {
       ahead.fetch_some(some);
       const int64_t row = panel * kGemmWidth;
-      const int64_t vecs = lesser((r.rows - row + kLanes - 1) / kLanes, kGemmVecs);
       const GemmStrides strides = {p.right_column, 1, kGemmWidth, sums_row, kLanes};
       float* const to = sums + j * sums_row + row;
-      gemm(depth > 0, columns, vecs, runs, packed + row * depths, to, depths, strides);
+      gemm(depth > 0, columns, vectors_from(row, r.rows), runs, packed + row * depths, to, depths, strides);
     }
   }
 }
