@@ -100,21 +100,24 @@ def test_few_sequences_of_a_bfloat16_lstm_are_torchs_on_amx(monkeypatch, gradien
         assert (dispatch.choose(sample.cell, call) == ("cpu", "aten")) is torchs
 
 
-def test_a_step_that_packs_weights_is_torchs_where_mkl_has_avx512(monkeypatch):
+def test_a_plain_step_of_few_rows_or_many_is_torchs_where_mkl_has_avx512(monkeypatch):
     monkeypatch.setattr(refusals, "_CPU_KERNELS", True)
     for wide in (False, True):
         monkeypatch.setattr(refusals.products, "wide_mkl", lambda wide=wide: wide)
-        for kind, B, H, packed in (
-            ("lstm", 24, 256, False),
-            ("lstm", 25, 256, True),
-            ("gru", 127, 128, True),
-            ("gru", 128, 128, False),
-            ("gru", 64, 127, False),
-            ("rnn_tanh", 64, 64, True),
+        for kind, B, H, torchs in (
+            ("lstm", 8, 512, False),
+            ("gru", 250, 512, False),
+            ("rnn_tanh", 15, 512, True),
+            ("rnn_tanh", 15, 1024, False),
+            ("rnn_relu", 16, 128, True),
+            ("rnn_relu", 32, 128, False),
+            ("rnn_tanh", 128, 256, False),
+            ("rnn_tanh", 129, 256, True),
+            ("rnn_tanh", 129, 255, False),
         ):
             call = Sample(kind, 1, B, H, H, one_step=True).call(torch.float32)._replace(gradient=False)
             algorithm = dispatch.choose(kind.split("_")[0], call).algorithm
-            assert (algorithm == "aten") is (wide and packed), (kind, B, H)
+            assert (algorithm == "aten") is (wide and torchs), (kind, B, H)
             with fastdl.strict():
                 assert dispatch.choose(kind.split("_")[0], call).algorithm == "fused"
 

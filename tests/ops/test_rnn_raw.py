@@ -96,6 +96,28 @@ def test_panels_and_units_shared_by_workers(cell, H, kind, threads):
         assert_rule(s, kind, torch.float32, sizes)
 
 
+# So many rows stand side by side on every instruction set; more depth than is summed at once.
+STEPS = (dict(T=1, B=133, I=135, H=21), dict(T=1, B=41, I=5, H=139))
+
+
+@pytest.mark.parametrize("kind", ["plain", "everything"])
+@pytest.mark.parametrize("s", PLAIN, ids=name_of)
+def test_the_rows_of_a_single_step(s, kind):
+    assert_rule(s, kind, torch.float32, STEPS[(PLAIN.index(s) + KINDS.index(kind)) % len(STEPS)])
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(("cell", "H"), [("lstm", 139), ("gru", 157), ("rnn_tanh", 261), ("lstm", 30)])
+def test_any_number_of_threads_takes_the_same_single_step(cell, H, layer_norm, threads):
+    """By shares of the units, which a step of many weights is cut into, and by shares of the rows."""
+    call = draw(Structure(cell, layer_norm=layer_norm), "everything", T=1, B=150, H=H)
+    first = None
+    for count in (1, 2, 3, 8):
+        threads(count)
+        first = first or call.forward()
+        assert all(map(torch.equal, call.forward(), first)), count
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_initial_states_left_out_are_zero(cell):
     s = Structure(cell, 2)

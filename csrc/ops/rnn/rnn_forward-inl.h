@@ -6,9 +6,10 @@ template <Cell kCell, class S>
 struct Forward : ForwardState<kCell, S> {
   using State = ForwardState<kCell, S>;
   using Row = typename State::Row;
-  using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row;
-  using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::w, State::a,
-      State::c_row, State::a_row;
+  using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row,
+      State::staged_by, State::turned_by;
+  using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::turned, State::w,
+      State::a, State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
   using State::u, State::hidden, State::staged, State::gx, State::offsets;
 
@@ -17,14 +18,14 @@ struct Forward : ForwardState<kCell, S> {
 
   int64_t blocks_of(int64_t i, int64_t phase) const {
     const RnnStructure& s = f->q.s;
-    if (phase == kStage || phase == kProject) return !s.projected && i % chunk == 0 ? blocks : 0;
+    if (phase == kStage || phase == kProject) return !s.projected && !turned && i % chunk == 0 ? blocks : 0;
     return phase == kRecurrent || (phase == kNormalise ? s.layer_norm : s.has_projection) ? blocks : 0;
   }
 
   void run(int64_t i, int64_t phase, int64_t block) {
     if (phase == kStage) return stage_rows(i, block);
     if (phase == kProject) return project(i, block);
-    if (phase == kRecurrent) return recurrent(i, block);
+    if (phase == kRecurrent) return turned ? run_turned(block) : recurrent(i, block);
     return phase == kNormalise ? normalise(i, block) : project_hidden(i, block);
   }
 
@@ -53,6 +54,34 @@ struct Forward : ForwardState<kCell, S> {
         stage(i, j, staged + (offsets[i] + j) * staged_row());
   }
 
+  // The whole single step: every block has x and the state side by side for itself.
+  void run_turned(int64_t block) {
+    const int64_t rows = count(0);
+    for (int64_t row = 0; row < rows; row += kLanes) {
+      const int64_t at = row / kGemmWidth * kGemmWidth, lane = row % kGemmWidth;
+      const auto x_at = [&](int64_t j) { return x_row(0, row + j); };
+      const auto a_at = [&](int64_t j) { return a[0] + (row + j) * a_row; };
+      if (!f->q.s.projected) turn_rows<S>(x_at, rows - row, f->q.I, staged_by(block) + at * f->q.I + lane);
+      turn_rows<float>(a_at, rows - row, f->q.R, turned_by(block) + at * f->q.R + lane);
+    }
+    if (!f->q.s.projected) project(0, block);
+    recurrent(0, block);
+  }
+
+  // Pieces of rows as `product` takes them.
+  template <class F>
+  FASTDL_INLINE_MEMBER void for_rows(int64_t rows, const F& f) const {
+    if (!turned) return for_tiles(rows, f);
+    for (int64_t row = 0; row < rows; row += kGemmWidth)
+      f(row, rows - row < kGemmWidth ? rows - row : kGemmWidth);
+  }
+
+  FASTDL_INLINE_MEMBER void product(const Weight& weight, int64_t rows, const float* from, int64_t from_row,
+                                    int64_t first, int64_t some, float* out, int64_t out_row) const {
+    if (turned) return multiply_turned(weight, rows, from, first, some, out, out_row);
+    multiply<S>(weight, rows, from, from_row, first, some, out, out_row);
+  }
+
   // W_ih x of the same steps, cut by units: a worker reads its part of the weight alone.
   void project(int64_t from_step, int64_t block) {
     // Rows are rounded to bf16 anew for every product by tiles.
@@ -62,30 +91,35 @@ struct Forward : ForwardState<kCell, S> {
                   width = staged_row();
     for (int64_t first = first_vector(block, together); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
-      for_tiles(rows, [&](int64_t row, int64_t tile_rows) {
-        multiply<S>(w->input, tile_rows, staged + row * width, width, first, some,
-                    gx + row * gx_row() + first * kLanes, gx_row());
+      for_rows(rows, [&](int64_t row, int64_t tile_rows) {
+        product(w->input, tile_rows, staged_by(block) + row * width, width, first, some,
+                gx + row * gx_row() + first * kLanes, gx_row());
       });
     }
   }
 
+  const S* x_row(int64_t i, int64_t j) const {
+    return static_cast<const S*>(f->x) + share.plan->row(step(i), share.sequence(j)) * f->x_row_stride;
+  }
   void stage(int64_t i, int64_t j, float* out) const {
-    const int64_t row = share.plan->row(step(i), share.sequence(j));
-    const S* x = static_cast<const S*>(f->x) + row * f->x_row_stride;
+    const S* x = x_row(i, j);
     for (int64_t k = 0; k < f->q.I; k += kLanes) store(out + k, load_units(x + k, units_at(k, f->q.I)));
   }
 
   void recurrent(int64_t i, int64_t block) {
     constexpr int64_t kMost = kTogether * kGroup * kGates;
     const int64_t n = count(i), last = first_vector(block + 1);
-    alignas(64) float tile[kTileRows * kMost * kLanes];
+    constexpr int64_t kRows = kTileRows < kGemmWidth ? kGemmWidth : kTileRows;
+    alignas(64) float tile[kRows * kMost * kLanes];
+    const float* const left = turned ? turned_by(block) : a[i % 2];
+    const int64_t left_row = turned ? f->q.R : a_row;
     for (int64_t first = first_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
-      for_tiles(n, [&](int64_t row, int64_t rows) {
+      for_rows(n, [&](int64_t row, int64_t rows) {
         if (f->q.s.layer_norm)
-          return multiply<S>(w->recurrent, rows, a[i % 2] + row * a_row, a_row, first, some,
-                             u + row * u_row() + first * kLanes, u_row());
-        multiply<S>(w->recurrent, rows, a[i % 2] + row * a_row, a_row, first, some, tile, some * kLanes);
+          return product(w->recurrent, rows, left + row * left_row, left_row, first, some,
+                         u + row * u_row() + first * kLanes, u_row());
+        product(w->recurrent, rows, left + row * left_row, left_row, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < rows; ++k) {
           const Row r = row_of(i, row + k);
           float* const at = tile + k * some * kLanes;

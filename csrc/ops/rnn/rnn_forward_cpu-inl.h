@@ -6,6 +6,7 @@ using avx512::kRnnForward;
 #else
 
 #include "common/cpu/dot-inl.h"
+#include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
@@ -18,6 +19,7 @@ using avx512::kRnnForward;
 #endif
 //
 #include "ops/rnn/rnn_product-inl.h"
+#include "ops/rnn/rnn_turned-inl.h"
 //
 #include "ops/rnn/rnn_cell-inl.h"
 #include "ops/rnn/rnn_norm-inl.h"
@@ -54,16 +56,18 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
     parameters[d].recurrent = {w.weight_hh, G, q.H, q.R, true, nullptr};
     parameters[d].projection = {w.weight_hr, 1, q.R, q.H, true, nullptr};
   }
-  const int64_t group = packs(q) ? Task::kGroup : 1;
-  const RnnSplit split =
+  const bool turned = turns<S>(q);
+  const int64_t group = packs(q) && !turned ? Task::kGroup : 1;
+  RnnSplit split =
       rnn_split(q, parameters[0].recurrent.floats(), (vectors_of(q.H) + group - 1) / group, pool);
+  if (turned && split.blocks > split.workers) split.blocks = split.workers;
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
       Parameters& p = parameters[d];
-      if (packs_input(q)) take_panels<S>(p.input, arena);
-      if (packs(q))
-        for (Weight* weight : {&p.recurrent, &p.projection}) take_panels<S>(*weight, arena);
+      if (packs_input(q) && !turned) take_panels<S>(p.input, arena);
+      if (packs(q) && !turned) take_panels<S>(p.recurrent, arena);
+      if (packs(q)) take_panels<S>(p.projection, arena);
       take_small_parameters<S>(p, q, q.weights[d], arena);
     }
     tasks = arena.take<Task>(D * split.shares);
@@ -71,7 +75,7 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of(q, split);
-      task.group = group;
+      task.group = group, task.turned = turned;
       task.w = &parameters[task.d];
       task.take(arena);
     }

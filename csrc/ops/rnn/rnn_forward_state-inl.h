@@ -14,6 +14,7 @@ struct ForwardState {
   RnnShare share;
   int64_t d, blocks, chunk;  // chunk: steps projected at once
   int64_t group;             // unit blocks that blocks are made of
+  bool turned;               // a single step, its rows side by side (rnn_turned-inl.h)
   const Parameters* w;
 
   float *a[2], *h;  // [share, a_row]: what the product reads in even and odd steps; h: before the mask
@@ -21,6 +22,7 @@ struct ForwardState {
   // projected=False, a chunk's rows one after another: x as floats, W_ih x as the product gives it, the first
   // row of each step.
   float *staged, *gx;
+  float* turned_a;  // turned, by block: a[0] side by side, as in `staged` x
   int64_t* offsets;
   int64_t a_row, c_row;
 
@@ -45,15 +47,21 @@ struct ForwardState {
     c = kLstm ? arena.take<float>(rows * c_row) : nullptr;
     u = q.s.layer_norm ? arena.take<float>(rows * u_row()) : nullptr;
     hidden = q.s.has_projection ? arena.take<float>(rows * c_row) : nullptr;
-    const int64_t projected = q.s.projected ? 0 : chunk * rows;
-    gx = arena.take<float>(projected * gx_row());
-    staged = arena.take<float>(projected * staged_row());
+    gx = arena.take<float>(q.s.projected ? 0 : chunk * rows * gx_row());
+    staged = arena.take<float>(q.s.projected ? 0
+                               : turned      ? blocks * turned_floats(rows, q.I)
+                                             : chunk * rows * staged_row());
+    turned_a = turned ? arena.take<float>(blocks * turned_floats(rows, q.R)) : nullptr;
     offsets = arena.take<int64_t>(q.s.projected ? 0 : q.rows.T);
   }
 
   int64_t u_row() const { return vectors_of(f->q.H) * kGates * kLanes; }
   int64_t gx_row() const { return u_row() + 16; }
-  int64_t staged_row() const { return padded(f->q.I) + 16; }
+  float* staged_by(int64_t block) const {
+    return turned ? staged + block * turned_floats(share.size(), f->q.I) : staged;
+  }
+  float* turned_by(int64_t block) const { return turned_a + block * turned_floats(share.size(), f->q.R); }
+  int64_t staged_row() const { return turned ? f->q.I : padded(f->q.I) + 16; }
   int64_t step(int64_t i) const { return d == 0 ? i : f->q.rows.T - 1 - i; }
   int64_t count(int64_t i) const { return i < f->q.rows.T ? share.count(step(i)) : 0; }
 

@@ -49,9 +49,10 @@ _FEW_UNITS, _FEW_SUMS = 64, 2**13
 _FEWEST_PACKED = 4
 # Products below which a single step of a plain cell without gradient costs less in torch.
 _SMALL_CELL = 2**15
-# Rows of a single step, with AVX-512, for which both weights are packed and multiplied in longer than MKL takes: 1.1
-# to 1.5 times from so many units on, of a plain cell from any.
-_PACKED_FOR_A_STEP, _PACKED_UNITS = range(25, 128), 128
+# The same where MKL has AVX-512, of any rows and of so few that they do not fill a vector; and rows of many units in
+# which MKL is near the machine's limit.
+_SMALL_WIDE_CELL, _SMALL_WIDE_FEW_ROWS, _FEW_ROWS = 5 * 2**17, 2**23, 16
+_MANY_ROWS, _MANY_UNITS = 129, 256
 
 
 def _faster_in_torch(call: Call) -> str | None:
@@ -64,19 +65,11 @@ def _faster_in_torch(call: Call) -> str | None:
         return f"fewer than {_FEWEST_PACKED} sequences do not fill the rows of a tile" if few else None
     if call.dtype is not torch.float32:
         return None
-    (T, B, I, H, _), cell = call.sizes, call.s.cell  # noqa: E741
-    packs_weights = call.one_step and B in _PACKED_FOR_A_STEP and (H >= _PACKED_UNITS or cell in _PLAIN)
-    if packs_weights and products.wide_mkl():
-        return f"torch multiplies {B} rows without packing weights, which a single step does not pay for"
+    (T, B, _, H, _), cell = call.sizes, call.s.cell
     if call.gradient and T < _FEW_STEPS[cell]:  # noqa: SIM300
         return f"{T} steps do not pay for an autograd function"
-    if (
-        not call.gradient
-        and T == 1
-        and cell in _PLAIN
-        and (not call.one_step or B * H * (I + H) < _SMALL_CELL)
-    ):
-        return "a single step this small has less overhead in torch"
+    if cell in _PLAIN and T == 1 and not call.gradient and (refusal := _single_plain_step(call)) is not None:
+        return refusal
     if (
         cell == "lstm"
         and call.gradient
@@ -92,6 +85,18 @@ def _faster_in_torch(call: Call) -> str | None:
         return f"torch trains {B} sequences of {H} units faster"
     if not call.gradient and H >= 256 and B >= 128:
         return f"torch's products of {B} rows are near the machine's limit"
+    return None
+
+
+def _single_plain_step(call: Call) -> str | None:
+    _, B, I, H, _ = call.sizes  # noqa: E741
+    size, small = B * H * (I + H), _SMALL_CELL
+    if products.wide_mkl():
+        if B >= _MANY_ROWS and H >= _MANY_UNITS:
+            return f"torch's products of {B} rows are near the machine's limit"
+        small = _SMALL_WIDE_FEW_ROWS if B < _FEW_ROWS else _SMALL_WIDE_CELL
+    if size < small or not call.one_step:
+        return "a single step this small has less overhead in torch"
     return None
 
 
