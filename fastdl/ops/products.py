@@ -3,7 +3,8 @@
 On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
 what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: for
 layers that are not narrow linear's own product takes its place there, elsewhere for some numbers of rows, and for
-results so large that the system hands out their memory anew each time, which ours asks for in huge pages.
+results so large that the system hands out their memory anew each time, which ours asks for in huge pages. With AMX
+ours multiplies each number as the sum of three of bfloat16, faster than fp32 and with less error.
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def large_enough(M: int, N: int, K: int) -> bool:
     return M >= 16 and least_columns <= N and M * N * K >= LEAST_PRODUCTS
 
 
+def by_tiles(M: int, N: int, K: int) -> bool:
+    """Whether our product of [M, K] and [K, N] by AMX tiles of bfloat16 beats MKL's, which packs less.
+
+    On a Xeon with two cores to itself it took 1 / 1.1 of the time for 128 rows and 512 columns of 512, 1 / 1.3 for 512,
+    1 / 1.6 for 2048 and 2048.
+    """
+    return M >= 96 and N >= 128 and K >= 64 and M * N >= 2**16 and cpu_isa() == "amx"
+
+
 def weight_is_faster(M: int, N: int, K: int) -> bool:
     """Whether our product of [M, K] and a weight [N, K] beats MKL's.
 
@@ -78,6 +88,8 @@ def weight_is_faster(M: int, N: int, K: int) -> bool:
     """
     if mkl_on_amd():
         return large_enough(M, N, K)
+    if by_tiles(M, N, K):
+        return True
     return uses_wide_vectors() and 48 < M <= 64 and N >= 256 and N * K >= 2**18
 
 
@@ -105,7 +117,7 @@ def _faster_than_mkl(left: Tensor, right: Tensor) -> bool:
     if not _takes(left):
         return False
     sizes = left.shape[0], right.shape[1], left.shape[1]
-    return large_enough(*sizes) if _MKL_ON_AMD else page_faults_count(*sizes)
+    return large_enough(*sizes) if _MKL_ON_AMD else by_tiles(*sizes) or page_faults_count(*sizes)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

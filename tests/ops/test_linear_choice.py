@@ -116,7 +116,10 @@ def test_speed_is_no_reason_where_a_kernel_is_asked_for(setting, recorded):
             x, weight, bias = inputs(rows, K, N, recorded)
             algorithm = by_machine(algorithm, rows, N, K, recorded)
             assert fastdl.explain("linear", x, weight, bias, activation="relu").algorithm == algorithm
-            assert ran(lambda: linear(x, weight, bias, activation="relu")) == KERNELS[algorithm]  # noqa: B023
+            expected = set(KERNELS[algorithm])
+            if algorithm == "composed" and products.weight_is_faster(rows, N, K):
+                expected.add("fastdl::linear_product")
+            assert ran(lambda: linear(x, weight, bias, activation="relu")) == expected  # noqa: B023
 
 
 def test_dropout_stays_fused():
@@ -138,7 +141,7 @@ def test_other_dtypes_and_strides():
 @pytest.mark.skipif(not products.uses_wide_vectors(), reason="limits of AVX-512")
 def test_the_exact_gelu_is_torchs_unless_its_result_is_fresh_memory():
     for rows, N, algorithm in ((300, 2048, "torch"), (4100, 2100, "composed")):
-        x, weight = torch.empty(rows, 64), torch.empty(N, 64)
+        x, weight = torch.empty(rows, 32), torch.empty(N, 32)
         if not products.mkl_on_amd():
             assert fastdl.explain("linear", x, weight, activation="gelu").algorithm == algorithm
         assert fastdl.explain("linear", x, weight, activation="silu").algorithm != "torch"

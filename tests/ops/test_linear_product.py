@@ -11,7 +11,8 @@ from fastdl.ops import products
 pytestmark = pytest.mark.skipif(
     not _extension.cpu.loaded, reason=f"CPU kernels are not loaded: {_extension.cpu.error}"
 )
-# around the kernel's steps: 6 rows and 16 or 64 columns in registers, 144 rows, 128 or 256 deep, 1024 columns
+# around the kernels' steps: 6 rows and 16 or 64 columns in registers, 144 rows, 128 or 256 deep, 1024 columns; 16 rows
+# and columns, 32 and 512 deep of tiles
 SIZES = [
     (1, 1, 1),
     (6, 16, 16),
@@ -20,6 +21,7 @@ SIZES = [
     (13, 257, 1025),
     (100, 300, 33),
     (193, 513, 130),
+    (165, 1060, 400),
 ]
 
 
@@ -60,7 +62,7 @@ def test_the_error_is_at_most_twice_torchs(size):
 
 
 def test_threads_change_no_bit():
-    left, right, bias = torch.randn(150, 400), torch.randn(400, 333), torch.randn(333)
+    left, right, bias = torch.randn(190, 600), torch.randn(600, 353), torch.randn(353)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 4, 7):
@@ -71,10 +73,35 @@ def test_threads_change_no_bit():
     assert all(torch.equal(each, found[0]) for each in found)
 
 
-def test_nan_and_infinity_stay_where_they_are():
-    left, right = torch.ones(20, 30), torch.ones(30, 40)
-    left[3, 5], right[7, 9] = float("nan"), float("inf")
+@pytest.mark.parametrize(("M", "K", "N"), [(20, 30, 40), (130, 70, 520)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3.4e38, 1e36])
+def test_nan_infinity_and_the_largest_stay_where_they_are(M, K, N, value):
+    left, right = torch.ones(M, K), torch.ones(K, N)
+    left[3, 5] = value
     assert_close(multiply(left, right), left @ right, equal_nan=True)
+    left[3, 5], right[7, 9] = 1, value
+    assert_close(multiply(left, right), left @ right, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 1e-30, 1e-12, 1e15, 1e30])
+def test_the_error_does_not_depend_on_the_scale(scale):
+    left, right = torch.randn(260, 90) * scale, torch.randn(90, 270)
+    for a, b in ((left, right), (right.t(), left.t())):
+        exact = a.double() @ b.double()
+        ours, torchs = ((p.double() - exact).norm() for p in (multiply(a, b), a @ b))
+        assert ours <= 2 * torchs
+
+
+@pytest.mark.skipif(_extension.cpu_isa() != "amx", reason="other instruction sets multiply in float32")
+def test_tiles_multiply_three_parts_of_every_number():
+    """With less error than float32 allows; a row of denormals, which tiles take for 0, shows who multiplied."""
+    left, right = torch.randn(300, 700), torch.randn(700, 400)
+    exact = left.double() @ right.double()
+    assert (multiply(left, right).double() - exact).norm() <= 2.5e-7 * exact.norm()
+    left[7] = 2.0**-130
+    right.fill_(2.0**40)
+    assert multiply(left, right)[7].count_nonzero() == 0
+    assert (left @ right)[7].count_nonzero() == 400
 
 
 def test_empty_and_wrong_matrices():
@@ -111,11 +138,12 @@ def test_layers_by_our_products_are_as_exact(monkeypatch):
 
 
 @pytest.mark.skipif(
-    not products.mkl_on_amd(), reason="torch's products use all of this CPU, as far as is known"
+    not (products.mkl_on_amd() or products.by_tiles(136, 1024, 1024)),
+    reason="torch's products use all of this CPU, as far as is known",
 )
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_a_large_layer_trains_by_our_products(activation):
-    x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((96, 1024), (1024, 1024), (1024,)))
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((136, 1024), (1024, 1024), (1024,)))
     assert fastdl.explain("linear", x, weight, bias, activation=activation).algorithm == "gemm"
     output = fastdl.ops.linear(x, weight, bias, activation=activation)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:

@@ -2,7 +2,13 @@
 // A thread computes a rectangle of C alone, in steps of kDepth along the sums and kColumns across; how C is
 // cut changes no sum. Saves nothing.
 
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+using avx512::kProduct;
+#else
+
+#include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
+#include "common/cpu/tiles-inl.h"
 //
 #include "ops/linear/product_pack-inl.h"
 
@@ -119,34 +125,32 @@ inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float
 
 #include "ops/linear/product_few_rows-inl.h"
 
-// Rectangles down and across C: the cut whose threads pack and multiply least.
+// Rectangles down and across C of so many rows and columns.
 struct Cut {
-  int64_t down, across;
-
-  int64_t rows(const LinearProduct& p) const { return part(p.M, down, kPanelRows); }
-  int64_t columns(const LinearProduct& p) const { return part(p.N, across, kGemmWidth); }
-  static int64_t part(int64_t size, int64_t parts, int64_t step) {
-    return ((size + parts - 1) / parts + step - 1) / step * step;
-  }
+  int64_t rows, columns;
 };
 
-inline Cut cut_of(const LinearProduct& p, int64_t threads) {
-  // Packing a column of B, or only reading it, takes as long as multiplying it with so many rows; packing a
-  // row of A as multiplying it with as many columns.
-  constexpr int64_t kPack = 4;
-  Cut best = {1, 1};
+// The cut whose threads pack and multiply least. Packing a column of B, or only reading it, takes as long as
+// multiplying it with `pack` rows; packing a row of A as multiplying it with as many columns.
+inline Cut cut_of(const LinearProduct& p, int64_t threads, int64_t row_step, int64_t column_step,
+                  int64_t pack) {
+  const auto part = [](int64_t size, int64_t parts, int64_t step) {
+    return ((size + parts - 1) / parts + step - 1) / step * step;
+  };
+  Cut best = {p.M, p.N};
   int64_t least = INT64_MAX;
   for (int64_t down = 1; down <= threads; ++down) {
-    const Cut cut = {down, threads / down};
-    const int64_t cost = (cut.rows(p) + kPack) * (cut.columns(p) + kPack);
+    const Cut cut = {part(p.M, down, row_step), part(p.N, threads / down, column_step)};
+    const int64_t cost = (cut.rows + pack) * (cut.columns + pack);
     if (cost < least) least = cost, best = cut;
   }
   return best;
 }
 
 inline void product(const LinearProduct& p, const ThreadPool& pool) {
-  const Cut cut = cut_of(p, pool.size() > 1 ? pool.size() : 1);
-  const int64_t rows = cut.rows(p), columns = cut.columns(p);
+  constexpr int64_t kPack = 4;
+  const Cut cut = cut_of(p, pool.size() > 1 ? pool.size() : 1, kPanelRows, kGemmWidth, kPack);
+  const int64_t rows = cut.rows, columns = cut.columns;
   const int64_t down = (p.M + rows - 1) / rows, across = (p.N + columns - 1) / columns, tasks = down * across;
   constexpr int64_t kLeft = kBlockRows / kPanelRows * kLeftPanel;
   const bool few = has_few_rows(p);
@@ -163,5 +167,16 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
   });
 }
 
+#if FASTDL_TILES && FASTDL_VEC_BYTES == 64
+#include "common/cpu/tile_gemm-inl.h"
+//
+#include "common/cpu/split_gemm-inl.h"
+//
+#include "ops/linear/product_split-inl.h"
+#else
+inline void split_or_plain_product(const LinearProduct& p, const ThreadPool& pool) { product(p, pool); }
+#endif
+
 typedef void (*ProductFunction)(const LinearProduct&, const ThreadPool&);
-constexpr ProductFunction kProduct[] = {product};
+constexpr ProductFunction kProduct[] = {split_or_plain_product};
+#endif

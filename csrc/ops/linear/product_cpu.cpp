@@ -2,7 +2,7 @@
 #include "ops/linear/linear_cpu.h"
 
 #define FASTDL_ISA_SOURCE "ops/linear/product-inl.h"
-#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#define FASTDL_ISA_MAX FASTDL_ISA_AMX
 #include "common/cpu/foreach_isa.h"
 
 namespace fastdl::cpu {

@@ -57,7 +57,12 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.weight_is_faster(rows, N, K):
         return LITTLE if products.mkl_on_amd() else LIMIT
-    little = not products.malloc_never_keeps(N * K) if products.wide_mkl() else rows * N * K < 2**24
+    if products.by_tiles(rows, N, K):
+        little = rows * N * K < 2**27
+    elif products.wide_mkl():
+        little = not products.malloc_never_keeps(N * K)
+    else:
+        little = rows * N * K < 2**24
     return LITTLE if recorded and little else None
 
 

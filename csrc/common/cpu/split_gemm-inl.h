@@ -1,0 +1,158 @@
+// Products of fp32 matrices by tiles of bf16: C[rows, columns] = C or bias + A[rows, depth] B[depth,
+// columns]. Each number is the exact sum of three of bf16, h + m + l, each the nearest to what the ones
+// before it leave; of the nine products the six from 2^-16 of h h on are summed, in fp32. What is left out is
+// less than 2^-25 of a product: less than its own rounding to fp32. Numbers that bf16 rounds to infinity, and
+// those of which parts are denormals, which tiles take for 0, are not for it (SplitRange). One thread, which
+// has configured its tiles. Saves nothing. Included after tile_gemm-inl.h, once per instruction set that has
+// FASTDL_TILES: no include guard.
+
+constexpr int64_t kSplitParts = 3;
+
+// Elements of a packed matrix: panels of 16 rows of A, or columns of B, along the depth in tiles, each in
+// three parts.
+FASTDL_INLINE int64_t split_panel(int64_t depth) {
+  return tiles_of(depth, kAmxDepth) * kSplitParts * kTileElements;
+}
+FASTDL_INLINE int64_t split_elements(int64_t lanes, int64_t depth) {
+  return tiles_of(lanes, kAmxRows) * split_panel(depth);
+}
+
+// As for tiles: an operation on denormals takes 150 cycles, and gradients of gelu are full of them.
+struct DenormalsAreZero {
+  unsigned before = _mm_getcsr();
+
+  DenormalsAreZero() { _mm_setcsr(before | 0x8040); }
+  ~DenormalsAreZero() { _mm_setcsr(before); }
+  DenormalsAreZero(const DenormalsAreZero&) = delete;
+  DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
+};
+
+// The largest magnitude packed, in bf16, of the elements of a pair apart.
+struct SplitRange {
+  typedef uint16_t Halves __attribute__((vector_size(FASTDL_VEC_BYTES)));
+  Halves largest = {};
+
+  void add(VecBits pairs) { take(reinterpret_cast<Halves>(pairs & 0x7fff7fff)); }
+  void widen_by(const SplitRange& other) { take(other.largest); }
+  void take(Halves halves) { largest = halves > largest ? halves : largest; }
+
+  // Whether all are 0, or the larger ones are at least 2^-63, and all below 2^109.
+  bool fits() const {
+    int most = 0;
+    for (int i = 0; i < 2 * kLanes; ++i) most = largest[i] > most ? largest[i] : most;
+    return most == 0 || (most >= 0x2000 && most < 0x7600);
+  }
+};
+
+// Row `lane` of A, or column of B, lies at `lane * lane_step`; one of the steps is 1.
+struct SplitSource {
+  const float* at;
+  int64_t lane_step, depth_step;
+};
+
+FASTDL_INLINE Vec load_up_to(const float* p, int64_t n) {
+  return n >= kLanes ? load(p) : n > 0 ? load_first(p, static_cast<int>(n)) : zero();
+}
+
+// The bf16 nearest to v, which must be finite and not too large: what is left of v in a sum that is 2^16
+// times as large (after Dekker 1971).
+FASTDL_INLINE Vec upper_part(Vec v) {
+  const Vec scale = set1(65536), sum = fma(v, scale, v);
+  return fma(v, -scale, sum);
+}
+
+// Two rows of 16 numbers, `kAmxRows` apart along the depth, -> row i of three tiles, in pairs.
+FASTDL_INLINE void split_row(Vec first, Vec second, BFloat16* to, SplitRange& range) {
+  const auto put = [&](Vec a, Vec b) __attribute__((always_inline)) {
+    const VecBits pairs = reinterpret_cast<VecBits>(a) >> 16 | reinterpret_cast<VecBits>(b);
+    store_lanes(to, pairs);
+    to += kTileElements;
+    return pairs;
+  };
+  const Vec high_first = upper_part(first), high_second = upper_part(second);
+  range.add(put(high_first, high_second));
+  first = first - high_first, second = second - high_second;
+  const Vec middle_first = upper_part(first), middle_second = upper_part(second);
+  put(middle_first, middle_second);
+  put(first - middle_first, second - middle_second);
+}
+
+// 16 rows or columns, 32 deep, of which `lanes` and `depths` exist: three tiles, a lane of which holds depths
+// k and k + 16. kDeep: runs lie along the depth; a row of a tile does so of A.
+template <bool kRight, bool kDeep>
+FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t depths, BFloat16* tile,
+                              SplitRange& range) {
+  static_assert(kLanes == kAmxRows && 2 * kLanes == kAmxDepth, "a row of a tile is a vector");
+  Vec first[kLanes], second[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if constexpr (kDeep) {
+      const float* const run = from.at + i * from.lane_step;
+      // Each run lies in a page of its own, where no hardware looks ahead.
+      if (i < lanes)
+        __builtin_prefetch(run + 2 * kAmxDepth), __builtin_prefetch(run + 2 * kAmxDepth + kLanes);
+      first[i] = load_up_to(run, i < lanes ? depths : 0);
+      second[i] = load_up_to(run + kLanes, i < lanes ? depths - kLanes : 0);
+    } else {
+      const float* const run = from.at + i * from.depth_step;
+      first[i] = load_up_to(run, i < depths ? lanes : 0);
+      second[i] = load_up_to(run + kLanes * from.depth_step, i + kLanes < depths ? lanes : 0);
+    }
+  }
+  if constexpr (kDeep == kRight) transpose(first), transpose(second);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) split_row(first[i], second[i], tile + i * kAmxDepth, range);
+}
+
+// `lanes` rows of A (columns of B), `depth` deep.
+template <bool kRight>
+inline void split(const SplitSource& from, int64_t lanes, int64_t depth, BFloat16* to, SplitRange& range) {
+  for (int64_t i = 0; i < lanes; i += kAmxRows)
+    for (int64_t k = 0; k < depth; k += kAmxDepth, to += kSplitParts * kTileElements) {
+      const SplitSource at = {from.at + i * from.lane_step + k * from.depth_step, from.lane_step,
+                              from.depth_step};
+      from.depth_step == 1 ? split_tile<kRight, true>(at, lanes - i, depth - k, to, range)
+                           : split_tile<kRight, false>(at, lanes - i, depth - k, to, range);
+    }
+}
+
+// kRows x kColumns tiles of C: the product of packed a and b, to which a row (null: zeros) is added.
+template <int kRows, int kColumns>
+FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t depth, const float* row,
+                               float* c, int64_t c_row) {
+  const int64_t panel = split_panel(depth);
+  constexpr int64_t kBytes = 64;
+  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+  if (row != nullptr) {  // the same one for every row of a tile
+    load_tile<0>(row, 0), load_tile<2>(row, 0);
+    if constexpr (kColumns == 2) load_tile<1>(row + kAmxRows, 0), load_tile<3>(row + kAmxRows, 0);
+  }
+  const auto left = [&](int64_t part) __attribute__((always_inline)) {
+    load_tile<4>(a + part * kTileElements, kBytes);
+    if constexpr (kRows == 2) load_tile<5>(a + panel + part * kTileElements, kBytes);
+  };
+  const auto right = [&](int64_t part) __attribute__((always_inline)) {
+    load_tile<6>(b + part * kTileElements, kBytes);
+    if constexpr (kColumns == 2) load_tile<7>(b + panel + part * kTileElements, kBytes);
+  };
+  const auto multiply = [&]() __attribute__((always_inline)) {
+    dot_tiles<0, 4, 6>();
+    if constexpr (kColumns == 2) dot_tiles<1, 4, 7>();
+    if constexpr (kRows == 2) dot_tiles<2, 5, 6>();
+    if constexpr (kRows == 2 && kColumns == 2) dot_tiles<3, 5, 7>();
+  };
+  for (int64_t k = 0; k < depth;
+       k += kAmxDepth, a += kSplitParts * kTileElements, b += kSplitParts * kTileElements) {
+    // In an order in which one side stays loaded.
+    left(0), right(0), multiply();
+    left(2), multiply();
+    left(1), multiply();
+    right(1), multiply();
+    left(0), multiply();
+    right(2), multiply();
+  }
+  store_tile<0>(c, c_row * 4);
+  if constexpr (kColumns == 2) store_tile<1>(c + kAmxRows, c_row * 4);
+  if constexpr (kRows == 2) store_tile<2>(c + kAmxRows * c_row, c_row * 4);
+  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
+}
