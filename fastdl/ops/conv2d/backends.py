@@ -86,7 +86,7 @@ def forward(
         )
     early = bias if scale is None else None
     if plan.algorithm == "product":
-        y = _image(products.linear(x.flatten(1), weight.flatten(1), early))
+        y = _image(products.linear(_pixels(x), weight.flatten(1), early), x)
     else:
         y = convolve(x, weight, early, plan.g)
     if scale is None and residual is None and not _slow_in_torch(activation, y):
@@ -99,15 +99,21 @@ def recorded(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     """Torch's convolution, or its product where an image is one position, with torch's gradients."""
     if plan.algorithm != "product":
         return convolve(x, weight, bias, plan.g)
-    operands = x.flatten(1), weight.flatten(1), bias
+    operands = _pixels(x), weight.flatten(1), bias
     slow = products.slow_in_torch(x)
     y = products.through_float32(F.linear, *operands) if slow else F.linear(*operands)
-    return _image(y)
+    return _image(y, x)
 
 
-def _image(y: Tensor) -> Tensor:
-    """[N, C] as images of one position."""
-    return y.view(*y.shape, 1, 1)
+def _pixels(x: Tensor) -> Tensor:
+    """[N, C, H, W] as [N * H * W, C]: a view in channels_last, or where an image is one position."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _image(y: Tensor, x: Tensor) -> Tensor:
+    """[N * H * W, C_out] as images like x in channels_last."""
+    N, _, H, W = x.shape
+    return y.view(N, H, W, y.shape[1]).permute(0, 3, 1, 2)
 
 
 def _slow_in_torch(activation: str | None, y: Tensor) -> bool:
