@@ -11,7 +11,9 @@ from rnn_plans import OPS, arguments, leaves
 
 import fastdl
 from fastdl import _extension, dispatch
-from fastdl.ops.rnn import plans, refusals
+from fastdl.dispatch import Choice
+from fastdl.ops import products
+from fastdl.ops.rnn import backends, plans, refusals
 from fastdl.testing.rnn import Sample
 
 # Compute capability -> multiprocessors and KB of shared memory a block: T4, A100, RTX 3090, RTX 4090, H100, RTX 5090.
@@ -120,6 +122,18 @@ def test_a_plain_step_of_few_rows_or_many_is_torchs_where_mkl_has_avx512(monkeyp
             assert (algorithm == "aten") is (wide and torchs), (kind, B, H)
             with fastdl.strict():
                 assert dispatch.choose(kind.split("_")[0], call).algorithm == "fused"
+
+
+def test_many_steps_are_projected_at_once_by_tiles(monkeypatch):
+    monkeypatch.setattr(products, "cpu_isa", lambda: "amx")
+    large = dataclasses.replace(GRU, T=32, B=16, I=200, H=300)
+    for sample, dtype, projected in (
+        (large, torch.float32, True),
+        (large, torch.bfloat16, False),
+        (dataclasses.replace(large, layout="packed"), torch.float32, False),
+        (dataclasses.replace(large, T=1), torch.float32, False),
+    ):
+        assert backends.make_plan(Choice("cpu", "fused"), sample.call(dtype)).s.projected is projected
 
 
 def test_without_cudnn_the_kernels_serve_every_size(gpu, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch import Choice
-from ..products import uses_wide_vectors
+from .. import products
 from . import registration, triton_ops  # noqa: F401, the operators below must be defined
 from .call import Call
 from .options import Options
@@ -64,9 +64,20 @@ def make_plan(choice: Choice, call: Call) -> Plan:
     # The C++ kernels project a few steps at a time into cache; backward needs nothing of the projection. Where gates
     # are saved that took 0.5 to 1.0 of the time with AVX-512. With AVX2 it took 0.7 to 1.2 on the same CPU, and was not
     # measured on one that ends there.
-    inside = choice.backend == "cpu" and not call.s.layer_norm and (not call.gradient or uses_wide_vectors())
+    wide = not call.gradient or products.uses_wide_vectors()
+    inside = choice.backend == "cpu" and not call.s.layer_norm and wide and not _projected_by_tiles(call)
     s = call.s._replace(projected=not inside)
     return Plan(*choice, s, s.packed(), list(call.zoneout), call.checkpoint)
+
+
+def _projected_by_tiles(call: Call) -> bool:
+    """Whether AMX tiles project all steps at once faster than the kernel a few: the layer then takes 1 / 1.1 to 1 / 1.2
+    of the time, unless what they write and read is much beside the product."""
+    if call.dtype is not torch.float32 or call.packed or call.compiling:
+        return False
+    T, B, I, H, _ = call.sizes  # noqa: E741
+    rows, columns = T * B, call.s.num_gates * H
+    return (I >= 512 or rows * columns <= 2**22) and products.by_tiles(rows, columns, I)
 
 
 class Saved(NamedTuple):
