@@ -10,7 +10,7 @@ constexpr int64_t kSplitBlock = 2 * kAmxRows;
 
 // Where tiles save more than packing costs (fastdl/ops/products.py).
 FASTDL_INLINE bool splits(const LinearProduct& p) {
-  return p.M >= 96 && p.N >= 128 && p.K >= 64 && p.M * p.N >= (1 << 16);
+  return p.M >= 128 && p.N >= 128 && p.K >= 64 && p.M * p.N >= (1 << 18);
 }
 
 // Steps along the sums, of one length.
