@@ -74,10 +74,10 @@ def large_enough(M: int, N: int, K: int) -> bool:
 def by_tiles(M: int, N: int, K: int) -> bool:
     """Whether our product of [M, K] and [K, N] by AMX tiles of bfloat16 beats MKL's, which packs less.
 
-    On a Xeon it took 1 / 1.3 of the time for M = N = K = 512, 1 / 1.45 for 1024, 1 / 1.6 for M = N = 2048, K = 512. But
-    tiles lose more than vectors do where something else runs on the other thread of a core: then it took 1.25 to 1.5.
+    On a Xeon it took 1 / 1.45 of the time for M = N = K = 1024, 1 / 1.6 for M = N = 2048, K = 512; for 512 1 / 1.3. But
+    tiles lose more than vectors where somebody else uses them on the other thread of a core: then 1.25, 1.3 and 1.5.
     """
-    return M >= 128 and N >= 128 and K >= 64 and M * N >= 2**18 and cpu_isa() == "amx"
+    return M >= 256 and N >= 256 and K >= 64 and M * N >= 2**20 and cpu_isa() == "amx"
 
 
 def weight_is_faster(M: int, N: int, K: int) -> bool:

@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
     const auto size = [&](int64_t most) { return 1 + random.below(random.below(3) == 0 ? most : 40); };
     Case c{size(230), size(300), size(600), random.below(3)};
     if (i % 40 == 0) c.N = 1000 + random.below(100);
-    if (i % 25 == 5) c.M = 320 + random.below(100), c.N = 820 + random.below(100), c.K += 63;  // by tiles
+    if (i % 40 == 5) c.M = 600 + random.below(100), c.N = 1750 + random.below(50), c.K += 63;  // by tiles
     c.left_by_rows = random.below(2) == 0, c.right_by_rows = random.below(2) == 0;
     c.has_bias = random.below(2) == 0, c.integers = random.below(2) == 0;
     check(c, random);

@@ -82,7 +82,7 @@ def test_images_of_one_position_are_a_product(N):
 
 def test_pixels_of_channels_last_are_a_product_by_tiles(monkeypatch):
     monkeypatch.setattr(products, "cpu_isa", lambda: "amx")
-    x, weight = torch.randn(2, 200, 21, 23), Parameter(torch.randn(340, 200, 1, 1), requires_grad=False)
+    x, weight = torch.randn(4, 200, 31, 27), Parameter(torch.randn(340, 200, 1, 1), requires_grad=False)
     pixels = x.to(memory_format=torch.channels_last)
 
     def algorithm(x: torch.Tensor, weight: torch.Tensor = weight, **conv: int) -> str:
@@ -93,7 +93,7 @@ def test_pixels_of_channels_last_are_a_product_by_tiles(monkeypatch):
         assert algorithm(other, weight.to(other.dtype)) != "product"
     assert algorithm(pixels, stride=2) != "product"
     assert algorithm(pixels, Parameter(torch.empty(340, 100, 1, 1)), groups=2) != "product"
-    bias, residual = torch.randn(340), torch.randn(2, 340, 21, 23).to(memory_format=torch.channels_last)
+    bias, residual = torch.randn(340), torch.randn(4, 340, 31, 27).to(memory_format=torch.channels_last)
     found = fastdl.ops.conv2d(pixels, weight, bias, residual=residual, activation="silu")
     exact = torch.nn.functional.silu(torch.conv2d(x.double(), weight.double(), bias.double()) + residual)
     assert found.is_contiguous(memory_format=torch.channels_last)

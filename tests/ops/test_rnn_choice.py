@@ -126,7 +126,7 @@ def test_a_plain_step_of_few_rows_or_many_is_torchs_where_mkl_has_avx512(monkeyp
 
 def test_many_steps_are_projected_at_once_by_tiles(monkeypatch):
     monkeypatch.setattr(products, "cpu_isa", lambda: "amx")
-    large = dataclasses.replace(GRU, T=32, B=16, I=200, H=300)
+    large = dataclasses.replace(GRU, T=64, B=32, I=200, H=300)
     for sample, dtype, projected in (
         (large, torch.float32, True),
         (large, torch.bfloat16, False),

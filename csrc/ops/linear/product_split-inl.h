@@ -10,7 +10,7 @@ constexpr int64_t kSplitBlock = 2 * kAmxRows;
 
 // Where tiles save more than packing costs (fastdl/ops/products.py).
 FASTDL_INLINE bool splits(const LinearProduct& p) {
-  return p.M >= 128 && p.N >= 128 && p.K >= 64 && p.M * p.N >= (1 << 18);
+  return p.M >= 256 && p.N >= 256 && p.K >= 64 && p.M * p.N >= (1 << 20);
 }
 
 // Steps along the sums, of one length.

@@ -125,8 +125,7 @@ def _by_tiles(x: Tensor, weight: Tensor, g: Geometry) -> bool:
         return False
     (C_out, C), pixels = weight.shape[:2], x.shape[0] * x.shape[2] * x.shape[3]
     plain = g.groups == 1 and not any(g.padding) and max(g.stride) == 1
-    large = C_out >= 256 and C_out * C >= 2**16  # from here on more than 1.2 times as fast
-    if not (plain and large and products.by_tiles(pixels, C_out, C)):
+    if not plain or C_out * C < 2**16 or not products.by_tiles(pixels, C_out, C):
         return False
     return not (torch.compiler.is_compiling() or needs_gradient(x, weight, None))
 

@@ -57,9 +57,7 @@ def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.weight_is_faster(rows, N, K):
         return LITTLE if products.mkl_on_amd() else LIMIT
-    if products.by_tiles(rows, N, K):
-        little = rows * N * K < 2**27
-    elif products.wide_mkl():
+    if products.wide_mkl() and not products.by_tiles(rows, N, K):
         little = not products.malloc_never_keeps(N * K)
     else:
         little = rows * N * K < 2**24
