@@ -1,5 +1,5 @@
-// Products of fp32 matrices by tiles of bf16: C[rows, columns] = C or bias + A[rows, depth] B[depth,
-// columns]. Each number is the exact sum of three of bf16, h + m + l, each the nearest to what the ones
+// Products of fp32 matrices by tiles of bf16: C[rows, columns] = A[rows, depth] B[depth, columns], plus one
+// row for all. Each number is the exact sum of three of bf16, h + m + l, each the nearest to what the ones
 // before it leave; of the nine products the six from 2^-16 of h h on are summed, in fp32. What is left out is
 // less than 2^-25 of a product: less than its own rounding to fp32. Numbers that bf16 rounds to infinity, and
 // those of which parts are denormals, which tiles take for 0, are not for it (SplitRange). One thread, which
