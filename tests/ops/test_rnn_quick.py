@@ -105,8 +105,8 @@ def test_flops_of_a_step_are_counted():
 @torch.no_grad()
 def test_a_cell_takes_the_step_and_gives_the_same_as_the_long_way(cell, dtype):
     options = {"nonlinearity": cell.removeprefix("rnn_")} if cell.startswith("rnn") else {}
-    layer = getattr(fastdl.nn, CELL_CLASSES[cell])(40, 48, dtype=dtype, **options)
-    x, h = torch.randn(9, 40, dtype=dtype), torch.randn(9, 48, dtype=dtype)
+    layer = getattr(fastdl.nn, CELL_CLASSES[cell])(150, 180, dtype=dtype, **options)
+    x, h = torch.randn(20, 150, dtype=dtype), torch.randn(20, 180, dtype=dtype)
     for hx in (None, (h, h.flip(0)) if cell == "lstm" else h):
         with torch.profiler.profile() as profile:
             found = layer(x, hx)
