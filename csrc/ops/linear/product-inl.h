@@ -2,28 +2,8 @@
 // A thread computes a rectangle of C alone, in steps of kDepth along the sums and kColumns across; how C is
 // cut changes no sum. Saves nothing.
 
-#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
-using avx512::kProduct;
-#else
-
-#include "common/cpu/dot-inl.h"
-#include "common/cpu/gemm-inl.h"
-#include "common/cpu/tiles-inl.h"
-//
-#include "ops/linear/product_pack-inl.h"
-
 // Columns whose panels are packed for one step along the sums: at most 512 KB, an L2.
 constexpr int64_t kColumns = 512;
-
-struct Rectangle {
-  int64_t row, rows, column, columns;
-};
-
-// Steps along the sums of one length: a short last one would read and write C for little.
-FASTDL_INLINE int64_t even_depths(int64_t K) {
-  const int64_t steps = (K + kDepth - 1) / kDepth;
-  return (K + steps * kLanes - 1) / (steps * kLanes) * kLanes;
-}
 
 // C[rows, kGemmWidth] (+)= a panel of A times one of B, + bias (null: none); rows <= kPanelRows.
 template <bool kAdd>
@@ -123,30 +103,6 @@ inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float
   }
 }
 
-#include "ops/linear/product_few_rows-inl.h"
-
-// Rectangles down and across C of so many rows and columns.
-struct Cut {
-  int64_t rows, columns;
-};
-
-// The cut whose threads pack and multiply least. Packing a column of B, or only reading it, takes as long as
-// multiplying it with `pack` rows; packing a row of A as multiplying it with as many columns.
-inline Cut cut_of(const LinearProduct& p, int64_t threads, int64_t row_step, int64_t column_step,
-                  int64_t pack) {
-  const auto part = [](int64_t size, int64_t parts, int64_t step) {
-    return ((size + parts - 1) / parts + step - 1) / step * step;
-  };
-  Cut best = {p.M, p.N};
-  int64_t least = INT64_MAX;
-  for (int64_t down = 1; down <= threads; ++down) {
-    const Cut cut = {part(p.M, down, row_step), part(p.N, threads / down, column_step)};
-    const int64_t cost = (cut.rows + pack) * (cut.columns + pack);
-    if (cost < least) least = cost, best = cut;
-  }
-  return best;
-}
-
 inline void product(const LinearProduct& p, const ThreadPool& pool) {
   constexpr int64_t kPack = 4;
   const Cut cut = cut_of(p, pool.size() > 1 ? pool.size() : 1, kPanelRows, kGemmWidth, kPack);
@@ -166,17 +122,3 @@ inline void product(const LinearProduct& p, const ThreadPool& pool) {
     few ? multiply_few_rows(p, r, own) : multiply_rectangle(p, r, own, own + kLeft);
   });
 }
-
-#if FASTDL_TILES && FASTDL_VEC_BYTES == 64
-#include "common/cpu/tile_gemm-inl.h"
-//
-#include "common/cpu/split_gemm-inl.h"
-//
-#include "ops/linear/product_split-inl.h"
-#else
-inline void split_or_plain_product(const LinearProduct& p, const ThreadPool& pool) { product(p, pool); }
-#endif
-
-typedef void (*ProductFunction)(const LinearProduct&, const ThreadPool&);
-constexpr ProductFunction kProduct[] = {split_or_plain_product};
-#endif

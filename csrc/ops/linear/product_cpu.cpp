@@ -1,7 +1,7 @@
 #include "common/cpu/scratch.h"
 #include "ops/linear/linear_cpu.h"
 
-#define FASTDL_ISA_SOURCE "ops/linear/product-inl.h"
+#define FASTDL_ISA_SOURCE "ops/linear/product_cpu-inl.h"
 #define FASTDL_ISA_MAX FASTDL_ISA_AMX
 #include "common/cpu/foreach_isa.h"
 

@@ -104,8 +104,8 @@ inline void multiply_split(const LinearProduct& p, const Rectangle& r, BFloat16*
   }
 }
 
-inline void split_or_plain_product(const LinearProduct& p, const ThreadPool& pool) {
-  if (!splits(p)) return product(p, pool);
+// False: a number does not fit, C is to be computed again.
+inline bool split_product(const LinearProduct& p, const ThreadPool& pool) {
   // Packing a number of B takes as long as multiplying it with so many rows; A's likewise.
   constexpr int64_t kPack = 64;
   const int64_t threads = pool.size() > 1 ? pool.size() : 1;
@@ -136,5 +136,5 @@ inline void split_or_plain_product(const LinearProduct& p, const ThreadPool& poo
     all.left.widen_by(ranges_of(worker)->left);
     all.right.widen_by(ranges_of(worker)->right);
   }
-  if (!all.left.fits() || !all.right.fits()) product(p, pool);
+  return all.left.fits() && all.right.fits();
 }
