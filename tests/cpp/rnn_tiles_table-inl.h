@@ -3,26 +3,40 @@
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
 //
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#if FASTDL_SPLIT_TILES
+#include "common/cpu/split_gemm-inl.h"
+#endif
+#endif
+//
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 #if FASTDL_TILES
-#include "common/cpu/tile_gemm-inl.h"
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
 //
 #include "ops/rnn/rnn_product-inl.h"
 
 // y = the product of rows with all vectors of a weight, packed into `panels`; the sizes if y is null.
-static ProductSizes product(const ProductCase& c, const BFloat16* plain, float* panels, const float* a,
-                            float* y) {
+template <class S>
+static ProductSizes product(const ProductCase& c, const void* plain, float* panels, BFloat16* packed,
+                            const float* a, float* y) {
   const Weight w = {plain, c.gates, c.units, c.depth, c.transposed, panels};
-  if (y == nullptr) return {panel_floats<BFloat16>(w), w.vectors(), kLanes};
-  for (int64_t panel = 0; panel < w.num_panels(); ++panel) pack_panel<BFloat16>(w, panel);
+  if (y == nullptr) return {panel_floats<S>(w), packed_row_elements<S>(c.rows, c.depth), w.vectors(), kLanes};
+  RangeOf<S> range = {};
+  for (int64_t panel = 0; panel < w.num_panels(); ++panel) pack_panel<S>(w, panel, range);
+  [[maybe_unused]] const ProductUse<S> use;
+  const ProductRows left = product_rows<S>(w, a, c.depth, c.rows, packed, range);
   // In two calls, cut between panels.
   const int64_t cut = w.num_panels() / 2 * kPanelVecs, stride = w.vectors() * kLanes;
-  if (cut > 0) multiply<BFloat16>(w, c.rows, a, c.depth, 0, cut, y, stride);
-  multiply<BFloat16>(w, c.rows, a, c.depth, cut, w.vectors() - cut, y + cut * kLanes, stride);
+  for_tiles(c.rows, [&](int64_t row, int64_t rows) {
+    float* const to = y + row * stride;
+    if (cut > 0) multiply<S>(w, left, row, rows, 0, cut, to, stride);
+    multiply<S>(w, left, row, rows, cut, w.vectors() - cut, to + cut * kLanes, stride);
+  });
   return {};
 }
 
-constexpr ProductTable kProduct = {by_tiles(BFloat16{}), product};
+constexpr ProductTable kProduct = {{by_tiles(BFloat16{}), product<BFloat16>},
+                                   {by_tiles(0.0f), product<float>}};

@@ -1,6 +1,6 @@
-// Products of the recurrent kernels in bf16 with emulated AMX tiles against sums in double: every row count,
-// ragged units and depths, several chunks of the depth, weights as they are and transposed. Tensors end at an
-// unreadable page. Exits 1 on failure.
+// Products of the recurrent kernels with emulated AMX tiles, of bf16 and of fp32 in three parts, against sums
+// in double: every row count, ragged units and depths, several chunks of the depth, weights as they are and
+// transposed. Tensors end at an unreadable page. Exits 1 on failure.
 #define FASTDL_EMULATE_TILES
 #include <cmath>
 #include <cstdio>
@@ -14,12 +14,15 @@ struct ProductCase {
   bool transposed;
 };
 struct ProductSizes {
-  int64_t panel_floats, vectors, lanes;
+  int64_t panel_floats, packed, vectors, lanes;
+};
+struct ProductOf {
+  bool tiles;
+  ProductSizes (*product)(const ProductCase& c, const void* plain, float* panels, BFloat16* packed,
+                          const float* a, float* y);
 };
 struct ProductTable {
-  bool tiles;
-  ProductSizes (*product)(const ProductCase& c, const BFloat16* plain, float* panels, const float* a,
-                          float* y);
+  ProductOf bf16, fp32;
 };
 }  // namespace fastdl::cpu
 
@@ -34,17 +37,25 @@ namespace {
 
 int failures = 0;
 
-void check(const cpu::ProductCase& c, Random& random) {
-  const auto& table = FASTDL_ISA_SELECT(kProduct);
-  const cpu::ProductSizes sizes = table.product(c, nullptr, nullptr, nullptr, nullptr);
-  Guarded<BFloat16> plain(c.gates * c.units * c.depth);
+template <class T>
+T* aligned(int64_t count) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, static_cast<size_t>(count) * sizeof(T)) != 0) std::abort();
+  return static_cast<T*>(memory);
+}
+
+// S: of the weight. By tiles, rows are rounded to it.
+template <class S>
+void check(const cpu::ProductOf& of, const cpu::ProductCase& c, Random& random) {
+  const cpu::ProductSizes sizes = of.product(c, nullptr, nullptr, nullptr, nullptr, nullptr);
+  Guarded<S> plain(c.gates * c.units * c.depth);
   Guarded<float> a(c.rows * c.depth), y(c.rows * sizes.vectors * sizes.lanes);
   for (int64_t i = 0; i < plain.size(); ++i) assign(&plain[i], random.uniform());
   for (int64_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(random.uniform());
-  void* panels = nullptr;
-  if (posix_memalign(&panels, 64, static_cast<size_t>(sizes.panel_floats) * sizeof(float)) != 0) std::abort();
-  table.product(c, plain.data(), static_cast<float*>(panels), a.data(), y.data());
-  std::free(panels);
+  float* const panels = aligned<float>(sizes.panel_floats);
+  BFloat16* const packed = aligned<BFloat16>(sizes.packed);
+  of.product(c, plain.data(), panels, packed, a.data(), y.data());
+  std::free(panels), std::free(packed);
   for (int64_t row = 0; row < c.rows; ++row)
     for (int64_t v = 0; v < sizes.vectors; ++v)
       for (int64_t lane = 0; lane < sizes.lanes; ++lane) {
@@ -53,9 +64,9 @@ void check(const cpu::ProductCase& c, Random& random) {
         double sum = 0, most = 0;
         for (int64_t k = 0; k < c.depth; ++k) {
           const int64_t at = c.transposed ? (gate * c.units + unit) * c.depth + k : k * c.units + unit;
-          BFloat16 rounded;
+          S rounded;
           assign(&rounded, a[row * c.depth + k]);
-          const double term = value(table.tiles ? value(rounded) : a[row * c.depth + k]) * value(plain[at]);
+          const double term = (of.tiles ? value(rounded) : value(a[row * c.depth + k])) * value(plain[at]);
           sum += term, most += std::fabs(term);
         }
         const double got = y[(row * sizes.vectors + v) * sizes.lanes + lane];
@@ -70,14 +81,17 @@ void check(const cpu::ProductCase& c, Random& random) {
 
 int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
-  if (!FASTDL_ISA_SELECT(kProduct).tiles) std::printf("no tiles without AVX2: the vectors' products\n");
+  const cpu::ProductTable& table = FASTDL_ISA_SELECT(kProduct);
+  if (!table.bf16.tiles) std::printf("no tiles without AVX2: the vectors' products\n");
+  if (!table.fp32.tiles) std::printf("no tiles of fp32 without AVX-512: the vectors' products\n");
   Random random{1};
   for (int i = 0; i < cases; ++i) {
     cpu::ProductCase c = {};
     c.transposed = random.below(2) == 0, c.gates = c.transposed ? 1 + random.below(4) : 1;
-    c.units = 1 + random.below(70), c.rows = 1 + random.below(24);
+    c.units = 1 + random.below(70), c.rows = 1 + random.below(80);
     c.depth = 1 + random.below(i % 4 == 0 ? 1200 : 100);
-    check(c, random);
+    check<BFloat16>(table.bf16, c, random);
+    check<float>(table.fp32, c, random);
   }
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures != 0;

@@ -116,13 +116,20 @@ inline void split(const SplitSource& from, int64_t lanes, int64_t depth, BFloat1
     }
 }
 
-// kRows x kColumns tiles of C: the product of packed a and b, to which a row (null: zeros) is added.
-template <int kRows, int kColumns>
+// kRows x kColumns tiles of C: the product of packed a and b, added to C or to a row (null: zeros).
+template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t depth, const float* row,
                                float* c, int64_t c_row) {
   const int64_t panel = split_panel(depth);
   constexpr int64_t kBytes = 64;
-  zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+  if constexpr (kAdd) {
+    load_tile<0>(c, c_row * 4);
+    if constexpr (kColumns == 2) load_tile<1>(c + kAmxRows, c_row * 4);
+    if constexpr (kRows == 2) load_tile<2>(c + kAmxRows * c_row, c_row * 4);
+    if constexpr (kRows == 2 && kColumns == 2) load_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
+  } else {
+    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+  }
   if (row != nullptr) {  // the same one for every row of a tile
     load_tile<0>(row, 0), load_tile<2>(row, 0);
     if constexpr (kColumns == 2) load_tile<1>(row + kAmxRows, 0), load_tile<3>(row + kAmxRows, 0);

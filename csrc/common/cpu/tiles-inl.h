@@ -1,11 +1,16 @@
 // AMX: eight tile registers of 16 rows of 64 bytes, whole always, multiplied by one instruction. FASTDL_TILES
 // is 1 where this instruction set has them, or where FASTDL_EMULATE_TILES asks for the same operations in
-// plain C++ instead, as FASTDL_EMULATE_AVX512 does for AMX itself. Included after vec-inl.h, once per
+// plain C++ instead, as FASTDL_EMULATE_AVX512 does for AMX itself; FASTDL_SPLIT_TILES where a vector is a
+// tile's row too, which products of fp32 by tiles need (split_gemm-inl.h). Included after vec-inl.h, once per
 // instruction set: no include guard.
 
 #undef FASTDL_TILES
+#undef FASTDL_SPLIT_TILES
 #if FASTDL_ISA >= FASTDL_ISA_AMX || (defined(FASTDL_EMULATE_TILES) && FASTDL_ISA >= FASTDL_ISA_AVX2)
 #define FASTDL_TILES 1
+#if FASTDL_VEC_BYTES == 64
+#define FASTDL_SPLIT_TILES 1
+#endif
 
 constexpr int64_t kAmxRows = 16;   // of every operand; of the right one: pairs of elements along the sum
 constexpr int64_t kAmxDepth = 32;  // bfloat16 of a row of the left operand
@@ -89,16 +94,17 @@ FASTDL_INLINE void dot_tiles() {
 // Instructions by name: GCC 12's intrinsics say nothing of the memory they read, so that the stores before a
 // load may come after it; nor do they take a tile's number from a template.
 
-FASTDL_INLINE void configure_tiles() {
-  struct alignas(64) {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  } config = {};
-  config.palette = 1;
-  for (int i = 0; i < kTileRegisters; ++i) config.row_bytes[i] = 64, config.rows[i] = kAmxRows;
-  asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
-}
+// Palette 1: every register whole. A constant: read just after it was written, it would take longer.
+struct alignas(64) TileConfig {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+constexpr TileConfig kTileConfig = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+static_assert(kTileRegisters == 8 && kAmxRows == 16, "the configuration's");
+
+FASTDL_INLINE void configure_tiles() { asm volatile("ldtilecfg %0" : : "m"(kTileConfig) : "memory"); }
 FASTDL_INLINE void release_tiles() { asm volatile("tilerelease" : : : "memory"); }
 
 template <int kTile>

@@ -16,7 +16,7 @@ using avx512::kProduct;
 #include "ops/linear/product_few_rows-inl.h"
 //
 #include "ops/linear/product-inl.h"
-#if FASTDL_TILES && FASTDL_VEC_BYTES == 64
+#if FASTDL_SPLIT_TILES
 #include "common/cpu/tile_gemm-inl.h"
 //
 #include "common/cpu/split_gemm-inl.h"
@@ -25,7 +25,7 @@ using avx512::kProduct;
 #endif
 
 inline void product_by_size(const LinearProduct& p, const ThreadPool& pool) {
-#if FASTDL_TILES && FASTDL_VEC_BYTES == 64
+#if FASTDL_SPLIT_TILES
   if (splits(p) && split_product(p, pool)) return;
 #endif
   product(p, pool);

@@ -44,11 +44,11 @@ inline void multiply_split_block(const LinearProduct& p, const Rectangle& r, boo
   const int64_t out_row = direct ? p.N : kSplitBlock;
   const bool tall = r.rows > kAmxRows, wide = r.columns > kAmxRows;
   if (tall)
-    wide ? split_block<2, 2>(left, right, depth, bias, out, out_row)
-         : split_block<2, 1>(left, right, depth, bias, out, out_row);
+    wide ? split_block<2, 2, false>(left, right, depth, bias, out, out_row)
+         : split_block<2, 1, false>(left, right, depth, bias, out, out_row);
   else
-    wide ? split_block<1, 2>(left, right, depth, bias, out, out_row)
-         : split_block<1, 1>(left, right, depth, bias, out, out_row);
+    wide ? split_block<1, 2, false>(left, right, depth, bias, out, out_row)
+         : split_block<1, 1, false>(left, right, depth, bias, out, out_row);
   if (direct) return;
   for (int64_t i = 0; i < r.rows; ++i)
     for (int64_t j = 0; j < r.columns; j += kLanes) {

@@ -30,6 +30,8 @@ struct Backward : BackwardState<kCell, S> {
   template <class G>
   FASTDL_INLINE_MEMBER void products(const Weight& weight, int64_t block, int64_t rows, int64_t all,
                                      const float* left, int64_t left_row, const G& g) {
+    [[maybe_unused]] const ProductUse<S> use;
+    const ProductRows packed_left = this->rows_of_product(weight, block, left, left_row, rows);
     const int64_t groups = panel_pairs(weight);
     alignas(64) float tile[kTileRows * 2 * kPanelWidth];
     for (int64_t group = block * groups / blocks; group < (block + 1) * groups / blocks; ++group) {
@@ -37,8 +39,7 @@ struct Backward : BackwardState<kCell, S> {
       const int64_t some = after < 2 * kPanelVecs ? after : 2 * kPanelVecs;
       for_tiles(all, [&](int64_t row, int64_t tile_rows) {
         const int64_t with = rows - row < tile_rows ? rows - row : tile_rows;
-        if (with > 0)
-          multiply<S>(weight, with, left + row * left_row, left_row, first, some, tile, some * kLanes);
+        if (with > 0) multiply<S>(weight, packed_left, row, with, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < tile_rows; ++k) g(row + k, first, some, tile + k * some * kLanes);
       });
     }

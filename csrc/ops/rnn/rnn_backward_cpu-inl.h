@@ -10,10 +10,16 @@ using avx512::kRnnBackward;
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
 //
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#if FASTDL_SPLIT_TILES
+#include "common/cpu/split_gemm-inl.h"
+#endif
+#endif
+//
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 #if FASTDL_TILES
-#include "common/cpu/tile_gemm-inl.h"
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
 //
@@ -28,8 +34,9 @@ using avx512::kRnnBackward;
 //
 #include "ops/rnn/rnn_backward-inl.h"
 
+// False: numbers were out of the range of tiles, all is to be computed without.
 template <Cell kCell, class S>
-void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& pool) {
+bool backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& pool) {
   using Task = Backward<kCell, S>;
   const RnnSequence& q = args.q;
   const int64_t D = q.s.directions, G = num_gates(kCell);
@@ -41,6 +48,9 @@ void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
   }
   const RnnSplit split =
       rnn_split(q, parameters[0].recurrent.floats(), panel_pairs(parameters[0].recurrent), pool);
+  const int64_t threads = pool.size() > 1 ? pool.size() : 1;
+  RangeOf<S>* ranges = nullptr;  // of weights by worker, then of rows by task and block
+  const int64_t rows_ranges = D * split.shares * split.blocks;
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
@@ -48,33 +58,44 @@ void backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
       take_panels<S>(parameters[d].projection, arena);
       take_small_parameters<S>(parameters[d], q, q.weights[d], arena);
     }
+    ranges = arena.take<RangeOf<S> >(threads + rows_ranges);
     tasks = arena.take<Task>(D * split.shares);
     for (int64_t k = 0; k < D * split.shares; ++k) {
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.w = &parameters[task.d];
+      task.ranges = ranges + threads + k * split.blocks;
       task.take(arena);
     }
     return arena.used;
   };
   const size_t bytes = lay_out({nullptr, 0});
   lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
+  for (int64_t i = 0; i < threads + rows_ranges; ++i) ranges[i] = {};
   Weight* weights[4];
   for (int64_t d = 0; d < D; ++d)
     weights[2 * d] = &parameters[d].recurrent, weights[2 * d + 1] = &parameters[d].projection;
-  pack_weights<S>(weights, 2 * D, pool);
+  pack_weights<S>(weights, 2 * D, ranges, pool);
   run_tasks(tasks, split, D, q.rows.T + 1, pool);
+  return all_fit(ranges, threads) && all_fit(ranges + threads, rows_ranges);
 }
 
-using RnnFunction = void (*)(const RnnBackward&, const RnnPlan&, const ThreadPool&);
+using RnnFunction = bool (*)(const RnnBackward&, const RnnPlan&, const ThreadPool&);
 
-// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16.
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+template <Cell kCell>
+bool backward_by_size(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& pool) {
+  return (fills_tiles(args.q, plan) && backward<kCell, float>(args, plan, pool)) ||
+         avx512::RnnTable<kCell>::kByDtype[1](args, plan, pool);
+}
+#endif
+
+// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16 and fp32.
 template <Cell kCell>
 struct RnnTable {
   static constexpr RnnFunction kByDtype[] = {nullptr,
 #if FASTDL_ISA >= FASTDL_ISA_AMX
-                                             avx512::RnnTable<kCell>::kByDtype[1],
-                                             avx512::RnnTable<kCell>::kByDtype[2],
+                                             backward_by_size<kCell>, avx512::RnnTable<kCell>::kByDtype[2],
 #else
                                              backward<kCell, float>, backward<kCell, Float16>,
 #endif

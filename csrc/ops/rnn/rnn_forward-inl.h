@@ -7,7 +7,7 @@ struct Forward : ForwardState<kCell, S> {
   using State = ForwardState<kCell, S>;
   using Row = typename State::Row;
   using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row,
-      State::staged_by, State::turned_by;
+      State::staged_by, State::turned_by, State::rows_of_product;
   using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::turned, State::w,
       State::a, State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
@@ -76,24 +76,23 @@ struct Forward : ForwardState<kCell, S> {
       f(row, rows - row < kGemmWidth ? rows - row : kGemmWidth);
   }
 
-  FASTDL_INLINE_MEMBER void product(const Weight& weight, int64_t rows, const float* from, int64_t from_row,
+  FASTDL_INLINE_MEMBER void product(const Weight& weight, const ProductRows& left, int64_t row, int64_t rows,
                                     int64_t first, int64_t some, float* out, int64_t out_row) const {
-    if (turned) return multiply_turned(weight, rows, from, first, some, out, out_row);
-    multiply<S>(weight, rows, from, from_row, first, some, out, out_row);
+    if (turned) return multiply_turned(weight, rows, left.a + row * left.a_row, first, some, out, out_row);
+    multiply<S>(weight, left, row, rows, first, some, out, out_row);
   }
 
   // W_ih x of the same steps, cut by units: a worker reads its part of the weight alone.
   void project(int64_t from_step, int64_t block) {
-    // Rows are rounded to bf16 anew for every product by tiles.
-    constexpr int64_t kMost = (by_tiles(S{}) ? kTogether : 1) * kGroup * kGates;
+    [[maybe_unused]] const ProductUse<S> use;
+    constexpr int64_t kMost = kGroup * kGates;
     const int64_t together = w->input.panels != nullptr ? kGroup : group;
-    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1, together),
-                  width = staged_row();
+    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1, together);
+    const ProductRows left = rows_of_product(w->input, block, staged_by(block), staged_row(), rows);
     for (int64_t first = first_vector(block, together); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_rows(rows, [&](int64_t row, int64_t tile_rows) {
-        product(w->input, tile_rows, staged_by(block) + row * width, width, first, some,
-                gx + row * gx_row() + first * kLanes, gx_row());
+        product(w->input, left, row, tile_rows, first, some, gx + row * gx_row() + first * kLanes, gx_row());
       });
     }
   }
@@ -107,19 +106,20 @@ struct Forward : ForwardState<kCell, S> {
   }
 
   void recurrent(int64_t i, int64_t block) {
+    [[maybe_unused]] const ProductUse<S> use;
     constexpr int64_t kMost = kTogether * kGroup * kGates;
     const int64_t n = count(i), last = first_vector(block + 1);
     constexpr int64_t kRows = kTileRows < kGemmWidth ? kGemmWidth : kTileRows;
     alignas(64) float tile[kRows * kMost * kLanes];
-    const float* const left = turned ? turned_by(block) : a[i % 2];
-    const int64_t left_row = turned ? f->q.R : a_row;
+    const ProductRows left = rows_of_product(w->recurrent, block, turned ? turned_by(block) : a[i % 2],
+                                             turned ? f->q.R : a_row, n);
     for (int64_t first = first_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_rows(n, [&](int64_t row, int64_t rows) {
         if (f->q.s.layer_norm)
-          return product(w->recurrent, rows, left + row * left_row, left_row, first, some,
-                         u + row * u_row() + first * kLanes, u_row());
-        product(w->recurrent, rows, left + row * left_row, left_row, first, some, tile, some * kLanes);
+          return product(w->recurrent, left, row, rows, first, some, u + row * u_row() + first * kLanes,
+                         u_row());
+        product(w->recurrent, left, row, rows, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < rows; ++k) {
           const Row r = row_of(i, row + k);
           float* const at = tile + k * some * kLanes;
@@ -238,13 +238,15 @@ struct Forward : ForwardState<kCell, S> {
   }
 
   void project_hidden(int64_t i, int64_t block) {
+    [[maybe_unused]] const ProductUse<S> use;
     const int64_t n = count(i), panels = w->projection.num_panels();
+    const ProductRows left = rows_of_product(w->projection, block, hidden, c_row, n);
     alignas(64) float tile[kTileRows * kPanelWidth];
     for (int64_t panel = block * panels / blocks; panel < (block + 1) * panels / blocks; ++panel) {
-      const int64_t first = panel * kPanelVecs, left = w->projection.vectors() - first;
-      const int64_t some = left < kPanelVecs ? left : kPanelVecs;
+      const int64_t first = panel * kPanelVecs, after = w->projection.vectors() - first;
+      const int64_t some = after < kPanelVecs ? after : kPanelVecs;
       for_tiles(n, [&](int64_t row, int64_t rows) {
-        multiply<S>(w->projection, rows, hidden + row * c_row, c_row, first, some, tile, some * kLanes);
+        multiply<S>(w->projection, left, row, rows, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < rows; ++k) {
           const Row r = row_of(i, row + k);
           for (int64_t v = 0; v < some; ++v) {

@@ -11,10 +11,16 @@ using avx512::kRnnForward;
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
 //
+#if FASTDL_TILES
+#include "common/cpu/tile_gemm-inl.h"
+#if FASTDL_SPLIT_TILES
+#include "common/cpu/split_gemm-inl.h"
+#endif
+#endif
+//
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 #if FASTDL_TILES
-#include "common/cpu/tile_gemm-inl.h"
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
 //
@@ -37,15 +43,22 @@ FASTDL_INLINE bool packs_input(const RnnSequence& q) {
 }
 FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && packs_input(q); }
 
-// Steps projected at once: enough rows for every worker's product to reach its speed.
+// Rows of a worker projected at once: enough for its product to reach its speed. Weights in three parts push
+// the recurrent ones out of an L2 of 2 MB, which more rows make seldom.
+template <class S>
+constexpr int64_t kProjectedRows = by_tiles(S{}) && sizeof(S) == 4 ? 256 : 64;
+
+template <class S>
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
-  const int64_t rows = 64 * (split.blocks > 1 ? split.workers : 1), each = q.rows.B / split.shares + 1;
+  const int64_t rows = kProjectedRows<S> * (split.blocks > 1 ? split.workers : 1),
+                each = q.rows.B / split.shares + 1;
   const int64_t steps = (rows + each - 1) / each;
   return steps < q.rows.T ? steps : q.rows.T;
 }
 
+// False: numbers were out of the range of tiles, all is to be computed without.
 template <Cell kCell, class S>
-void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool) {
+bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool) {
   using Task = Forward<kCell, S>;
   const RnnSequence& q = args.q;
   const int64_t D = q.s.directions, G = num_gates(kCell);
@@ -61,6 +74,9 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
   RnnSplit split =
       rnn_split(q, parameters[0].recurrent.floats(), (vectors_of(q.H) + group - 1) / group, pool);
   if (turned && split.blocks > split.workers) split.blocks = split.workers;
+  const int64_t threads = pool.size() > 1 ? pool.size() : 1;
+  RangeOf<S>* ranges = nullptr;  // of weights by worker, then of rows by task and block
+  const int64_t rows_ranges = D * split.shares * split.blocks;
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
@@ -70,36 +86,47 @@ void forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       if (packs(q)) take_panels<S>(p.projection, arena);
       take_small_parameters<S>(p, q, q.weights[d], arena);
     }
+    ranges = arena.take<RangeOf<S> >(threads + rows_ranges);
     tasks = arena.take<Task>(D * split.shares);
     for (int64_t k = 0; k < D * split.shares; ++k) {
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
-      task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of(q, split);
+      task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of<S>(q, split);
       task.group = group, task.turned = turned;
       task.w = &parameters[task.d];
+      task.ranges = ranges + threads + k * split.blocks;
       task.take(arena);
     }
     return arena.used;
   };
   const size_t bytes = lay_out({nullptr, 0});
   lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
+  for (int64_t i = 0; i < threads + rows_ranges; ++i) ranges[i] = {};
   Weight* weights[6];
   for (int64_t d = 0; d < D; ++d)
     weights[3 * d] = &parameters[d].input, weights[3 * d + 1] = &parameters[d].recurrent,
                 weights[3 * d + 2] = &parameters[d].projection;
-  pack_weights<S>(weights, 3 * D, pool);
+  pack_weights<S>(weights, 3 * D, ranges, pool);
   run_tasks(tasks, split, D, q.rows.T, pool);
+  return all_fit(ranges, threads) && all_fit(ranges + threads, rows_ranges);
 }
 
-using RnnFunction = void (*)(const RnnForward&, const RnnPlan&, const ThreadPool&);
+using RnnFunction = bool (*)(const RnnForward&, const RnnPlan&, const ThreadPool&);
 
-// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16.
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+template <Cell kCell>
+bool forward_by_size(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool) {
+  return (fills_tiles(args.q, plan) && forward<kCell, float>(args, plan, pool)) ||
+         avx512::RnnTable<kCell>::kByDtype[1](args, plan, pool);
+}
+#endif
+
+// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16 and fp32.
 template <Cell kCell>
 struct RnnTable {
   static constexpr RnnFunction kByDtype[] = {nullptr,
 #if FASTDL_ISA >= FASTDL_ISA_AMX
-                                             avx512::RnnTable<kCell>::kByDtype[1],
-                                             avx512::RnnTable<kCell>::kByDtype[2],
+                                             forward_by_size<kCell>, avx512::RnnTable<kCell>::kByDtype[2],
 #else
                                              forward<kCell, float>, forward<kCell, Float16>,
 #endif

@@ -11,15 +11,15 @@ void take_panels(Weight& w, Arena& arena) {
   if (w.plain != nullptr) w.panels = arena.take<float>(panel_floats<S>(w));
 }
 
-// Every panel of `count` weights; those without a place for panels are left alone.
+// Every panel of `count` weights; those without a place for panels are left alone. ranges: by worker.
 template <class S>
-void pack_weights(Weight* const* weights, int64_t count, const ThreadPool& pool) {
+void pack_weights(Weight* const* weights, int64_t count, RangeOf<S>* ranges, const ThreadPool& pool) {
   int64_t panels = 0;
   for (int64_t i = 0; i < count; ++i) panels += weights[i]->panels != nullptr ? weights[i]->num_panels() : 0;
-  parallel_tasks(pool, panels, [&](int64_t task, int64_t) {
+  parallel_tasks(pool, panels, [&](int64_t task, int64_t worker) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t own = weights[i]->panels != nullptr ? weights[i]->num_panels() : 0;
-      if (task < own) return pack_panel<S>(*weights[i], task);
+      if (task < own) return pack_panel<S>(*weights[i], task, ranges[worker]);
       task -= own;
     }
   });

@@ -41,4 +41,13 @@ RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_gro
   return {1, std::max<int64_t>(blocks, 1), threads};
 }
 
+bool fills_tiles(const RnnSequence& q, const RnnPlan& plan) {
+  constexpr int64_t kFewestRows = 32, kFewestUnits = 96;
+  // Where weights in three parts do not stay in an L2, tiles wait for them unless many rows pass.
+  constexpr int64_t kCached = 2 << 20;
+  const int64_t bytes = num_gates(q.s.cell) * q.H * q.R * 6;
+  const int64_t rows = std::accumulate(plan.counts.begin(), plan.counts.end(), int64_t{0});
+  return q.rows.T > 1 && q.H >= kFewestUnits && rows >= q.rows.T * kFewestRows * (bytes > kCached ? 2 : 1);
+}
+
 }  // namespace fastdl::cpu

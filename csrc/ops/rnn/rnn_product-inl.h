@@ -36,18 +36,18 @@ FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float*
 template <class S>
 int64_t panel_floats(const Weight& w) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) return tile_floats(w);
+  if constexpr (by_tiles(S{})) return tile_floats<S>(w);
 #endif
   return w.floats();
 }
 
 template <class S>
-void pack_panel(const Weight& w, int64_t panel) {
+void pack_panel(const Weight& w, int64_t panel, RangeOf<S>& range) {
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) {
     constexpr int64_t kColumns = kPanelVecs / kTileVecs;
     for (int64_t column = panel * kColumns; column < (panel + 1) * kColumns; ++column)
-      if (column < column_tiles(w)) pack_column_tiles(w, column);
+      if (column < column_tiles(w)) pack_column_tiles(w, column, static_cast<const S*>(w.plain), range);
     return;
   }
 #endif
@@ -161,25 +161,65 @@ __attribute__((noinline)) void multiply_plain(const Weight& w, int64_t rows, con
   }
 }
 
-// Vectors [first, first + count) of the product; packed, `first` begins a panel. out rows: count * kLanes.
+// The rows of a product: [rows, a_row] and, where tiles multiply them, the same packed.
+struct ProductRows {
+  const float* a;
+  int64_t a_row;
+  const BFloat16* tiles;
+  int64_t row_tiles;
+};
+
+// Elements that packed rows take.
 template <class S>
-FASTDL_INLINE void multiply(const Weight& w, int64_t rows, const float* a, int64_t a_row, int64_t first,
-                            int64_t count, float* out, int64_t out_row) {
-  if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, a_row, first, count, out, out_row);
+FASTDL_INLINE int64_t packed_row_elements(int64_t rows, int64_t depth) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) return multiply_column_tiles(w, rows, a, a_row, first, count, out, out_row);
+  if constexpr (by_tiles(S{})) return packed_elements<S>(tiles_of(rows, kAmxRows), depth);
 #endif
+  return 0;
+}
+
+template <class S>
+FASTDL_INLINE ProductRows product_rows(const Weight& w, const float* a, int64_t a_row, int64_t rows,
+                                       BFloat16* packed, RangeOf<S>& range) {
+#if FASTDL_TILES
+  if constexpr (by_tiles(S{})) {
+    if (w.panels != nullptr && rows > 0) {
+      pack_rows<S>(a, a_row, rows, w.depth, packed, range);
+      return {a, a_row, packed, tiles_of(rows, kAmxRows)};
+    }
+  }
+#endif
+  return {a, a_row, nullptr, 0};
+}
+
+// Vectors [first, first + count) of the product of rows [row, row + rows), which for_tiles gave; packed,
+// `first` begins a panel. out rows: count * kLanes.
+template <class S>
+FASTDL_INLINE void multiply(const Weight& w, const ProductRows& left, int64_t row, int64_t rows,
+                            int64_t first, int64_t count, float* out, int64_t out_row) {
+#if FASTDL_TILES
+  if constexpr (by_tiles(S{})) {
+    if (w.panels != nullptr)
+      return multiply_column_tiles<S>(w, left.tiles, left.row_tiles, row, rows, first, count, out, out_row);
+  }
+#endif
+  const float* const a = left.a + row * left.a_row;
+  if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, left.a_row, first, count, out, out_row);
   for (int64_t v = 0; v < count; v += kPanelVecs)
-    multiply_panel(rows, count - v < kPanelVecs ? count - v : kPanelVecs, a, a_row,
+    multiply_panel(rows, count - v < kPanelVecs ? count - v : kPanelVecs, a, left.a_row,
                    w.panels + (first + v) / kPanelVecs * kPanelWidth * w.depth, w.depth, out + v * kLanes,
                    out_row);
 }
 
-// f(first row, rows) for pieces of at most kTileRows, as even as can be.
+// f(first row, rows) for pieces of at most kTileRows, as even as can be; AMX's begin a tile.
 template <class F>
-FASTDL_INLINE void for_tiles(int64_t rows, const F& f, int64_t from = 0) {
+FASTDL_INLINE void for_tiles(int64_t rows, const F& f) {
+  int64_t from = 0;
   for (int64_t pieces = (rows + kTileRows - 1) / kTileRows; pieces > 0; --pieces) {
-    const int64_t some = (rows + pieces - 1) / pieces;
+    int64_t some = (rows + pieces - 1) / pieces;
+#if FASTDL_TILES
+    if (pieces > 1) some = whole_tiles(some, kAmxRows);
+#endif
     f(from, some);
     from += some;
     rows -= some;

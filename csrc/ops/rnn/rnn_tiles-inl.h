@@ -1,38 +1,61 @@
-// Products of a step's rows with a bf16 weight by AMX tiles: rows rounded to bf16, sums in fp32. One thread.
-// Saves nothing. Included where FASTDL_TILES is 1.
+// Products of a step's rows by AMX tiles, sums in fp32: of bf16, rows rounded to it, or of fp32, every number
+// in three parts of bf16 (common/cpu/split_gemm-inl.h). One thread. Saves nothing. Included where
+// FASTDL_TILES is 1.
 //
-// A tile's 16 columns are kTileVecs vectors of the weight. Along the depth the tiles lie in chunks, in a
-// chunk those of 16 columns one after the other: 32 rounded rows of a chunk stay in L1.
+// Rows and the vectors of a weight lie alike, in chunks along the depth; in a chunk the tiles of 16 rows, or
+// of the 16 columns that are kTileVecs vectors, one after the other, each in its parts. 32 rows of a chunk of
+// bf16 stay in L1.
 
 constexpr int64_t kTileVecs = kAmxRows / kLanes;
-constexpr int64_t kChunkTiles = 16, kChunkDepth = kChunkTiles * kAmxDepth;
 constexpr int64_t kBlock = 2 * kAmxRows;  // rows and columns of a block of sums
+
+#if FASTDL_SPLIT_TILES
+constexpr int64_t tile_parts(float) { return kSplitParts; }
+#endif
+constexpr int64_t tile_parts(BFloat16) { return 1; }
+
+template <class S>
+constexpr int64_t kChunkTiles = tile_parts(S{}) > 1 ? 8 : 16;
+template <class S>
+constexpr int64_t kChunkDepth = kChunkTiles<S> * kAmxDepth;
+
+template <class S>
+FASTDL_INLINE int64_t packed_elements(int64_t tiles, int64_t depth) {
+  return tiles * tiles_of(depth, kAmxDepth) * tile_parts(S{}) * kTileElements;
+}
+
+// Where tile `at` of `tiles` begins in the chunk that begins at depth k.
+template <class S>
+FASTDL_INLINE int64_t packed_at(int64_t at, int64_t tiles, int64_t k, int64_t depth) {
+  const int64_t left = tiles_of(depth - k, kAmxDepth), own = left < kChunkTiles<S> ? left : kChunkTiles<S>;
+  return (k / kAmxDepth * tiles + at * own) * tile_parts(S{}) * kTileElements;
+}
 
 FASTDL_INLINE int64_t column_tiles(const Weight& w) { return tiles_of(w.vectors(), kTileVecs); }
 
 // Floats in whose place the tiles of a weight fit.
+template <class S>
 FASTDL_INLINE int64_t tile_floats(const Weight& w) {
-  return tiles_of(w.depth, kAmxDepth) * column_tiles(w) * kTileElements / 2;
+  return packed_elements<S>(column_tiles(w), w.depth) / 2;
 }
 
-// The tiles of one column of tiles from depth k on, the beginning of a chunk.
-FASTDL_INLINE BFloat16* tiles_at(const Weight& w, int64_t column, int64_t k) {
-  const int64_t left = tiles_of(w.depth - k, kAmxDepth), own = left < kChunkTiles ? left : kChunkTiles;
-  return reinterpret_cast<BFloat16*>(w.panels) +
-         (k / kAmxDepth * column_tiles(w) + column * own) * kTileElements;
+template <class S>
+FASTDL_INLINE BFloat16* column_at(const Weight& w, int64_t column, int64_t k) {
+  return reinterpret_cast<BFloat16*>(w.panels) + packed_at<S>(column, column_tiles(w), k, w.depth);
 }
 
-FASTDL_INLINE int64_t chunk_depth(const Weight& w, int64_t k) {
-  return w.depth - k < kChunkDepth ? w.depth - k : kChunkDepth;
+template <class S>
+FASTDL_INLINE int64_t chunk_depth(int64_t depth, int64_t k) {
+  return depth - k < kChunkDepth<S> ? depth - k : kChunkDepth<S>;
 }
 
-inline void pack_column_tiles(const Weight& w, int64_t column) {
-  const BFloat16* const plain = static_cast<const BFloat16*>(w.plain);
-  for (int64_t k = 0; k < w.depth; k += kChunkDepth)
+inline void pack_column_tiles(const Weight& w, int64_t column, const BFloat16* plain, AnyRange&) {
+  for (int64_t k = 0; k < w.depth; k += kChunkDepth<BFloat16>)
     for (int64_t i = 0; i < kTileVecs; ++i) {
       const int64_t v = column * kTileVecs + i, unit = v / w.gates * kLanes;
-      const int64_t n = v < w.vectors() ? w.units - unit : 0, at = i * kLanes, depth = chunk_depth(w, k);
-      BFloat16* const to = tiles_at(w, column, k);
+      const int64_t n = v < w.vectors() ? w.units - unit : 0, at = i * kLanes;
+      const int64_t depth = chunk_depth<BFloat16>(w.depth, k);
+      BFloat16* const to = column_at<BFloat16>(w, column, k);
       if (w.transposed)
         pack_right_lanes_transposed(plain + (v % w.gates * w.units + unit) * w.depth + k, w.depth, depth, n,
                                     to, at);
@@ -41,61 +64,112 @@ inline void pack_column_tiles(const Weight& w, int64_t column) {
     }
 }
 
-// rows x depth floats -> tiles one after the other, past rows and depth 0.
-FASTDL_INLINE void round_rows(const float* a, int64_t a_row, int64_t rows, int64_t depth, BFloat16* to) {
+// Two vectors of a row, 32 deep -> its place in a tile, or in each of three.
+FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, AnyRange&, BFloat16) {
+  store_narrowed(to, low, high);
+}
+
+#if FASTDL_SPLIT_TILES
+inline void pack_column_tiles(const Weight& w, int64_t column, const float* plain, SplitRange& range) {
+  static_assert(kTileVecs == 1, "a column of tiles is a vector");
+  const DenormalsAreZero mode;
+  const int64_t unit = column / w.gates * kLanes, n = units_at(unit, w.units);
+  const float* const from =
+      w.transposed ? plain + (column % w.gates * w.units + unit) * w.depth : plain + unit;
+  const int64_t lane_step = w.transposed ? w.depth : 1, depth_step = w.transposed ? 1 : w.units;
+  for (int64_t k = 0; k < w.depth; k += kChunkDepth<float>)
+    split<true>({from + k * depth_step, lane_step, depth_step}, n, chunk_depth<float>(w.depth, k),
+                column_at<float>(w, column, k), range);
+}
+
+FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, SplitRange& range, float) {
+  split_row(low, high, to, range);
+}
+#endif
+
+// rows x depth floats; what stands past them in the last tiles of 16 rows is not read.
+template <class S>
+__attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t rows, int64_t depth,
+                                         BFloat16* to, RangeOf<S>& range) {
+#if FASTDL_SPLIT_TILES
+  const DenormalsAreZero mode;
+#endif
   const auto some = [depth](const float* from, int64_t d) {
     return d < depth ? load_units(from + d, units_at(d, depth)) : zero();
   };
-  const int64_t row_tile = tiles_of(depth, kAmxDepth) * kTileElements;
-  for (int64_t row = 0; row < whole_tiles(rows, kAmxRows); ++row, a += a_row) {
-    BFloat16* const at = to + row / kAmxRows * row_tile + row % kAmxRows * kAmxDepth;
-    for (int64_t d = 0; d < whole_tiles(depth, kAmxDepth); d += 2 * kLanes)
-      store_narrowed(at + d / kAmxDepth * kTileElements + d % kAmxDepth, row < rows ? some(a, d) : zero(),
-                     row < rows ? some(a, d + kLanes) : zero());
-  }
+  RangeOf<S> own = range;
+  const int64_t tiles = tiles_of(rows, kAmxRows);
+  for (int64_t k = 0; k < depth; k += kChunkDepth<S>)
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* const from = a + row * a_row;
+      BFloat16* at = to + packed_at<S>(row / kAmxRows, tiles, k, depth) + row % kAmxRows * kAmxDepth;
+      for (int64_t d = k, end = k + chunk_depth<S>(depth, k); d < end;
+           d += kAmxDepth, at += tile_parts(S{}) * kTileElements)
+        for (int64_t i = 0; i < kAmxDepth; i += 2 * kLanes)
+          pack_pair(some(from, d + i), some(from, d + i + kLanes), at + i, own, S{});
+    }
+  range = own;
 }
 
 // A block of sums over one chunk, whole tiles.
+template <int kRows, int kColumns, bool kAdd>
+FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
+                              int64_t sums_row, BFloat16) {
+  tile_block<kRows, kColumns, kAdd>(left_tiles(left, depth), right, tiles_of(depth, kAmxDepth), sums,
+                                    sums_row);
+}
+#if FASTDL_SPLIT_TILES
+template <int kRows, int kColumns, bool kAdd>
+FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
+                              int64_t sums_row, float) {
+  split_block<kRows, kColumns, kAdd>(left, right, depth, nullptr, sums, sums_row);
+}
+#endif
+template <class S, bool kAdd>
 FASTDL_INLINE void tile_sums(int64_t rows, int64_t columns, const BFloat16* left, const BFloat16* right,
-                             int64_t depth_tiles, float* sums, int64_t sums_row) {
-  const LeftTiles a = left_tiles(left, depth_tiles * kAmxDepth);
+                             int64_t depth, float* sums, int64_t sums_row) {
   if (rows > kAmxRows) {
-    if (columns == 2) return tile_block<2, 2, false>(a, right, depth_tiles, sums, sums_row);
-    return tile_block<2, 1, false>(a, right, depth_tiles, sums, sums_row);
+    if (columns == 2) return chunk_sums<2, 2, kAdd>(left, right, depth, sums, sums_row, S{});
+    return chunk_sums<2, 1, kAdd>(left, right, depth, sums, sums_row, S{});
   }
-  if (columns == 2) return tile_block<1, 2, false>(a, right, depth_tiles, sums, sums_row);
-  tile_block<1, 1, false>(a, right, depth_tiles, sums, sums_row);
+  if (columns == 2) return chunk_sums<1, 2, kAdd>(left, right, depth, sums, sums_row, S{});
+  chunk_sums<1, 1, kAdd>(left, right, depth, sums, sums_row, S{});
 }
 
-// Vectors [first, first + count) of the product, `first` beginning a tile. out rows: count * kLanes.
-__attribute__((noinline)) inline void multiply_column_tiles(const Weight& w, int64_t rows, const float* a,
-                                                            int64_t a_row, int64_t first, int64_t count,
-                                                            float* out, int64_t out_row) {
-  alignas(64) BFloat16 left[kBlock * kChunkDepth];
+// Vectors [first, first + count) of the product with rows [row, row + rows) of `tiles` packed ones; both
+// begin tiles. out rows: count * kLanes.
+template <class S>
+__attribute__((noinline)) void multiply_column_tiles(const Weight& w, const BFloat16* packed, int64_t tiles,
+                                                     int64_t row, int64_t rows, int64_t first, int64_t count,
+                                                     float* out, int64_t out_row) {
   alignas(64) float sums[kBlock * kBlock];
-  const TileUse use;
   const int64_t begin = first / kTileVecs, end = tiles_of(first + count, kTileVecs);
-  for (int64_t row = 0; row < rows; row += kBlock) {
-    const int64_t m = rows - row < kBlock ? rows - row : kBlock;
-    for (int64_t k = 0; k < w.depth; k += kChunkDepth) {
-      round_rows(a + row * a_row + k, a_row, m, chunk_depth(w, k), left);
+  for (int64_t i = 0; i < rows; i += kBlock) {
+    const int64_t m = rows - i < kBlock ? rows - i : kBlock;
+    for (int64_t k = 0; k < w.depth; k += kChunkDepth<S>) {
+      const BFloat16* const left = packed + packed_at<S>((row + i) / kAmxRows, tiles, k, w.depth);
+      const int64_t depth = chunk_depth<S>(w.depth, k);
       for (int64_t column = begin; column < end; column += 2) {
-        const int64_t columns = end - column > 1 ? 2 : 1,
-                      depth_tiles = tiles_of(chunk_depth(w, k), kAmxDepth);
+        const int64_t columns = end - column > 1 ? 2 : 1;
         const int64_t v = column * kTileVecs - first, left_over = count - v;
         const int64_t vecs = left_over < columns * kTileVecs ? left_over : columns * kTileVecs;
-        if (k == 0 && m % kAmxRows == 0 && vecs == columns * kTileVecs) {
-          tile_sums(m, columns, left, tiles_at(w, column, k), depth_tiles, out + row * out_row + v * kLanes,
-                    out_row);
+        const BFloat16* const right = column_at<S>(w, column, k);
+        if (m % kAmxRows == 0 && vecs == columns * kTileVecs) {
+          float* const to = out + i * out_row + v * kLanes;
+          k > 0 ? tile_sums<S, true>(m, columns, left, right, depth, to, out_row)
+                : tile_sums<S, false>(m, columns, left, right, depth, to, out_row);
           continue;
         }
-        tile_sums(m, columns, left, tiles_at(w, column, k), depth_tiles, sums, kBlock);
-        for (int64_t i = 0; i < m; ++i)
-          for (int64_t j = 0; j < vecs; ++j) {
-            float* const to = out + (row + i) * out_row + (v + j) * kLanes;
-            const Vec sum = load(sums + i * kBlock + j * kLanes);
-            store(to, k == 0 ? sum : load(to) + sum);
-          }
+        const auto each = [&](const auto& f) __attribute__((always_inline)) {
+          for (int64_t j = 0; j < m; ++j)
+            for (int64_t l = 0; l < vecs; ++l)
+              f(out + (i + j) * out_row + (v + l) * kLanes, sums + j * kBlock + l * kLanes);
+        };
+        // In the order of whole blocks: how rows are cut changes no sum.
+        if (k > 0) each([](const float* from, float* to) { store(to, load(from)); });
+        k > 0 ? tile_sums<S, true>(m, columns, left, right, depth, sums, kBlock)
+              : tile_sums<S, false>(m, columns, left, right, depth, sums, kBlock);
+        each([](float* to, const float* from) { store(to, load(from)); });
       }
     }
   }

@@ -12,7 +12,7 @@ struct Weight {
   int64_t floats() const { return num_panels() * kPanelWidth * depth; }
 };
 
-// Whether a packed weight is multiplied by AMX tiles.
+// Whether a packed weight is multiplied by AMX tiles: bf16 where there are any, fp32 in three parts.
 template <class S>
 constexpr bool by_tiles(S) {
   return false;
@@ -20,3 +20,46 @@ constexpr bool by_tiles(S) {
 #if FASTDL_TILES
 constexpr bool by_tiles(BFloat16) { return true; }
 #endif
+#if FASTDL_SPLIT_TILES
+constexpr bool by_tiles(float) { return true; }
+#endif
+
+// What the numbers of a product may be where they are not split.
+struct AnyRange {
+  void widen_by(const AnyRange&) {}
+  bool fits() const { return true; }
+};
+template <class S>
+struct RangeFor {
+  using Type = AnyRange;
+};
+#if FASTDL_SPLIT_TILES
+template <>
+struct RangeFor<float> {
+  using Type = SplitRange;
+};
+#endif
+template <class S>
+using RangeOf = typename RangeFor<S>::Type;
+
+template <class Range>
+bool all_fit(const Range* ranges, int64_t count) {
+  Range all = {};
+  for (int64_t i = 0; i < count; ++i) all.widen_by(ranges[i]);
+  return all.fits();
+}
+
+// What products of S need while they run.
+struct NoUse {};
+template <bool kTiles>
+struct UseFor {
+  using Type = NoUse;
+};
+#if FASTDL_TILES
+template <>
+struct UseFor<true> {
+  using Type = TileUse;
+};
+#endif
+template <class S>
+using ProductUse = typename UseFor<by_tiles(S{})>::Type;
