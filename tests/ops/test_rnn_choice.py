@@ -126,12 +126,16 @@ def test_a_plain_step_of_few_rows_or_many_is_torchs_where_mkl_has_avx512(monkeyp
 
 def test_many_steps_are_projected_at_once_by_tiles(monkeypatch):
     monkeypatch.setattr(products, "cpu_isa", lambda: "amx")
-    large = dataclasses.replace(GRU, T=64, B=32, I=200, H=300)
+    large = dataclasses.replace(GRU, T=128, B=24, I=200, H=300)
     for sample, dtype, projected in (
         (large, torch.float32, True),
         (large, torch.bfloat16, False),
         (dataclasses.replace(large, layout="packed"), torch.float32, False),
         (dataclasses.replace(large, T=1), torch.float32, False),
+        # by the kernel's own tiles, if not too large for a cache
+        (dataclasses.replace(large, B=64), torch.float32, False),
+        (dataclasses.replace(large, B=32, H=200), torch.float32, False),
+        (dataclasses.replace(large, T=64, B=32, H=400), torch.float32, True),
     ):
         assert backends.make_plan(Choice("cpu", "fused"), sample.call(dtype)).s.projected is projected
 

@@ -50,10 +50,6 @@ struct SplitSource {
   int64_t lane_step, depth_step;
 };
 
-FASTDL_INLINE Vec load_up_to(const float* p, int64_t n) {
-  return n >= kLanes ? load(p) : n > 0 ? load_first(p, static_cast<int>(n)) : zero();
-}
-
 // The bf16 nearest to v, which must be finite and not too large: what is left of v in a sum that is 2^16
 // times as large (after Dekker 1971).
 FASTDL_INLINE Vec upper_part(Vec v) {
@@ -91,12 +87,12 @@ FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t de
       // Each run lies in a page of its own, where no hardware looks ahead.
       if (i < lanes)
         __builtin_prefetch(run + 2 * kAmxDepth), __builtin_prefetch(run + 2 * kAmxDepth + kLanes);
-      first[i] = load_up_to(run, i < lanes ? depths : 0);
-      second[i] = load_up_to(run + kLanes, i < lanes ? depths - kLanes : 0);
+      first[i] = load_some(run, i < lanes ? depths : 0);
+      second[i] = load_some(run + kLanes, i < lanes ? depths - kLanes : 0);
     } else {
       const float* const run = from.at + i * from.depth_step;
-      first[i] = load_up_to(run, i < depths ? lanes : 0);
-      second[i] = load_up_to(run + kLanes * from.depth_step, i + kLanes < depths ? lanes : 0);
+      first[i] = load_some(run, i < depths ? lanes : 0);
+      second[i] = load_some(run + kLanes * from.depth_step, i + kLanes < depths ? lanes : 0);
     }
   }
   if constexpr (kDeep == kRight) transpose(first), transpose(second);

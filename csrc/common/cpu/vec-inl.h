@@ -262,6 +262,12 @@ FASTDL_INLINE void store_first(double* p, VecDouble v, int n) {
   std::memcpy(p, &v, static_cast<size_t>(n) * 8);
 }
 
+// The first n elements, 0 beyond; n may be anything.
+template <class T>
+FASTDL_INLINE Vec load_some(const T* p, int64_t n) {
+  return n >= kLanes ? load(p) : n > 0 ? load_first(p, static_cast<int>(n)) : zero();
+}
+
 #include "common/cpu/vec_bytes-inl.h"
 
 // One element as float, and back.

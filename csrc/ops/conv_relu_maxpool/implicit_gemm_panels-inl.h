@@ -11,12 +11,6 @@ constexpr int64_t kDepth = FASTDL_ISA >= FASTDL_ISA_AVX512 ? 128 : 256;
 
 FASTDL_INLINE int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
-// The first n elements, 0 beyond; n may be anything.
-template <class T>
-FASTDL_INLINE Vec load_some(const T* p, int64_t n) {
-  return n >= kLanes ? load(p) : n > 0 ? load_first(p, static_cast<int>(n)) : zero();
-}
-
 // What a finished sum goes through: of the tile's rows and, for the residual, of its first element.
 struct TileFinish {
   const float *scale, *bias;

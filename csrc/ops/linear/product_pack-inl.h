@@ -14,11 +14,6 @@ constexpr int64_t kLeftPanel = kPanelRows * kDepth + 16;
 
 FASTDL_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The first n floats, 0 beyond; n may be anything.
-FASTDL_INLINE Vec load_some(const float* p, int64_t n) {
-  return n >= kLanes ? load(p) : n > 0 ? load_first(p, static_cast<int>(n)) : zero();
-}
-
 // A[row .. + rows, depth .. + depths], rows of it in a run, as panels [depths][kPanelRows], kLeftPanel apart.
 inline void pack_left_by_depth(const float* from, int64_t left_depth, int64_t rows, int64_t depths,
                                float* out) {

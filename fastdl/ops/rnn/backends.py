@@ -72,12 +72,20 @@ def make_plan(choice: Choice, call: Call) -> Plan:
 
 def _projected_by_tiles(call: Call) -> bool:
     """Whether AMX tiles project all steps at once faster than the kernel a few: the layer then takes 1 / 1.1 to 1 / 1.2
-    of the time, unless what they write and read is much beside the product."""
-    if call.dtype is not torch.float32 or call.packed or call.compiling:
+    of the time, unless what they write and read is much beside the product, or the kernel has tiles itself.
+    """
+    if call.dtype is not torch.float32 or call.packed or call.compiling or _multiplied_by_tiles(call):
         return False
     T, B, I, H, _ = call.sizes  # noqa: E741
     rows, columns = T * B, call.s.num_gates * H
     return (I >= 512 or rows * columns <= 2**22) and products.by_tiles(rows, columns, I)
+
+
+def _multiplied_by_tiles(call: Call) -> bool:
+    """Whether the kernel multiplies float32 by tiles if every step has all rows: `fills_tiles` in rnn_plan.cpp."""
+    _, B, _, H, R = call.sizes
+    weight_bytes = call.s.num_gates * H * R * 6
+    return H >= 96 and B >= (64 if weight_bytes > 2**21 else 32)
 
 
 class Saved(NamedTuple):
