@@ -80,7 +80,9 @@ def test_the_error_does_not_depend_on_the_scale(scale):
 
 
 @pytest.mark.skipif(_extension.cpu_isa() != "amx", reason="other instruction sets multiply in float32")
-@pytest.mark.parametrize(("T", "B", "H", "tiles"), [(2, 32, 100, True), (2, 31, 100, False), (2, 32, 95, False)])
+@pytest.mark.parametrize(
+    ("T", "B", "H", "tiles"), [(2, 32, 100, True), (2, 31, 100, False), (2, 32, 95, False)]
+)
 def test_tiles_multiply(T, B, H, tiles):
     """A row of denormals, which tiles take for 0, shows who multiplied."""
     call = draw(Structure("rnn_relu", has_bias=False), T=T, B=B, H=H)

@@ -84,8 +84,8 @@ def _projected_by_tiles(call: Call) -> bool:
 def _multiplied_by_tiles(call: Call) -> bool:
     """Whether the kernel multiplies float32 by tiles if every step has all rows: `fills_tiles` in rnn_plan.cpp."""
     _, B, _, H, R = call.sizes
-    weight_bytes = call.s.num_gates * H * R * 6
-    return H >= 96 and B >= (64 if weight_bytes > 2**21 else 32)
+    few = 32 if call.s.num_gates * H * R * 6 <= 2**21 else 64
+    return H >= 96 and few <= B
 
 
 class Saved(NamedTuple):
