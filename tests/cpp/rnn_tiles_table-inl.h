@@ -5,13 +5,14 @@
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-#if FASTDL_SPLIT_TILES
+//
 #include "common/cpu/split_gemm-inl.h"
-#endif
 #endif
 //
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
+//
+#include "ops/rnn/rnn_ranges-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
@@ -27,7 +28,10 @@ static ProductSizes product(const ProductCase& c, const void* plain, float* pane
   RangeOf<S> range = {};
   for (int64_t panel = 0; panel < w.num_panels(); ++panel) pack_panel<S>(w, panel, range);
   [[maybe_unused]] const ProductUse<S> use;
-  const ProductRows left = product_rows<S>(w, a, c.depth, c.rows, packed, range);
+  // In three shares, of which one may be empty.
+  for (int64_t share = 0; share < 3; ++share)
+    pack_share<S>(w, a, c.depth, c.rows, row_share<S>(c.rows, share, 3), packed, range);
+  const ProductRows left = product_rows<S>(w, a, c.depth, c.rows, packed);
   // In two calls, cut between panels.
   const int64_t cut = w.num_panels() / 2 * kPanelVecs, stride = w.vectors() * kLanes;
   for_tiles(c.rows, [&](int64_t row, int64_t rows) {

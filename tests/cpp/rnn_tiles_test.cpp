@@ -37,13 +37,6 @@ namespace {
 
 int failures = 0;
 
-template <class T>
-T* aligned(int64_t count) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, static_cast<size_t>(count) * sizeof(T)) != 0) std::abort();
-  return static_cast<T*>(memory);
-}
-
 // S: of the weight. By tiles, rows are rounded to it.
 template <class S>
 void check(const cpu::ProductOf& of, const cpu::ProductCase& c, Random& random) {
@@ -52,10 +45,9 @@ void check(const cpu::ProductOf& of, const cpu::ProductCase& c, Random& random) 
   Guarded<float> a(c.rows * c.depth), y(c.rows * sizes.vectors * sizes.lanes);
   for (int64_t i = 0; i < plain.size(); ++i) assign(&plain[i], random.uniform());
   for (int64_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(random.uniform());
-  float* const panels = aligned<float>(sizes.panel_floats);
-  BFloat16* const packed = aligned<BFloat16>(sizes.packed);
-  of.product(c, plain.data(), panels, packed, a.data(), y.data());
-  std::free(panels), std::free(packed);
+  Guarded<float> panels(sizes.panel_floats);
+  Guarded<BFloat16> packed(sizes.packed);
+  of.product(c, plain.data(), panels.data(), packed.data(), a.data(), y.data());
   for (int64_t row = 0; row < c.rows; ++row)
     for (int64_t v = 0; v < sizes.vectors; ++v)
       for (int64_t lane = 0; lane < sizes.lanes; ++lane) {
@@ -70,7 +62,8 @@ void check(const cpu::ProductOf& of, const cpu::ProductCase& c, Random& random) 
           sum += term, most += std::fabs(term);
         }
         const double got = y[(row * sizes.vectors + v) * sizes.lanes + lane];
-        if (!(std::fabs(got - sum) <= 0x1p-20 * most) && ++failures <= 20)
+        // What fp32 leaves of sums of tiles of 32; a lost part would be 2^-18.
+        if (!(std::fabs(got - sum) <= (of.tiles ? 0x1p-21 : 0x1p-20) * most) && ++failures <= 20)
           std::printf(
               "gates %ld units %ld depth %ld rows %ld transposed %d: row %ld unit %ld is %g, not %g\n",
               c.gates, c.units, c.depth, c.rows, c.transposed, row, unit, got, sum);

@@ -132,6 +132,7 @@ def test_many_steps_are_projected_at_once_by_tiles(monkeypatch):
         (large, torch.bfloat16, False),
         (dataclasses.replace(large, layout="packed"), torch.float32, False),
         (dataclasses.replace(large, T=1), torch.float32, False),
+        (dataclasses.replace(large, T=1, B=1200), torch.float32, True),
         # by the kernel's own tiles, if not too large for a cache
         (dataclasses.replace(large, B=64), torch.float32, False),
         (dataclasses.replace(large, B=32, H=200), torch.float32, False),

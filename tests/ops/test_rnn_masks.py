@@ -19,10 +19,10 @@ def test_probability(p):
     assert abs(mask.double().mean() - p) <= 5 * (p * (1 - p)) ** 0.5 / 1000
 
 
-@pytest.mark.parametrize("largest", [2**31 - 1, 0])
-def test_what_is_certain_happens(largest, monkeypatch):
-    """Whatever is drawn, the largest or the smallest number."""
-    monkeypatch.setattr(torch.Tensor, "random_", lambda t: t.fill_(largest))
+@pytest.mark.parametrize("drawn", [2**31 - 1, 0])
+def test_what_is_certain_happens(drawn, monkeypatch):
+    """Whatever is drawn, the drawn or the smallest number."""
+    monkeypatch.setattr(torch.Tensor, "random_", lambda t: t.fill_(drawn))
     assert masks.zoneout_mask(torch.ones(1), (3, 4), 1.0).all()
     assert masks.zoneout_mask(torch.ones(1), (3, 4), 0.0) is None
     assert not masks.recurrent_mask(torch.ones(1), (3, 4), 1.0).any()

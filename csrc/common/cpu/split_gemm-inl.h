@@ -3,8 +3,10 @@
 // before it leave; of the nine products the six from 2^-16 of h h on are summed, in fp32. What is left out is
 // less than 2^-25 of a product: less than its own rounding to fp32. Numbers that bf16 rounds to infinity, and
 // those of which parts are denormals, which tiles take for 0, are not for it (SplitRange). One thread, which
-// has configured its tiles. Saves nothing. Included after tile_gemm-inl.h, once per instruction set that has
-// FASTDL_TILES: no include guard.
+// has configured its tiles. Saves nothing. Included after tile_gemm-inl.h, once per instruction set, of which
+// those with FASTDL_SPLIT_TILES have it: no include guard.
+
+#if FASTDL_SPLIT_TILES
 
 constexpr int64_t kSplitParts = 3;
 
@@ -36,13 +38,21 @@ struct SplitRange {
   void widen_by(const SplitRange& other) { take(other.largest); }
   void take(Halves halves) { largest = halves > largest ? halves : largest; }
 
-  // Whether all are 0, or the larger ones are at least 2^-63, and all below 2^109.
-  bool fits() const {
+  int most() const {
     int most = 0;
     for (int i = 0; i < 2 * kLanes; ++i) most = largest[i] > most ? largest[i] : most;
-    return most == 0 || (most >= 0x2000 && most < 0x7600);
+    return most;
   }
+  // Whether all are 0, or the larger ones are at least 2^-63, and all below 2^109.
+  bool fits() const { return most() == 0 || (most() >= 0x2000 && most() < 0x7600); }
 };
+
+// Whether both fit, and no sum of `depth` products can be infinite: of parts with two signs it would be NaN.
+FASTDL_INLINE bool fit_together(const SplitRange& a, const SplitRange& b, int64_t depth) {
+  const auto exponent = [](const SplitRange& range) { return (range.most() >> 7) - 126; };  // below 2^it
+  const int64_t bits = 64 - __builtin_clzll(static_cast<uint64_t>(depth));
+  return a.fits() && b.fits() && exponent(a) + exponent(b) + bits <= 127;
+}
 
 // Row `lane` of A, or column of B, lies at `lane * lane_step`; one of the steps is 1.
 struct SplitSource {
@@ -126,7 +136,7 @@ FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t dep
   } else {
     zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
   }
-  if (row != nullptr) {  // the same one for every row of a tile
+  if (!kAdd && row != nullptr) {  // the same one for every row of a tile
     load_tile<0>(row, 0), load_tile<2>(row, 0);
     if constexpr (kColumns == 2) load_tile<1>(row + kAmxRows, 0), load_tile<3>(row + kAmxRows, 0);
   }
@@ -159,3 +169,4 @@ FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t dep
   if constexpr (kRows == 2) store_tile<2>(c + kAmxRows * c_row, c_row * 4);
   if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
 }
+#endif

@@ -136,5 +136,5 @@ inline bool split_product(const LinearProduct& p, const ThreadPool& pool) {
     all.left.widen_by(ranges_of(worker)->left);
     all.right.widen_by(ranges_of(worker)->right);
   }
-  return all.left.fits() && all.right.fits();
+  return fit_together(all.left, all.right, p.K);
 }

@@ -9,20 +9,30 @@ struct Backward : BackwardState<kCell, S> {
   using State::a_row, State::c_row, State::hh_row;
   using State::count, State::step, State::row_of, State::mask_of;
   using State::f, State::share, State::d, State::blocks, State::w;
-  using State::hh, State::kept, State::dc, State::projected, State::dh, State::shown, State::norm_c;
+  using State::hh, State::kept, State::dc, State::projected, State::dh, State::shown, State::norm_c,
+      State::packed, State::ranges;
   using State::kGates, State::kLstm, State::kGru, State::kOwnSaved;
 
   // Phases of a step; after the last step kHidden runs once more, for the gradient of h_0.
-  enum Phase { kHidden, kProjected, kNormalised, kPhases };
+  enum Phase { kPack, kHidden, kPackProjected, kProjected, kNormalised, kPhases };
 
   int64_t blocks_of(int64_t i, int64_t phase) const {
     if (phase == kHidden) return blocks;
-    return i < f->q.rows.T && (phase == kProjected ? f->q.s.has_projection : f->q.s.layer_norm) ? blocks : 0;
+    if (phase == kPack) return i > 0 && packs_rows<S>(w->recurrent) ? blocks : 0;
+    if (i == f->q.rows.T || (phase == kPackProjected && !packs_rows<S>(w->projection))) return 0;
+    return (phase == kNormalised ? f->q.s.layer_norm : f->q.s.has_projection) ? blocks : 0;
   }
 
   void run(int64_t i, int64_t phase, int64_t block) {
+    if (phase == kPack) return pack(w->recurrent, hh[(i + 1) % 2], hh_row, count(i - 1), block);
+    if (phase == kPackProjected) return pack(w->projection, projected, a_row, count(i), block);
     if (phase == kHidden) return hidden(i, block);
     return phase == kProjected ? through_projection(i, block) : through_norm(i, block);
+  }
+
+  // A step's rows of a product, cut where tiles begin.
+  void pack(const Weight& weight, const float* from, int64_t from_row, int64_t rows, int64_t block) {
+    pack_share<S>(weight, from, from_row, rows, row_share<S>(rows, block, blocks), packed, ranges[block]);
   }
 
   // g(place, unit, its vector of the product): the rows' product with a weight, cut by pairs of panels.
@@ -31,7 +41,7 @@ struct Backward : BackwardState<kCell, S> {
   FASTDL_INLINE_MEMBER void products(const Weight& weight, int64_t block, int64_t rows, int64_t all,
                                      const float* left, int64_t left_row, const G& g) {
     [[maybe_unused]] const ProductUse<S> use;
-    const ProductRows packed_left = this->rows_of_product(weight, block, left, left_row, rows);
+    const ProductRows all_left = product_rows<S>(weight, left, left_row, rows, packed);
     const int64_t groups = panel_pairs(weight);
     alignas(64) float tile[kTileRows * 2 * kPanelWidth];
     for (int64_t group = block * groups / blocks; group < (block + 1) * groups / blocks; ++group) {
@@ -39,7 +49,7 @@ struct Backward : BackwardState<kCell, S> {
       const int64_t some = after < 2 * kPanelVecs ? after : 2 * kPanelVecs;
       for_tiles(all, [&](int64_t row, int64_t tile_rows) {
         const int64_t with = rows - row < tile_rows ? rows - row : tile_rows;
-        if (with > 0) multiply<S>(weight, packed_left, row, with, first, some, tile, some * kLanes);
+        if (with > 0) multiply<S>(weight, all_left, row, with, first, some, tile, some * kLanes);
         for (int64_t k = 0; k < tile_rows; ++k) g(row + k, first, some, tile + k * some * kLanes);
       });
     }

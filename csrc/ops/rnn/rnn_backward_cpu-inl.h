@@ -12,13 +12,14 @@ using avx512::kRnnBackward;
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-#if FASTDL_SPLIT_TILES
+//
 #include "common/cpu/split_gemm-inl.h"
-#endif
 #endif
 //
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
+//
+#include "ops/rnn/rnn_ranges-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
@@ -48,9 +49,7 @@ bool backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
   }
   const RnnSplit split =
       rnn_split(q, parameters[0].recurrent.floats(), panel_pairs(parameters[0].recurrent), pool);
-  const int64_t threads = pool.size() > 1 ? pool.size() : 1;
-  RangeOf<S>* ranges = nullptr;  // of weights by worker, then of rows by task and block
-  const int64_t rows_ranges = D * split.shares * split.blocks;
+  CallRanges<S> ranges = {pool.size() > 1 ? pool.size() : 1, D * split.shares, split.blocks};
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
@@ -58,26 +57,27 @@ bool backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
       take_panels<S>(parameters[d].projection, arena);
       take_small_parameters<S>(parameters[d], q, q.weights[d], arena);
     }
-    ranges = arena.take<RangeOf<S> >(threads + rows_ranges);
+    ranges.take(arena);
     tasks = arena.take<Task>(D * split.shares);
     for (int64_t k = 0; k < D * split.shares; ++k) {
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.w = &parameters[task.d];
-      task.ranges = ranges + threads + k * split.blocks;
+      task.ranges = ranges.of_task(k);
       task.take(arena);
     }
     return arena.used;
   };
   const size_t bytes = lay_out({nullptr, 0});
   lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
-  for (int64_t i = 0; i < threads + rows_ranges; ++i) ranges[i] = {};
+  ranges.clear();
   Weight* weights[4];
   for (int64_t d = 0; d < D; ++d)
     weights[2 * d] = &parameters[d].recurrent, weights[2 * d + 1] = &parameters[d].projection;
-  pack_weights<S>(weights, 2 * D, ranges, pool);
+  pack_weights<S>(weights, 2 * D, ranges.of_weights(), pool);
+  if (!ranges.weights_fit()) return false;
   run_tasks(tasks, split, D, q.rows.T + 1, pool);
-  return all_fit(ranges, threads) && all_fit(ranges + threads, rows_ranges);
+  return ranges.fit(G * q.H);
 }
 
 using RnnFunction = bool (*)(const RnnBackward&, const RnnPlan&, const ThreadPool&);

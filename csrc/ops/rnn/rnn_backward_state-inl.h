@@ -18,8 +18,8 @@ struct BackwardState {
   float* projected;       // [share, a_row]: before weight_hr's product
   float* dh;              // [share, c_row]: layer norm: what reaches the cell
   float *shown, *norm_c;  // [blocks, 2 * c_row] of one row with layer norm
-  BFloat16* packed;       // by block: the rows that tiles multiply, and the range of all so far
-  RangeOf<S>* ranges;
+  BFloat16* packed;       // by tiles: the rows of the next product
+  RangeOf<S>* ranges;     // [blocks], of all that was packed
   int64_t a_row, c_row, hh_row;
 
   // What of a row the cell touches, at unit 0.
@@ -45,19 +45,8 @@ struct BackwardState {
     dh = q.s.layer_norm ? arena.take<float>(rows * c_row) : nullptr;
     shown = q.s.layer_norm && kLstm ? arena.take<float>(blocks * c_row) : nullptr;
     norm_c = q.s.layer_norm && kLstm ? arena.take<float>(blocks * c_row) : nullptr;
-    packed = arena.take<BFloat16>(blocks * packed_elements_of_block());
-  }
-
-  int64_t packed_elements_of_block() const {
-    const RnnSequence& q = f->q;
-    const int64_t recurrent = packed_row_elements<S>(share.size(), kGates * q.H);
-    const int64_t through = q.s.has_projection ? packed_row_elements<S>(share.size(), q.R) : 0;
-    return recurrent > through ? recurrent : through;
-  }
-  ProductRows rows_of_product(const Weight& weight, int64_t block, const float* from, int64_t from_row,
-                              int64_t rows) const {
-    return product_rows<S>(weight, from, from_row, rows, packed + block * packed_elements_of_block(),
-                           ranges[block]);
+    const int64_t recurrent = kGates * q.H, depth = q.s.has_projection && q.R > recurrent ? q.R : recurrent;
+    packed = arena.take<BFloat16>(packed_row_elements<S>(rows, depth));
   }
 
   int64_t step(int64_t i) const { return d == 0 ? f->q.rows.T - 1 - i : i; }

@@ -7,24 +7,29 @@ struct Forward : ForwardState<kCell, S> {
   using State = ForwardState<kCell, S>;
   using Row = typename State::Row;
   using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row,
-      State::staged_by, State::turned_by, State::rows_of_product;
+      State::staged_by, State::turned_by;
   using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::turned, State::w,
       State::a, State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
-  using State::u, State::hidden, State::staged, State::gx, State::offsets;
+  using State::u, State::hidden, State::staged, State::gx, State::offsets, State::packed_x, State::packed,
+      State::ranges;
 
   // Phases of a step; their blocks may run at the same time.
-  enum Phase { kStage, kProject, kRecurrent, kNormalise, kProjectHidden, kPhases };
+  enum Phase { kStage, kProject, kPack, kRecurrent, kNormalise, kPackHidden, kProjectHidden, kPhases };
 
   int64_t blocks_of(int64_t i, int64_t phase) const {
     const RnnStructure& s = f->q.s;
     if (phase == kStage || phase == kProject) return !s.projected && !turned && i % chunk == 0 ? blocks : 0;
+    if (phase == kPack) return packs_rows<S>(w->recurrent) ? blocks : 0;
+    if (phase == kPackHidden) return s.has_projection && packs_rows<S>(w->projection) ? blocks : 0;
     return phase == kRecurrent || (phase == kNormalise ? s.layer_norm : s.has_projection) ? blocks : 0;
   }
 
   void run(int64_t i, int64_t phase, int64_t block) {
     if (phase == kStage) return stage_rows(i, block);
     if (phase == kProject) return project(i, block);
+    if (phase == kPack) return pack(w->recurrent, a[i % 2], a_row, count(i), block);
+    if (phase == kPackHidden) return pack(w->projection, hidden, c_row, count(i), block);
     if (phase == kRecurrent) return turned ? run_turned(block) : recurrent(i, block);
     return phase == kNormalise ? normalise(i, block) : project_hidden(i, block);
   }
@@ -47,11 +52,17 @@ struct Forward : ForwardState<kCell, S> {
 
   // The next `chunk` steps of x, cut by rows.
   void stage_rows(int64_t from_step, int64_t block) {
-    const int64_t rows = chunk_rows(from_step), from = block * rows / blocks,
-                  to = (block + 1) * rows / blocks;
+    const int64_t rows = chunk_rows(from_step);
+    const auto [from, to] = row_share<S>(rows, block, blocks);
     for (int64_t i = from_step, end = chunk_end(from_step); i < end; ++i)
       for (int64_t j = from > offsets[i] ? from - offsets[i] : 0; j < count(i) && offsets[i] + j < to; ++j)
         stage(i, j, staged + (offsets[i] + j) * staged_row());
+    pack_share<S>(w->input, staged, staged_row(), rows, {from, to}, packed_x, ranges[block]);
+  }
+
+  // A step's rows of a product, cut likewise.
+  void pack(const Weight& weight, const float* from, int64_t from_row, int64_t rows, int64_t block) {
+    pack_share<S>(weight, from, from_row, rows, row_share<S>(rows, block, blocks), packed, ranges[block]);
   }
 
   // The whole single step: every block has x and the state side by side for itself.
@@ -88,7 +99,7 @@ struct Forward : ForwardState<kCell, S> {
     constexpr int64_t kMost = kGroup * kGates;
     const int64_t together = w->input.panels != nullptr ? kGroup : group;
     const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1, together);
-    const ProductRows left = rows_of_product(w->input, block, staged_by(block), staged_row(), rows);
+    const ProductRows left = product_rows<S>(w->input, staged_by(block), staged_row(), rows, packed_x);
     for (int64_t first = first_vector(block, together); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_rows(rows, [&](int64_t row, int64_t tile_rows) {
@@ -111,8 +122,8 @@ struct Forward : ForwardState<kCell, S> {
     const int64_t n = count(i), last = first_vector(block + 1);
     constexpr int64_t kRows = kTileRows < kGemmWidth ? kGemmWidth : kTileRows;
     alignas(64) float tile[kRows * kMost * kLanes];
-    const ProductRows left = rows_of_product(w->recurrent, block, turned ? turned_by(block) : a[i % 2],
-                                             turned ? f->q.R : a_row, n);
+    const ProductRows left = product_rows<S>(w->recurrent, turned ? turned_by(block) : a[i % 2],
+                                             turned ? f->q.R : a_row, n, packed);
     for (int64_t first = first_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_rows(n, [&](int64_t row, int64_t rows) {
@@ -240,7 +251,7 @@ struct Forward : ForwardState<kCell, S> {
   void project_hidden(int64_t i, int64_t block) {
     [[maybe_unused]] const ProductUse<S> use;
     const int64_t n = count(i), panels = w->projection.num_panels();
-    const ProductRows left = rows_of_product(w->projection, block, hidden, c_row, n);
+    const ProductRows left = product_rows<S>(w->projection, hidden, c_row, n, packed);
     alignas(64) float tile[kTileRows * kPanelWidth];
     for (int64_t panel = block * panels / blocks; panel < (block + 1) * panels / blocks; ++panel) {
       const int64_t first = panel * kPanelVecs, after = w->projection.vectors() - first;

@@ -13,13 +13,14 @@ using avx512::kRnnForward;
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-#if FASTDL_SPLIT_TILES
+//
 #include "common/cpu/split_gemm-inl.h"
-#endif
 #endif
 //
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
+//
+#include "ops/rnn/rnn_ranges-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
@@ -43,16 +44,13 @@ FASTDL_INLINE bool packs_input(const RnnSequence& q) {
 }
 FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && packs_input(q); }
 
-// Rows of a worker projected at once: enough for its product to reach its speed. Weights in three parts push
-// the recurrent ones out of an L2 of 2 MB, which more rows make seldom.
-template <class S>
-constexpr int64_t kProjectedRows = by_tiles(S{}) && sizeof(S) == 4 ? 256 : 64;
-
+// Steps projected at once: enough rows for every worker's product to reach its speed. Weights in three parts
+// push the recurrent ones out of an L2 of 2 MB, which more rows make seldom.
 template <class S>
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
-  const int64_t rows = kProjectedRows<S> * (split.blocks > 1 ? split.workers : 1),
-                each = q.rows.B / split.shares + 1;
-  const int64_t steps = (rows + each - 1) / each;
+  constexpr int64_t kOfWorker = 64, kFewest = by_tiles(S{}) && sizeof(S) == 4 ? 256 : kOfWorker;
+  const int64_t rows = kOfWorker * (split.blocks > 1 ? split.workers : 1), each = q.rows.B / split.shares + 1;
+  const int64_t steps = ((rows > kFewest ? rows : kFewest) + each - 1) / each;
   return steps < q.rows.T ? steps : q.rows.T;
 }
 
@@ -74,9 +72,7 @@ bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
   RnnSplit split =
       rnn_split(q, parameters[0].recurrent.floats(), (vectors_of(q.H) + group - 1) / group, pool);
   if (turned && split.blocks > split.workers) split.blocks = split.workers;
-  const int64_t threads = pool.size() > 1 ? pool.size() : 1;
-  RangeOf<S>* ranges = nullptr;  // of weights by worker, then of rows by task and block
-  const int64_t rows_ranges = D * split.shares * split.blocks;
+  CallRanges<S> ranges = {pool.size() > 1 ? pool.size() : 1, D * split.shares, split.blocks};
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
     for (int64_t d = 0; d < D; ++d) {
@@ -86,7 +82,7 @@ bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       if (packs(q)) take_panels<S>(p.projection, arena);
       take_small_parameters<S>(p, q, q.weights[d], arena);
     }
-    ranges = arena.take<RangeOf<S> >(threads + rows_ranges);
+    ranges.take(arena);
     tasks = arena.take<Task>(D * split.shares);
     for (int64_t k = 0; k < D * split.shares; ++k) {
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
@@ -94,21 +90,22 @@ bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of<S>(q, split);
       task.group = group, task.turned = turned;
       task.w = &parameters[task.d];
-      task.ranges = ranges + threads + k * split.blocks;
+      task.ranges = ranges.of_task(k);
       task.take(arena);
     }
     return arena.used;
   };
   const size_t bytes = lay_out({nullptr, 0});
   lay_out({static_cast<char*>(thread_scratch(bytes)), 0});
-  for (int64_t i = 0; i < threads + rows_ranges; ++i) ranges[i] = {};
+  ranges.clear();
   Weight* weights[6];
   for (int64_t d = 0; d < D; ++d)
     weights[3 * d] = &parameters[d].input, weights[3 * d + 1] = &parameters[d].recurrent,
                 weights[3 * d + 2] = &parameters[d].projection;
-  pack_weights<S>(weights, 3 * D, ranges, pool);
+  pack_weights<S>(weights, 3 * D, ranges.of_weights(), pool);
+  if (!ranges.weights_fit()) return false;
   run_tasks(tasks, split, D, q.rows.T, pool);
-  return all_fit(ranges, threads) && all_fit(ranges + threads, rows_ranges);
+  return ranges.fit(q.I + q.H);
 }
 
 using RnnFunction = bool (*)(const RnnForward&, const RnnPlan&, const ThreadPool&);

@@ -22,9 +22,9 @@ struct ForwardState {
   // projected=False, a chunk's rows one after another: x as floats, W_ih x as the product gives it, the first
   // row of each step.
   float *staged, *gx;
-  float* turned_a;   // turned, by block: a[0] side by side, as in `staged` x
-  BFloat16* packed;  // by block: the rows that tiles multiply, and the range of all so far
-  RangeOf<S>* ranges;
+  float* turned_a;              // turned, by block: a[0] side by side, as in `staged` x
+  BFloat16 *packed_x, *packed;  // by tiles: a chunk's x, and a step's rows of the next product
+  RangeOf<S>* ranges;           // [blocks], of all that was packed
   int64_t* offsets;
   int64_t a_row, c_row;
 
@@ -55,24 +55,8 @@ struct ForwardState {
                                              : chunk * rows * staged_row());
     turned_a = turned ? arena.take<float>(blocks * turned_floats(rows, q.R)) : nullptr;
     offsets = arena.take<int64_t>(q.s.projected ? 0 : q.rows.T);
-    packed = arena.take<BFloat16>(blocks * packed_elements_of_block());
-  }
-
-  int64_t packed_elements_of_block() const {
-    const RnnSequence& q = f->q;
-    const int64_t rows = share.size();
-    const int64_t products[] = {q.s.projected ? 0 : packed_row_elements<S>(chunk * rows, q.I),
-                                packed_row_elements<S>(rows, q.R),
-                                q.s.has_projection ? packed_row_elements<S>(rows, q.H) : 0};
-    int64_t most = 0;
-    for (const int64_t elements : products) most = elements > most ? elements : most;
-    return most;
-  }
-  ProductRows rows_of_product(const Weight& weight, int64_t block, const float* from, int64_t from_row,
-                              int64_t rows) const {
-    if (turned) return {from, from_row, nullptr, 0};
-    return product_rows<S>(weight, from, from_row, rows, packed + block * packed_elements_of_block(),
-                           ranges[block]);
+    packed_x = arena.take<BFloat16>(q.s.projected ? 0 : packed_row_elements<S>(chunk * rows, q.I));
+    packed = arena.take<BFloat16>(packed_row_elements<S>(rows, q.s.has_projection && q.H > q.R ? q.H : q.R));
   }
 
   int64_t u_row() const { return vectors_of(f->q.H) * kGates * kLanes; }

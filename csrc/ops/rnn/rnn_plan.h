@@ -44,8 +44,9 @@ struct RnnSplit {
 // `weight_floats`: of one direction's recurrent weights.
 RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_groups, const ThreadPool& pool);
 
-// Whether AMX tiles, which multiply fp32 in three parts of bf16, are faster than vectors, for any number of
-// threads: shares of the rows must fill tiles, and products outweigh the cells.
+// Whether AMX tiles, which multiply fp32 in three parts of bf16, are faster than vectors: by the rows of a
+// step on average, and by the units, beside whose products the cells must be little. For any number of
+// threads.
 bool fills_tiles(const RnnSequence& q, const RnnPlan& plan);
 
 }  // namespace fastdl::cpu

@@ -161,13 +161,19 @@ __attribute__((noinline)) void multiply_plain(const Weight& w, int64_t rows, con
   }
 }
 
-// The rows of a product: [rows, a_row] and, where tiles multiply them, the same packed.
+// The rows of a product: [rows, a_row] and, where tiles multiply them, the same packed, in so many tiles of
+// rows.
 struct ProductRows {
   const float* a;
   int64_t a_row;
   const BFloat16* tiles;
   int64_t row_tiles;
 };
+
+template <class S>
+FASTDL_INLINE bool packs_rows(const Weight& w) {
+  return by_tiles(S{}) && w.panels != nullptr;
+}
 
 // Elements that packed rows take.
 template <class S>
@@ -178,16 +184,35 @@ FASTDL_INLINE int64_t packed_row_elements(int64_t rows, int64_t depth) {
   return 0;
 }
 
+// A block's share of rows, cut where tiles begin.
+struct RowShare {
+  int64_t from, to;
+};
 template <class S>
-FASTDL_INLINE ProductRows product_rows(const Weight& w, const float* a, int64_t a_row, int64_t rows,
-                                       BFloat16* packed, RangeOf<S>& range) {
+FASTDL_INLINE RowShare row_share(int64_t rows, int64_t block, int64_t blocks) {
+  constexpr int64_t kStep = by_tiles(S{}) ? 16 : 1;
+  const int64_t steps = (rows + kStep - 1) / kStep, from = block * steps / blocks * kStep,
+                to = (block + 1) * steps / blocks * kStep;
+  return {from, to < rows ? to : rows};
+}
+
+// A share of the rows, packed if tiles multiply them.
+template <class S>
+FASTDL_INLINE void pack_share(const Weight& w, const float* a, int64_t a_row, int64_t rows,
+                              const RowShare& share, BFloat16* packed, RangeOf<S>& range) {
 #if FASTDL_TILES
   if constexpr (by_tiles(S{})) {
-    if (w.panels != nullptr && rows > 0) {
-      pack_rows<S>(a, a_row, rows, w.depth, packed, range);
-      return {a, a_row, packed, tiles_of(rows, kAmxRows)};
-    }
+    if (packs_rows<S>(w))
+      pack_rows<S>(a, a_row, share.from, share.to, w.depth, packed, tiles_of(rows, kAmxRows), range);
   }
+#endif
+}
+
+template <class S>
+FASTDL_INLINE ProductRows product_rows(const Weight& w, const float* a, int64_t a_row, int64_t rows,
+                                       const BFloat16* packed) {
+#if FASTDL_TILES
+  if (packs_rows<S>(w)) return {a, a_row, packed, tiles_of(rows, kAmxRows)};
 #endif
   return {a, a_row, nullptr, 0};
 }

@@ -1,6 +1,6 @@
 // Products of a step's rows by AMX tiles, sums in fp32: of bf16, rows rounded to it, or of fp32, every number
-// in three parts of bf16 (common/cpu/split_gemm-inl.h). One thread. Saves nothing. Included where
-// FASTDL_TILES is 1.
+// in three parts of bf16 (common/cpu/split_gemm-inl.h). One thread, which has configured its tiles. Saves
+// nothing. Included where FASTDL_TILES is 1.
 //
 // Rows and the vectors of a weight lie alike, in chunks along the depth; in a chunk the tiles of 16 rows, or
 // of the 16 columns that are kTileVecs vectors, one after the other, each in its parts. 32 rows of a chunk of
@@ -87,10 +87,11 @@ FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, SplitRange& range,
 }
 #endif
 
-// rows x depth floats; what stands past them in the last tiles of 16 rows is not read.
+// Rows [first, last) of `tiles` whole ones, `depth` floats each. Of the last tile's rows that do not exist no
+// sum is read.
 template <class S>
-__attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t rows, int64_t depth,
-                                         BFloat16* to, RangeOf<S>& range) {
+__attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t first, int64_t last,
+                                         int64_t depth, BFloat16* to, int64_t tiles, RangeOf<S>& range) {
 #if FASTDL_SPLIT_TILES
   const DenormalsAreZero mode;
 #endif
@@ -98,9 +99,8 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
     return d < depth ? load_units(from + d, units_at(d, depth)) : zero();
   };
   RangeOf<S> own = range;
-  const int64_t tiles = tiles_of(rows, kAmxRows);
   for (int64_t k = 0; k < depth; k += kChunkDepth<S>)
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = first; row < last; ++row) {
       const float* const from = a + row * a_row;
       BFloat16* at = to + packed_at<S>(row / kAmxRows, tiles, k, depth) + row % kAmxRows * kAmxDepth;
       for (int64_t d = k, end = k + chunk_depth<S>(depth, k); d < end;
@@ -136,41 +136,39 @@ FASTDL_INLINE void tile_sums(int64_t rows, int64_t columns, const BFloat16* left
   chunk_sums<1, 1, kAdd>(left, right, depth, sums, sums_row, S{});
 }
 
-// Vectors [first, first + count) of the product with rows [row, row + rows) of `tiles` packed ones; both
-// begin tiles. out rows: count * kLanes.
+// Vectors [first, first + count) of the product with at most kBlock rows from `row` on, of `tiles` tiles;
+// both begin tiles. out rows: count * kLanes.
 template <class S>
 __attribute__((noinline)) void multiply_column_tiles(const Weight& w, const BFloat16* packed, int64_t tiles,
                                                      int64_t row, int64_t rows, int64_t first, int64_t count,
                                                      float* out, int64_t out_row) {
   alignas(64) float sums[kBlock * kBlock];
   const int64_t begin = first / kTileVecs, end = tiles_of(first + count, kTileVecs);
-  for (int64_t i = 0; i < rows; i += kBlock) {
-    const int64_t m = rows - i < kBlock ? rows - i : kBlock;
-    for (int64_t k = 0; k < w.depth; k += kChunkDepth<S>) {
-      const BFloat16* const left = packed + packed_at<S>((row + i) / kAmxRows, tiles, k, w.depth);
-      const int64_t depth = chunk_depth<S>(w.depth, k);
-      for (int64_t column = begin; column < end; column += 2) {
-        const int64_t columns = end - column > 1 ? 2 : 1;
-        const int64_t v = column * kTileVecs - first, left_over = count - v;
-        const int64_t vecs = left_over < columns * kTileVecs ? left_over : columns * kTileVecs;
-        const BFloat16* const right = column_at<S>(w, column, k);
-        if (m % kAmxRows == 0 && vecs == columns * kTileVecs) {
-          float* const to = out + i * out_row + v * kLanes;
-          k > 0 ? tile_sums<S, true>(m, columns, left, right, depth, to, out_row)
-                : tile_sums<S, false>(m, columns, left, right, depth, to, out_row);
-          continue;
-        }
-        const auto each = [&](const auto& f) __attribute__((always_inline)) {
-          for (int64_t j = 0; j < m; ++j)
-            for (int64_t l = 0; l < vecs; ++l)
-              f(out + (i + j) * out_row + (v + l) * kLanes, sums + j * kBlock + l * kLanes);
-        };
-        // In the order of whole blocks: how rows are cut changes no sum.
-        if (k > 0) each([](const float* from, float* to) { store(to, load(from)); });
-        k > 0 ? tile_sums<S, true>(m, columns, left, right, depth, sums, kBlock)
-              : tile_sums<S, false>(m, columns, left, right, depth, sums, kBlock);
-        each([](float* to, const float* from) { store(to, load(from)); });
+  for (int64_t k = 0; k < w.depth; k += kChunkDepth<S>) {
+    const BFloat16* const left = packed + packed_at<S>(row / kAmxRows, tiles, k, w.depth);
+    const int64_t depth = chunk_depth<S>(w.depth, k);
+    for (int64_t column = begin; column < end; column += 2) {
+      const int64_t columns = end - column > 1 ? 2 : 1;
+      const int64_t v = column * kTileVecs - first, left_over = count - v;
+      const int64_t vecs = left_over < columns * kTileVecs ? left_over : columns * kTileVecs;
+      const BFloat16* const right = column_at<S>(w, column, k);
+      const auto multiply_to = [&](float* to, int64_t to_row) __attribute__((always_inline)) {
+        k > 0 ? tile_sums<S, true>(rows, columns, left, right, depth, to, to_row)
+              : tile_sums<S, false>(rows, columns, left, right, depth, to, to_row);
+      };
+      if (rows % kAmxRows == 0 && vecs == columns * kTileVecs) {
+        multiply_to(out + v * kLanes, out_row);
+        continue;
       }
+      const auto each = [&](const auto& f) __attribute__((always_inline)) {
+        for (int64_t j = 0; j < rows; ++j)
+          for (int64_t l = 0; l < vecs; ++l)
+            f(out + j * out_row + (v + l) * kLanes, sums + j * kBlock + l * kLanes);
+      };
+      // In the order of whole blocks: how rows are cut changes no sum.
+      if (k > 0) each([](const float* from, float* to) { store(to, load(from)); });
+      multiply_to(sums, kBlock);
+      each([](float* to, const float* from) { store(to, load(from)); });
     }
   }
 }

@@ -15,8 +15,8 @@ constexpr int64_t kMostTurnedFloats = 512 * 1024;
 template <class S>
 bool turns(const RnnSequence& q) {
   const int64_t B = q.rows.B;
-  return std::is_same_v<S, float> && q.rows.T == 1 && B >= kFewestTurned && B <= kMostTurned &&
-         B * (q.I + q.R) <= kMostTurnedFloats;
+  return std::is_same_v<S, float> && !by_tiles(S{}) && q.rows.T == 1 && B >= kFewestTurned &&
+         B <= kMostTurned && B * (q.I + q.R) <= kMostTurnedFloats;
 }
 
 // Products summed before they are added to others: the error of one long chain is larger than torch's.

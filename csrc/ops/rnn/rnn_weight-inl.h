@@ -24,31 +24,6 @@ constexpr bool by_tiles(BFloat16) { return true; }
 constexpr bool by_tiles(float) { return true; }
 #endif
 
-// What the numbers of a product may be where they are not split.
-struct AnyRange {
-  void widen_by(const AnyRange&) {}
-  bool fits() const { return true; }
-};
-template <class S>
-struct RangeFor {
-  using Type = AnyRange;
-};
-#if FASTDL_SPLIT_TILES
-template <>
-struct RangeFor<float> {
-  using Type = SplitRange;
-};
-#endif
-template <class S>
-using RangeOf = typename RangeFor<S>::Type;
-
-template <class Range>
-bool all_fit(const Range* ranges, int64_t count) {
-  Range all = {};
-  for (int64_t i = 0; i < count; ++i) all.widen_by(ranges[i]);
-  return all.fits();
-}
-
 // What products of S need while they run.
 struct NoUse {};
 template <bool kTiles>

@@ -83,9 +83,9 @@ def _projected_by_tiles(call: Call) -> bool:
 
 def _multiplied_by_tiles(call: Call) -> bool:
     """Whether the kernel multiplies float32 by tiles if every step has all rows: `fills_tiles` in rnn_plan.cpp."""
-    _, B, _, H, R = call.sizes
+    T, B, _, H, R = call.sizes
     few = 32 if call.s.num_gates * H * R * 6 <= 2**21 else 64
-    return H >= 96 and few <= B
+    return T > 1 and H >= 96 and few <= B
 
 
 class Saved(NamedTuple):
