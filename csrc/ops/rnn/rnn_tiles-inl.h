@@ -65,9 +65,7 @@ inline void pack_column_tiles(const Weight& w, int64_t column, const BFloat16* p
 }
 
 // Two vectors of a row, 32 deep -> its place in a tile, or in each of three.
-FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, AnyRange&, BFloat16) {
-  store_narrowed(to, low, high);
-}
+FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, AnyRange&) { store_narrowed(to, low, high); }
 
 #if FASTDL_SPLIT_TILES
 inline void pack_column_tiles(const Weight& w, int64_t column, const float* plain, SplitRange& range) {
@@ -82,7 +80,7 @@ inline void pack_column_tiles(const Weight& w, int64_t column, const float* plai
                 column_at<float>(w, column, k), range);
 }
 
-FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, SplitRange& range, float) {
+FASTDL_INLINE void pack_pair(Vec low, Vec high, BFloat16* to, SplitRange& range) {
   split_row(low, high, to, range);
 }
 #endif
@@ -106,7 +104,7 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
       for (int64_t d = k, end = k + chunk_depth<S>(depth, k); d < end;
            d += kAmxDepth, at += tile_parts(S{}) * kTileElements)
         for (int64_t i = 0; i < kAmxDepth; i += 2 * kLanes)
-          pack_pair(some(from, d + i), some(from, d + i + kLanes), at + i, own, S{});
+          pack_pair(some(from, d + i), some(from, d + i + kLanes), at + i, own);
     }
   range = own;
 }
