@@ -172,6 +172,7 @@ SAMPLES = (
     Sample("lstm", 6, 5, 8, 20, recurrent_dropout=0.4, zoneout=(0.2, 0.0), layout="packed", projection=6),
     Sample("lstm", 6, 4, 8, 20, checkpoint=True, reset=True, layout="batch", peephole=True, layer_norm=True),
     Sample("lstm", 40, 1, 32, 96),  # one sequence
+    Sample("lstm", 5, 40, 16, 100),  # rows and units that fill AMX's tiles
     Sample("gru", 5, 3, 4, 8),
     Sample("gru", 7, 5, 9, 33, directions=2),
     Sample("gru", 4, 17, 16, 64, layout="batch"),
@@ -181,6 +182,7 @@ SAMPLES = (
     Sample("gru", 6, 4, 8, 20, layer_norm=True, recurrent_dropout=0.3, reset=True, layout="packed", bias=False),
     Sample("gru", 9, 8, 8, 20, zoneout=(0.3, 0.0), train=False, layout="batch", checkpoint=True),
     Sample("gru", 40, 1, 32, 96),
+    Sample("gru", 4, 35, 16, 100, directions=2),
     Sample("rnn_tanh", 7, 5, 9, 33, directions=2),
     Sample("rnn_tanh", 9, 6, 10, 24, layout="packed", directions=2, layer_norm=True),
     Sample("rnn_tanh", 6, 4, 8, 20, layout="lengths", zoneout=(0.3, 0.0), recurrent_dropout=0.2, reset=True),
