@@ -12,7 +12,7 @@
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 //
-#include "ops/rnn/rnn_ranges-inl.h"
+#include "ops/rnn/rnn_arithmetic-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
@@ -42,5 +42,5 @@ static ProductSizes product(const ProductCase& c, const void* plain, float* pane
   return {};
 }
 
-constexpr ProductTable kProduct = {{by_tiles(BFloat16{}), product<BFloat16>},
-                                   {by_tiles(0.0f), product<float>}};
+constexpr ProductTable kProduct = {{kByTiles<BFloat16>, product<BFloat16>},
+                                   {kByTiles<float>, product<float>}};

@@ -21,7 +21,7 @@ def test_probability(p):
 
 @pytest.mark.parametrize("drawn", [2**31 - 1, 0])
 def test_what_is_certain_happens(drawn, monkeypatch):
-    """Whatever is drawn, the drawn or the smallest number."""
+    """Whatever is drawn, also the largest and the smallest number."""
     monkeypatch.setattr(torch.Tensor, "random_", lambda t: t.fill_(drawn))
     assert masks.zoneout_mask(torch.ones(1), (3, 4), 1.0).all()
     assert masks.zoneout_mask(torch.ones(1), (3, 4), 0.0) is None

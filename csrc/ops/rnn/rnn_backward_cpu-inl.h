@@ -19,7 +19,7 @@ using avx512::kRnnBackward;
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 //
-#include "ops/rnn/rnn_ranges-inl.h"
+#include "ops/rnn/rnn_arithmetic-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif

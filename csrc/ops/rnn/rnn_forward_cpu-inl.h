@@ -20,7 +20,7 @@ using avx512::kRnnForward;
 #include "ops/rnn/rnn_panel-inl.h"
 #include "ops/rnn/rnn_weight-inl.h"
 //
-#include "ops/rnn/rnn_ranges-inl.h"
+#include "ops/rnn/rnn_arithmetic-inl.h"
 #if FASTDL_TILES
 #include "ops/rnn/rnn_tiles-inl.h"
 #endif
@@ -48,7 +48,7 @@ FASTDL_INLINE bool packs(const RnnSequence& q) { return q.rows.B > 3 && packs_in
 // push the recurrent ones out of an L2 of 2 MB, which more rows make seldom.
 template <class S>
 FASTDL_INLINE int64_t chunk_of(const RnnSequence& q, const RnnSplit& split) {
-  constexpr int64_t kOfWorker = 64, kFewest = by_tiles(S{}) && sizeof(S) == 4 ? 256 : kOfWorker;
+  constexpr int64_t kOfWorker = 64, kFewest = kTileParts<S> > 1 ? 256 : kOfWorker;
   const int64_t rows = kOfWorker * (split.blocks > 1 ? split.workers : 1), each = q.rows.B / split.shares + 1;
   const int64_t steps = ((rows > kFewest ? rows : kFewest) + each - 1) / each;
   return steps < q.rows.T ? steps : q.rows.T;

@@ -36,7 +36,7 @@ FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float*
 template <class S>
 int64_t panel_floats(const Weight& w) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) return tile_floats<S>(w);
+  if constexpr (kByTiles<S>) return tile_floats<S>(w);
 #endif
   return w.floats();
 }
@@ -44,7 +44,7 @@ int64_t panel_floats(const Weight& w) {
 template <class S>
 void pack_panel(const Weight& w, int64_t panel, RangeOf<S>& range) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) {
+  if constexpr (kByTiles<S>) {
     constexpr int64_t kColumns = kPanelVecs / kTileVecs;
     for (int64_t column = panel * kColumns; column < (panel + 1) * kColumns; ++column)
       if (column < column_tiles(w)) pack_column_tiles(w, column, static_cast<const S*>(w.plain), range);
@@ -172,14 +172,14 @@ struct ProductRows {
 
 template <class S>
 FASTDL_INLINE bool packs_rows(const Weight& w) {
-  return by_tiles(S{}) && w.panels != nullptr;
+  return kByTiles<S> && w.panels != nullptr;
 }
 
 // Elements that packed rows take.
 template <class S>
 FASTDL_INLINE int64_t packed_row_elements(int64_t rows, int64_t depth) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) return packed_elements<S>(tiles_of(rows, kAmxRows), depth);
+  if constexpr (kByTiles<S>) return packed_elements<S>(tiles_of(rows, kAmxRows), depth);
 #endif
   return 0;
 }
@@ -190,7 +190,7 @@ struct RowShare {
 };
 template <class S>
 FASTDL_INLINE RowShare row_share(int64_t rows, int64_t block, int64_t blocks) {
-  constexpr int64_t kStep = by_tiles(S{}) ? 16 : 1;
+  constexpr int64_t kStep = kByTiles<S> ? 16 : 1;
   const int64_t steps = (rows + kStep - 1) / kStep, from = block * steps / blocks * kStep,
                 to = (block + 1) * steps / blocks * kStep;
   return {from, to < rows ? to : rows};
@@ -201,7 +201,7 @@ template <class S>
 FASTDL_INLINE void pack_share(const Weight& w, const float* a, int64_t a_row, int64_t rows,
                               const RowShare& share, BFloat16* packed, RangeOf<S>& range) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) {
+  if constexpr (kByTiles<S>) {
     if (packs_rows<S>(w))
       pack_rows<S>(a, a_row, share.from, share.to, w.depth, packed, tiles_of(rows, kAmxRows), range);
   }
@@ -223,8 +223,8 @@ template <class S>
 FASTDL_INLINE void multiply(const Weight& w, const ProductRows& left, int64_t row, int64_t rows,
                             int64_t first, int64_t count, float* out, int64_t out_row) {
 #if FASTDL_TILES
-  if constexpr (by_tiles(S{})) {
-    if (w.panels != nullptr)
+  if constexpr (kByTiles<S>) {
+    if (left.tiles != nullptr)
       return multiply_column_tiles<S>(w, left.tiles, left.row_tiles, row, rows, first, count, out, out_row);
   }
 #endif

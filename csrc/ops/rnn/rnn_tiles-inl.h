@@ -9,26 +9,21 @@
 constexpr int64_t kTileVecs = kAmxRows / kLanes;
 constexpr int64_t kBlock = 2 * kAmxRows;  // rows and columns of a block of sums
 
-#if FASTDL_SPLIT_TILES
-constexpr int64_t tile_parts(float) { return kSplitParts; }
-#endif
-constexpr int64_t tile_parts(BFloat16) { return 1; }
-
 template <class S>
-constexpr int64_t kChunkTiles = tile_parts(S{}) > 1 ? 8 : 16;
+constexpr int64_t kChunkTiles = kTileParts<S> > 1 ? 8 : 16;
 template <class S>
 constexpr int64_t kChunkDepth = kChunkTiles<S> * kAmxDepth;
 
 template <class S>
 FASTDL_INLINE int64_t packed_elements(int64_t tiles, int64_t depth) {
-  return tiles * tiles_of(depth, kAmxDepth) * tile_parts(S{}) * kTileElements;
+  return tiles * tiles_of(depth, kAmxDepth) * kTileParts<S> * kTileElements;
 }
 
 // Where tile `at` of `tiles` begins in the chunk that begins at depth k.
 template <class S>
 FASTDL_INLINE int64_t packed_at(int64_t at, int64_t tiles, int64_t k, int64_t depth) {
   const int64_t left = tiles_of(depth - k, kAmxDepth), own = left < kChunkTiles<S> ? left : kChunkTiles<S>;
-  return (k / kAmxDepth * tiles + at * own) * tile_parts(S{}) * kTileElements;
+  return (k / kAmxDepth * tiles + at * own) * kTileParts<S> * kTileElements;
 }
 
 FASTDL_INLINE int64_t column_tiles(const Weight& w) { return tiles_of(w.vectors(), kTileVecs); }
@@ -102,7 +97,7 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
       const float* const from = a + row * a_row;
       BFloat16* at = to + packed_at<S>(row / kAmxRows, tiles, k, depth) + row % kAmxRows * kAmxDepth;
       for (int64_t d = k, end = k + chunk_depth<S>(depth, k); d < end;
-           d += kAmxDepth, at += tile_parts(S{}) * kTileElements)
+           d += kAmxDepth, at += kTileParts<S> * kTileElements)
         for (int64_t i = 0; i < kAmxDepth; i += 2 * kLanes)
           pack_pair(some(from, d + i), some(from, d + i + kLanes), at + i, own);
     }

@@ -15,7 +15,7 @@ constexpr int64_t kMostTurnedFloats = 512 * 1024;
 template <class S>
 bool turns(const RnnSequence& q) {
   const int64_t B = q.rows.B;
-  return std::is_same_v<S, float> && !by_tiles(S{}) && q.rows.T == 1 && B >= kFewestTurned &&
+  return std::is_same_v<S, float> && !kByTiles<S> && q.rows.T == 1 && B >= kFewestTurned &&
          B <= kMostTurned && B * (q.I + q.R) <= kMostTurnedFloats;
 }
 

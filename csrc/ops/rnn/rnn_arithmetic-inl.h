@@ -1,5 +1,6 @@
-// Of what size the numbers of a call's products are: fp32 by tiles is not for all (split_gemm-inl.h).
-// Saves nothing. Included after rnn_weight-inl.h, once per instruction set: no include guard.
+// How the products of a dtype are computed, by vectors or by tiles, and of what size a call's numbers may
+// then be: fp32 by tiles is not for all (split_gemm-inl.h). Saves nothing. Included after tiles-inl.h, once
+// per instruction set: no include guard.
 
 // Where every number will do.
 struct AnyRange {
@@ -9,17 +10,36 @@ struct AnyRange {
 FASTDL_INLINE bool fit_together(const AnyRange&, const AnyRange&, int64_t) { return true; }
 
 template <class S>
-struct RangeFor {
-  using Type = AnyRange;
+struct Arithmetic {
+  static constexpr int64_t kTileParts = 0;  // bf16 that a number is the sum of, in tiles; 0: by vectors
+  using Range = AnyRange;
+  struct Use {};  // held while products run
 };
-#if FASTDL_SPLIT_TILES
+#if FASTDL_TILES
 template <>
-struct RangeFor<float> {
-  using Type = SplitRange;
+struct Arithmetic<BFloat16> {
+  static constexpr int64_t kTileParts = 1;
+  using Range = AnyRange;
+  using Use = TileUse;
 };
 #endif
+#if FASTDL_SPLIT_TILES
+template <>
+struct Arithmetic<float> {
+  static constexpr int64_t kTileParts = kSplitParts;
+  using Range = SplitRange;
+  using Use = TileUse;
+};
+#endif
+
 template <class S>
-using RangeOf = typename RangeFor<S>::Type;
+constexpr int64_t kTileParts = Arithmetic<S>::kTileParts;
+template <class S>
+constexpr bool kByTiles = kTileParts<S> > 0;
+template <class S>
+using RangeOf = typename Arithmetic<S>::Range;
+template <class S>
+using ProductUse = typename Arithmetic<S>::Use;
 
 // Of the weights, by the worker that packs them, and of the rows, by task and block.
 template <class S>
