@@ -19,6 +19,13 @@ FASTDL_INLINE int64_t split_elements(int64_t lanes, int64_t depth) {
   return tiles_of(lanes, kAmxRows) * split_panel(depth);
 }
 
+// A packed matrix and the elements from one of its panels to the next.
+struct SplitPanels {
+  const BFloat16* at;
+  int64_t panel;
+};
+FASTDL_INLINE SplitPanels split_panels(const BFloat16* at, int64_t depth) { return {at, split_panel(depth)}; }
+
 // As for tiles: an operation on denormals takes 150 cycles, and gradients of gelu are full of them.
 struct DenormalsAreZero {
   unsigned before = _mm_getcsr();
@@ -33,6 +40,15 @@ struct DenormalsAreZero {
 struct SplitRange {
   typedef uint16_t Halves __attribute__((vector_size(FASTDL_VEC_BYTES)));
   Halves largest = {};
+
+  // Of numbers up to v, which is not negative.
+  static SplitRange up_to(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof(bits));
+    SplitRange range;
+    range.largest[0] = static_cast<uint16_t>(bits >> 16);
+    return range;
+  }
 
   void add(VecBits pairs) { take(reinterpret_cast<Halves>(pairs & 0x7fff7fff)); }
   void widen_by(const SplitRange& other) { take(other.largest); }
@@ -61,13 +77,18 @@ struct SplitSource {
 };
 
 // The bf16 nearest to v, which must be finite and not too large: what is left of v in a sum that is 2^16
-// times as large (after Dekker 1971).
+// times as large (after Dekker 1971). kTruncate: v cut off instead.
+template <bool kTruncate>
 FASTDL_INLINE Vec upper_part(Vec v) {
+  if constexpr (kTruncate)
+    return reinterpret_cast<Vec>(reinterpret_cast<VecBits>(v) & (VecBits{} + 0xffff0000));
   const Vec scale = set1(65536), sum = fma(v, scale, v);
   return fma(v, -scale, sum);
 }
 
-// Two rows of 16 numbers, `kAmxRows` apart along the depth, -> row i of three tiles, in pairs.
+// Two rows of 16 numbers, `kAmxRows` apart along the depth, -> row i of three tiles, in pairs. kTruncate: two
+// thirds of the work, for one of two factors; what is left out is then less than 2^-23 of a product.
+template <bool kTruncate = false>
 FASTDL_INLINE void split_row(Vec first, Vec second, BFloat16* to, SplitRange& range) {
   const auto put = [&](Vec a, Vec b) __attribute__((always_inline)) {
     const VecBits pairs = reinterpret_cast<VecBits>(a) >> 16 | reinterpret_cast<VecBits>(b);
@@ -75,20 +96,22 @@ FASTDL_INLINE void split_row(Vec first, Vec second, BFloat16* to, SplitRange& ra
     to += kTileElements;
     return pairs;
   };
-  const Vec high_first = upper_part(first), high_second = upper_part(second);
+  const Vec high_first = upper_part<kTruncate>(first), high_second = upper_part<kTruncate>(second);
   range.add(put(high_first, high_second));
   first = first - high_first, second = second - high_second;
-  const Vec middle_first = upper_part(first), middle_second = upper_part(second);
+  const Vec middle_first = upper_part<kTruncate>(first), middle_second = upper_part<kTruncate>(second);
   put(middle_first, middle_second);
   put(first - middle_first, second - middle_second);
 }
 
-// 16 rows or columns, 32 deep, of which `lanes` and `depths` exist: three tiles, a lane of which holds depths
-// k and k + 16. kDeep: runs lie along the depth; a row of a tile does so of A.
-template <bool kRight, bool kDeep>
+// 16 rows or columns, 32 deep, of which `lanes` and `depths` exist (kWhole: all): three tiles, a lane of
+// which holds depths k and k + 16. kDeep: runs lie along the depth; a row of a tile does so of A.
+template <bool kRight, bool kDeep, bool kWhole, bool kTruncate>
 FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t depths, BFloat16* tile,
                               SplitRange& range) {
   static_assert(kLanes == kAmxRows && 2 * kLanes == kAmxDepth, "a row of a tile is a vector");
+  const auto some = [](const float* run, int64_t count)
+                        __attribute__((always_inline)) { return kWhole ? load(run) : load_some(run, count); };
   Vec first[kLanes], second[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
@@ -97,37 +120,54 @@ FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t de
       // Each run lies in a page of its own, where no hardware looks ahead.
       if (i < lanes)
         __builtin_prefetch(run + 2 * kAmxDepth), __builtin_prefetch(run + 2 * kAmxDepth + kLanes);
-      first[i] = load_some(run, i < lanes ? depths : 0);
-      second[i] = load_some(run + kLanes, i < lanes ? depths - kLanes : 0);
+      first[i] = some(run, i < lanes ? depths : 0);
+      second[i] = some(run + kLanes, i < lanes ? depths - kLanes : 0);
     } else {
       const float* const run = from.at + i * from.depth_step;
-      first[i] = load_some(run, i < depths ? lanes : 0);
-      second[i] = load_some(run + kLanes * from.depth_step, i + kLanes < depths ? lanes : 0);
+      first[i] = some(run, i < depths ? lanes : 0);
+      second[i] = some(run + kLanes * from.depth_step, i + kLanes < depths ? lanes : 0);
     }
   }
   if constexpr (kDeep == kRight) transpose(first), transpose(second);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) split_row(first[i], second[i], tile + i * kAmxDepth, range);
+  for (int i = 0; i < kLanes; ++i) split_row<kTruncate>(first[i], second[i], tile + i * kAmxDepth, range);
 }
 
-// `lanes` rows of A (columns of B), `depth` deep.
-template <bool kRight>
-inline void split(const SplitSource& from, int64_t lanes, int64_t depth, BFloat16* to, SplitRange& range) {
+template <bool kRight, bool kDeep, bool kTruncate>
+inline void split_runs(const SplitSource& from, int64_t lanes, int64_t depth, BFloat16* to,
+                       SplitRange& range) {
+  SplitRange own = range;  // in a register: what is stored might be the other one
   for (int64_t i = 0; i < lanes; i += kAmxRows)
     for (int64_t k = 0; k < depth; k += kAmxDepth, to += kSplitParts * kTileElements) {
       const SplitSource at = {from.at + i * from.lane_step + k * from.depth_step, from.lane_step,
                               from.depth_step};
-      from.depth_step == 1 ? split_tile<kRight, true>(at, lanes - i, depth - k, to, range)
-                           : split_tile<kRight, false>(at, lanes - i, depth - k, to, range);
+      lanes - i >= kAmxRows&& depth - k >= kAmxDepth
+          ? split_tile<kRight, kDeep, true, kTruncate>(at, kAmxRows, kAmxDepth, to, own)
+          : split_tile<kRight, kDeep, false, kTruncate>(at, lanes - i, depth - k, to, own);
     }
+  range = own;
 }
 
-// kRows x kColumns tiles of C: the product of packed a and b, added to C or to a row (null: zeros).
-template <int kRows, int kColumns, bool kAdd>
-FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t depth, const float* row,
-                               float* c, int64_t c_row) {
-  const int64_t panel = split_panel(depth);
+// `lanes` rows of A (columns of B), `depth` deep.
+template <bool kRight, bool kTruncate = false>
+inline void split(const SplitSource& from, int64_t lanes, int64_t depth, BFloat16* to, SplitRange& range) {
+  from.depth_step == 1 ? split_runs<kRight, true, kTruncate>(from, lanes, depth, to, range)
+                       : split_runs<kRight, false, kTruncate>(from, lanes, depth, to, range);
+}
+
+// Tiles multiply while vectors compute: a loop of products calls what it is given whenever some of them have
+// been issued. Nothing, where there is no such work.
+struct NothingBeside {
+  void operator()() const {}
+};
+
+// kRows x kColumns tiles of C: the product of a and b, added to C or to a row (null: zeros).
+// `beside`: work of vectors, bit by bit.
+template <int kRows, int kColumns, bool kAdd, class Beside = NothingBeside>
+FASTDL_INLINE void split_block(const SplitPanels& a, const SplitPanels& b, int64_t depth, const float* row,
+                               float* c, int64_t c_row, Beside&& beside = {}) {
   constexpr int64_t kBytes = 64;
+  const BFloat16 *a_at = a.at, *b_at = b.at;
   if constexpr (kAdd) {
     load_tile<0>(c, c_row * 4);
     if constexpr (kColumns == 2) load_tile<1>(c + kAmxRows, c_row * 4);
@@ -141,21 +181,22 @@ FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t dep
     if constexpr (kColumns == 2) load_tile<1>(row + kAmxRows, 0), load_tile<3>(row + kAmxRows, 0);
   }
   const auto left = [&](int64_t part) __attribute__((always_inline)) {
-    load_tile<4>(a + part * kTileElements, kBytes);
-    if constexpr (kRows == 2) load_tile<5>(a + panel + part * kTileElements, kBytes);
+    load_tile<4>(a_at + part * kTileElements, kBytes);
+    if constexpr (kRows == 2) load_tile<5>(a_at + a.panel + part * kTileElements, kBytes);
   };
   const auto right = [&](int64_t part) __attribute__((always_inline)) {
-    load_tile<6>(b + part * kTileElements, kBytes);
-    if constexpr (kColumns == 2) load_tile<7>(b + panel + part * kTileElements, kBytes);
+    load_tile<6>(b_at + part * kTileElements, kBytes);
+    if constexpr (kColumns == 2) load_tile<7>(b_at + b.panel + part * kTileElements, kBytes);
   };
   const auto multiply = [&]() __attribute__((always_inline)) {
     dot_tiles<0, 4, 6>();
     if constexpr (kColumns == 2) dot_tiles<1, 4, 7>();
     if constexpr (kRows == 2) dot_tiles<2, 5, 6>();
     if constexpr (kRows == 2 && kColumns == 2) dot_tiles<3, 5, 7>();
+    beside();
   };
   for (int64_t k = 0; k < depth;
-       k += kAmxDepth, a += kSplitParts * kTileElements, b += kSplitParts * kTileElements) {
+       k += kAmxDepth, a_at += kSplitParts * kTileElements, b_at += kSplitParts * kTileElements) {
     // In an order in which one side stays loaded.
     left(0), right(0), multiply();
     left(2), multiply();
@@ -168,5 +209,25 @@ FASTDL_INLINE void split_block(const BFloat16* a, const BFloat16* b, int64_t dep
   if constexpr (kColumns == 2) store_tile<1>(c + kAmxRows, c_row * 4);
   if constexpr (kRows == 2) store_tile<2>(c + kAmxRows * c_row, c_row * 4);
   if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
+}
+
+// C (+)= A B; either may be deeper. c: rows of c_row, which hold whole tiles.
+template <bool kAdd, class Beside = NothingBeside>
+__attribute__((noinline)) void multiply_split_tiles(int64_t rows, int64_t depth, int64_t columns,
+                                                    const SplitPanels& a, const SplitPanels& b, float* c,
+                                                    int64_t c_row, Beside&& beside = {}) {
+  const int64_t row_tiles = tiles_of(rows, kAmxRows), column_tiles = tiles_of(columns, kAmxRows);
+  for (int64_t j = 0; j < column_tiles; j += 2)
+    for (int64_t i = 0; i < row_tiles; i += 2) {
+      const SplitPanels left = {a.at + i * a.panel, a.panel}, right = {b.at + j * b.panel, b.panel};
+      float* const block = c + (i * c_row + j) * kAmxRows;
+      const bool tall = i + 1 < row_tiles, wide = j + 1 < column_tiles;
+      if (tall)
+        wide ? split_block<2, 2, kAdd>(left, right, depth, nullptr, block, c_row, beside)
+             : split_block<2, 1, kAdd>(left, right, depth, nullptr, block, c_row, beside);
+      else
+        wide ? split_block<1, 2, kAdd>(left, right, depth, nullptr, block, c_row, beside)
+             : split_block<1, 1, kAdd>(left, right, depth, nullptr, block, c_row, beside);
+    }
 }
 #endif

@@ -19,6 +19,15 @@ FASTDL_INLINE LeftTiles left_tiles(const BFloat16* at, int64_t depth) {
   return {at, kAmxDepth, tiles_of(depth, kAmxDepth) * kTileElements, kTileElements};
 }
 
+// B as whole tiles, those of 16 columns one after the other: elements from these to the next ones.
+struct RightTiles {
+  const BFloat16* at;
+  int64_t column_tile;
+};
+FASTDL_INLINE RightTiles right_tiles(const BFloat16* at, int64_t depth) {
+  return {at, tiles_of(depth, kAmxDepth) * kTileElements};
+}
+
 // Elements of B: whole tiles, those of 16 columns one after the other.
 FASTDL_INLINE int64_t right_elements(int64_t depth, int64_t columns) {
   return tiles_of(depth, kAmxDepth) * tiles_of(columns, kAmxRows) * kTileElements;
@@ -149,7 +158,7 @@ FASTDL_INLINE void narrow_in_place(float* row, int64_t count) {
 
 // One block of C: kRows x kColumns tiles, in registers 0 .. 3; A's in 4 and 5, B's in 6 and 7.
 template <int kRows, int kColumns, bool kAdd>
-FASTDL_INLINE void tile_block(const LeftTiles& a, const BFloat16* b, int64_t depth_tiles, float* c,
+FASTDL_INLINE void tile_block(const LeftTiles& a, const RightTiles& b, int64_t depth_tiles, float* c,
                               int64_t c_row) {
   const int64_t c_bytes = c_row * static_cast<int64_t>(sizeof(float));
   const int64_t a_bytes = a.row * static_cast<int64_t>(sizeof(BFloat16)), b_bytes = 64;
@@ -166,12 +175,12 @@ FASTDL_INLINE void tile_block(const LeftTiles& a, const BFloat16* b, int64_t dep
     if constexpr (kRows == 2 && kColumns == 2) zero_tile<3>();
   }
   for (int64_t k = 0; k < depth_tiles; ++k) {
-    const BFloat16 *left = a.at + k * a.depth_tile, *right = b + k * kTileElements;
+    const BFloat16 *left = a.at + k * a.depth_tile, *right = b.at + k * kTileElements;
     load_tile<4>(left, a_bytes);
     load_tile<6>(right, b_bytes);
     dot_tiles<0, 4, 6>();
     if constexpr (kColumns == 2) {
-      load_tile<7>(right + depth_tiles * kTileElements, b_bytes);
+      load_tile<7>(right + b.column_tile, b_bytes);
       dot_tiles<1, 4, 7>();
     }
     if constexpr (kRows == 2) {
@@ -186,14 +195,14 @@ FASTDL_INLINE void tile_block(const LeftTiles& a, const BFloat16* b, int64_t dep
   if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(below + kAmxRows, c_bytes);
 }
 
-// C (+)= A B with b as pack_right has it; c: rows of c_row, which hold whole tiles.
+// C (+)= A B; b may be deeper. c: rows of c_row, which hold whole tiles.
 template <bool kAdd>
 __attribute__((noinline)) void multiply_tiles(int64_t rows, int64_t depth, int64_t columns, LeftTiles a,
-                                              const BFloat16* b, float* c, int64_t c_row) {
+                                              RightTiles b, float* c, int64_t c_row) {
   const int64_t row_tiles = tiles_of(rows, kAmxRows), column_tiles = tiles_of(columns, kAmxRows),
                 depth_tiles = tiles_of(depth, kAmxDepth);
   const BFloat16* const first = a.at;
-  for (int64_t j = 0; j < column_tiles; j += 2, b += 2 * depth_tiles * kTileElements) {
+  for (int64_t j = 0; j < column_tiles; j += 2, b.at += 2 * b.column_tile) {
     const bool two = j + 1 < column_tiles;
     for (int64_t i = 0; i < row_tiles; i += 2) {
       a.at = first + i * a.row_tile;

@@ -70,8 +70,8 @@ static void backward_keys(const RowValues<T>& values, int64_t begin, int64_t end
       const int64_t m = g.rows() - first < kRows ? g.rows() - first : kRows;
       const KeyRange seen = within(g.keys(first, m), k0, n);
       if (seen.first == seen.end) continue;
-      gradient_tile(values, first, m, k0, n, delta + first, grad_bias, scratch);
-      products.add_gradients(c, m, n, scratch.powers, scratch.grad_s, grad_q + first * D);
+      gradient_tile(values, first, m, k0, seen.end, delta + first, grad_bias, scratch);
+      products.add_gradients(c, m, seen.end, scratch.powers, scratch.grad_s, grad_q + first * D);
     }
     products.end_gradients(c, n);
     for (int64_t j = 0; j < n; ++j) {
@@ -130,8 +130,9 @@ static void grad_sink(const AttentionBackward& args, const float* deltas, int64_
   });
 }
 
-template <class T, class Products = VectorBackward<T>>
-static void backward(const AttentionBackward& args, const ThreadPool& pool) {
+// False: a number does not fit the products, all is to be computed again.
+template <class T, class Products>
+static bool backward_by(const AttentionBackward& args, const ThreadPool& pool) {
   constexpr int64_t kKeys = Products::kKeys;
   const AttentionCall& c = args.c;
   const BackwardShape shape = backward_shape<Products>(args);
@@ -139,12 +140,15 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
   const int64_t D = padded_stride(c.D), floats = round_up(GradientScratch<Products>::floats(c), 16);
   const int64_t workers = pool.size(), partial_count = shape.splits > 1 ? tasks : workers;
   const int64_t bias_sums = (shape.ranges - 1) * bias_elements(args);
-  float* memory = static_cast<float*>(
-      thread_scratch(static_cast<size_t>(workers * floats + partial_count * shape.partial + bias_sums +
-                                         groups * shape.rows) *
-                     sizeof(float)));
+  typedef typename Products::Sizes Sizes;
+  const int64_t all_floats =
+      round_up(workers * floats + partial_count * shape.partial + bias_sums + groups * shape.rows, 16);
+  float* memory = static_cast<float*>(thread_scratch(static_cast<size_t>(all_floats) * sizeof(float) +
+                                                     static_cast<size_t>(workers) * sizeof(Sizes)));
   float *partials = memory + workers * floats, *sums = partials + partial_count * shape.partial;
   float* deltas = sums + bias_sums;
+  Sizes* const sizes = reinterpret_cast<Sizes*>(memory + all_floats);
+  for (int64_t worker = 0; worker < workers; ++worker) sizes[worker] = {};
   parallel_tasks(pool, groups, [&](int64_t group, int64_t) {
     const Group<T> g(c, attention_span(c, group / c.H_kv), group % c.H_kv);
     const RowValues<T> values{args, g};
@@ -173,6 +177,7 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
       const int64_t begin = split * share, end = begin + share < g.span.L_k ? begin + share : g.span.L_k;
       float* grad_bias = range == 0 ? args.grad_bias : sums + (range - 1) * bias_elements(args);
       backward_keys(values, begin, end, deltas + group * shape.rows, scratch, grad_q, grad_bias);
+      sizes[worker].widen_by(scratch.products.sizes);
       if (shape.splits == 1) finish_grad_q(args, g, shape, grad_q);
     });
     if (shape.splits > 1)
@@ -183,6 +188,15 @@ static void backward(const AttentionBackward& args, const ThreadPool& pool) {
         finish_grad_q(args, g, shape, partials + owner * shape.splits * shape.partial);
       });
   }
+  Sizes all = {};
+  for (int64_t worker = 0; worker < workers; ++worker) all.widen_by(sizes[worker]);
+  if (!all.fit(c)) return false;
   finish_grad_bias(args, shape.ranges, sums, pool);
   if (args.grad_sink != nullptr) grad_sink<T>(args, deltas, shape.rows, pool);
+  return true;
+}
+
+template <class T, class Products = VectorBackward<T>>
+static void backward(const AttentionBackward& args, const ThreadPool& pool) {
+  backward_by<T, Products>(args, pool);
 }

@@ -12,6 +12,7 @@ using avx512::kAttention;
 #include "common/cpu/tiles-inl.h"
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
+#include "common/cpu/split_gemm-inl.h"
 #endif
 #include "ops/attention/attention_tile-inl.h"
 #include "ops/attention/attention_scores-inl.h"
@@ -29,16 +30,26 @@ using avx512::kAttention;
 #include "ops/attention/attention_backward-inl.h"
 // clang-format on
 
+// fp32 and fp16 on vectors, of which AMX has no others.
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+using avx512::kOnVectors;
+#else
+inline constexpr AttentionKernels kOnVectors[2] = {{forward<float>, backward<float>, weigh},
+                                                   {forward<Float16>, backward<Float16>, nullptr}};
+#endif
+#if FASTDL_SPLIT_TILES
+#include "ops/attention/attention_split-inl.h"
+#endif
+
 // By dtype; fp64 stays with the reference.
 inline constexpr AttentionKernels kAttention[4] = {
     {nullptr, nullptr, nullptr},
-#if FASTDL_ISA >= FASTDL_ISA_AMX
-    avx512::kAttention[1],
-    avx512::kAttention[2],
+#if FASTDL_SPLIT_TILES
+    {forward_by_size, backward_by_size, kOnVectors[0].weights},
 #else
-    {forward<float>, backward<float>, weigh},
-    {forward<Float16>, backward<Float16>, nullptr},
+    kOnVectors[0],
 #endif
+    kOnVectors[1],
 #if FASTDL_TILES
     {forward<BFloat16, TileForward>, backward<BFloat16, TileBackward>, nullptr},
 #else

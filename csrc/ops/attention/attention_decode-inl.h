@@ -78,7 +78,8 @@ static void decode_keys(const Group<T>& g, int64_t begin, int64_t end, const Dec
     const int64_t n = end - k0 < kBlockN ? end - k0 : kBlockN;
     dot_product(false, rows, n, scratch.q, c.D, g.k(k0), c.k_strides.l, c.D, scratch.scores, kScoresRow);
     const bool add = k0 > begin;
-    online_softmax<false>(g, 0, rows, k0, n, add, scratch.scores, scratch.words, all);
+    OnlineSoftmax<T, FloatsInPlace>(g, {0, rows, k0, n, add}, scratch.scores, scratch.words, all, {})
+        .finish();
     if (c.D_v % kLanes == 0) {
       multiply_values(add, rows, scratch.scores, g.v(k0), c.v_strides.l, n, c.D_v, all.output);
     } else {

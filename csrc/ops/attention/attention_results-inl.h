@@ -17,28 +17,22 @@ FASTDL_INLINE void begin_row(const Running& now, const float* sink) {
                                                      : 1.0f;
 }
 
-// Powers as the product with v takes them: floats, or at the beginning of their row bf16, 0 up to whole
-// tiles.
-template <bool kNarrowed>
-FASTDL_INLINE void store_powers(float* s, int64_t j, int64_t padded, Vec low, Vec high) {
-  if constexpr (kNarrowed) {
-#if FASTDL_TILES
-    store_narrowed(reinterpret_cast<BFloat16*>(s) + j, low, high);
-#endif
-  } else {
-    store(s + j, low);
-    if (j + kLanes < padded) store(s + j + kLanes, high);
-  }
-}
+// A row of powers for the product with v on vectors: floats, in place of their scores. Where the product
+// takes them otherwise, its row has the same members.
+struct FloatRow {
+  static constexpr bool kFloats = true;
+  float* at;
+  int64_t padded;  // whole vectors
 
-#if FASTDL_TILES
-// What store_powers has left: floats where there was dropout, and zeros up to whole tiles.
-FASTDL_INLINE void narrow_rest(float* s, int64_t padded, bool floats) {
-  if (floats) return narrow_in_place(s, padded);
-  for (int64_t j = round_up(padded, 2 * kLanes); j < round_up(padded, kAmxDepth); j += 2 * kLanes)
-    store_powers<true>(s, j, padded, zero(), zero());
-}
-#endif
+  void put(int64_t j, Vec low, Vec high) const {
+    store(at + j, low);
+    if (j + kLanes < padded) store(at + j + kLanes, high);
+  }
+  void end() const {}
+};
+struct FloatsInPlace {
+  FloatRow operator()(int64_t, float* scores, int64_t padded) const { return {scores, padded}; }
+};
 
 // Rows of scores at once: their largest and the factors of their results wait for no row.
 constexpr int64_t kMostRows = 64;
@@ -80,48 +74,127 @@ FASTDL_INLINE void raise_maxima(int64_t rows, float slope, const Running& now, R
   }
 }
 
-// A row of scores -> powers, and their sum.
-template <bool kNarrowed>
-FASTDL_INLINE float raise_powers(float slope, float shift, int64_t padded, float* s) {
+// Part j .. end of a row of scores -> powers, added to their sum.
+template <class Row>
+FASTDL_INLINE Vec raise_powers(float slope, float shift, int64_t j, int64_t end, const float* s, Vec sum,
+                               const Row& to) {
   const Vec slopes = set1(slope), shifts = set1(shift);
-  const auto power = [&](int64_t j) __attribute__((always_inline)) {
-    return exp2_or_zero(fma(load(s + j), slopes, shifts));
+  const auto power = [&](int64_t at) __attribute__((always_inline)) {
+    return exp2_or_zero(fma(load(s + at), slopes, shifts));
   };
-  Vec sum = zero();
-  for (int64_t j = 0; j < padded; j += 2 * kLanes) {
-    const Vec low = power(j), high = j + kLanes < padded ? power(j + kLanes) : zero();
+  for (; j < end; j += 2 * kLanes) {
+    const Vec low = power(j), high = j + kLanes < end ? power(j + kLanes) : zero();
     sum += low + high;
-    store_powers<kNarrowed>(s, j, padded, low, high);
+    to.put(j, low, high);
   }
-  return sum_of(sum);
+  return sum;
+}
+
+// Floats -> a row of powers.
+template <class Row>
+FASTDL_INLINE void put_row(const float* from, int64_t padded, const Row& to) {
+  for (int64_t j = 0; j < padded; j += 2 * kLanes)
+    to.put(j, load(from + j), j + kLanes < padded ? load(from + j + kLanes) : zero());
+  to.end();
 }
 
 // Rows first_row .. first_row + rows of products, kScoresRow apart, with keys first .. first + count ->
-// powers against the new maxima; the rows' outputs, if they have been begun, are scaled to them.
-template <bool kNarrowed, class T>
-static void online_softmax(const Group<T>& g, int64_t first_row, int64_t rows, int64_t first, int64_t count,
-                           bool begun, float* scores, uint32_t* words, const Running& now) {
-  const int64_t padded = round_up(count, kLanes), stride = padded_stride(g.c.D_v);
-  const bool drops = g.c.dropout_p > 0, alone = scaled_alone(g);
-  const float slope = alone ? g.c.scale * kLog2E : kLog2E;
-  RowPowers p;
-  for (int64_t r = 0; r < rows; ++r)
-    p.shift[r] = largest_score(g, g.row(first_row + r), first, count, alone, scores + r * kScoresRow);
-  raise_maxima(rows, slope, now, p);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* const s = scores + r * kScoresRow;
-    now.total[r] += kNarrowed && !drops ? raise_powers<kNarrowed>(slope, p.shift[r], padded, s)
-                                        : raise_powers<false>(slope, p.shift[r], padded, s);
-    if (drops) drop(g.c, g.span.number, g.row(first_row + r), first, count, words, s);
-#if FASTDL_TILES
-    if constexpr (kNarrowed) narrow_rest(s, padded, drops);
-#endif
-    if (!begun || p.factor[r] == 1) continue;
-    const Vec factor = set1(p.factor[r]);
-    float* const output = now.output + r * stride;
+// powers against the new maxima, in the rows that row_of_powers(row, its scores, padded) gives; the rows'
+// outputs, if they have been begun, are scaled to them. In steps, between which products may be multiplied.
+template <class T, class RowOfPowers>
+class OnlineSoftmax {
+ public:
+  struct Tile {
+    int64_t first_row, rows, first, count;
+    bool begun;
+  };
+
+  OnlineSoftmax(const Group<T>& g, const Tile& tile, float* scores, uint32_t* words, const Running& now,
+                const RowOfPowers& row_of_powers)
+      : g_(g),
+        tile_(tile),
+        scores_(scores),
+        words_(words),
+        now_(now),
+        row_of_powers_(row_of_powers),
+        padded_(round_up(tile.count, kLanes)),
+        alone_(scaled_alone(g)),
+        slope_(alone_ ? g.c.scale * kLog2E : kLog2E) {}
+
+  // A step of some 100 instructions, if one is left.
+  __attribute__((always_inline)) void operator()() {
+    if (row_ < tile_.rows) some_step();
+  }
+  void finish() {
+    while (row_ < tile_.rows) step(padded_);
+  }
+
+ private:
+  const Group<T>& g_;
+  const Tile tile_;
+  float* const scores_;
+  uint32_t* const words_;
+  const Running now_;
+  const RowOfPowers row_of_powers_;
+  const int64_t padded_;
+  const bool alone_;
+  const float slope_;
+  RowPowers p_;
+  bool maxima_ = true;  // being looked for
+  int64_t row_ = 0, at_ = 0;
+  float row_slope_ = 0;
+  Vec sum_ = zero();
+
+  __attribute__((noinline)) void some_step() { step(4 * kLanes); }
+
+  // The next row's largest score, or up to `most` of its powers.
+  __attribute__((always_inline)) inline void step(int64_t most) {
+    maxima_ ? take_largest() : take_powers(most);
+  }
+  __attribute__((always_inline)) inline void take_largest() {
+    p_.shift[row_] =
+        largest_score(g_, query_row(), tile_.first, tile_.count, alone_, scores_ + row_ * kScoresRow);
+    if (++row_ < tile_.rows) return;
+    raise_maxima(tile_.rows, slope_, now_, p_);
+    maxima_ = false, row_ = 0;
+  }
+  __attribute__((always_inline)) inline void take_powers(int64_t most) {
+    float* const s = scores_ + row_ * kScoresRow;
+    const auto to = row_of_powers_(row_, s, padded_);
+    const float shift = p_.shift[row_];
+    if (at_ == 0) round_products(shift, s);
+    if (g_.c.dropout_p > 0) {
+      sum_ = raise_powers(row_slope_, shift, 0, padded_, s, sum_, FloatRow{s, padded_});
+      drop(g_.c, g_.span.number, query_row(), tile_.first, tile_.count, words_, s);
+      if constexpr (!decltype(to)::kFloats) put_row(s, padded_, to);
+    } else {
+      const int64_t end = padded_ - at_ < most ? padded_ : at_ + most;
+      sum_ = raise_powers(row_slope_, shift, at_, end, s, sum_, to);
+      at_ = end;
+      if (at_ < padded_) return;
+      to.end();
+    }
+    now_.total[row_] += sum_of(sum_);
+    scale_output();
+    sum_ = zero(), at_ = 0, ++row_;
+  }
+  // Scores scaled alone are not rounded before the largest, which was, is subtracted: of large ones that
+  // would leave an exponent above 0, and a power that is infinite.
+  __attribute__((always_inline)) inline void round_products(float shift, float* s) {
+    row_slope_ = slope_;
+    if (!alone_ || std::fabs(shift) < 0x1p23f) return;
+    for (int64_t j = 0; j < padded_; j += kLanes) store(s + j, load(s + j) * set1(slope_));
+    row_slope_ = 1;
+  }
+  __attribute__((always_inline)) inline void scale_output() const {
+    if (!tile_.begun || p_.factor[row_] == 1) return;
+    const Vec factor = set1(p_.factor[row_]);
+    const int64_t stride = padded_stride(g_.c.D_v);
+    float* const output = now_.output + row_ * stride;
     for (int64_t d = 0; d < stride; d += kLanes) store(output + d, load(output + d) * factor);
   }
-}
+  QueryRow query_row() const { return g_.row(tile_.first_row + row_); }
+};
 
 // The natural logarithms of kLanes sums, to 2e-11 by 2 atanh((m - 1) / (m + 1)) of m from sqrt(1/2) to
 // sqrt(2): a call of std::log takes as long as a row of 16 keys.

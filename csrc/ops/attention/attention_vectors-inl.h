@@ -7,12 +7,21 @@ struct NoUse {
   NoUse() {}
 };
 
+// The sizes of the numbers that were taken: vectors multiply any.
+struct AnySizes {
+  void widen_by(const AnySizes&) {}
+  bool fit(const AttentionCall&) const { return true; }
+};
+
 template <class T>
 struct VectorForward {
   typedef NoUse Use;
+  typedef AnySizes Sizes;
+  typedef FloatsInPlace RowOfPowers;
   static constexpr int64_t kRows = kBlockM;
-  static constexpr bool kNarrowed = false;  // powers
+  static constexpr bool kBeside = false;  // whether products and softmax compute at once
 
+  Sizes sizes;
   float *rows, *k, *values;  // rows, values: room for q and v
   RowsAt q, v;
 
@@ -34,8 +43,10 @@ struct VectorForward {
   void scores(const AttentionCall& c, int64_t m0, int64_t m, int64_t n, float* to) const {
     multiply_transposed({q.at + m0 * q.stride, q.stride}, m, k, n, c.D, to, kScoresRow);
   }
-  // output = powers v, or added to. The powers are lost.
-  void multiply_values(bool add, const AttentionCall& c, int64_t m, int64_t n, float* powers,
+  // Where the powers of a block's tile t, of n keys, are put for the product.
+  RowOfPowers row_of_powers(int64_t, int64_t) const { return {}; }
+  // output = powers of tile t times v, or added to. The powers are lost.
+  void multiply_values(bool add, const AttentionCall& c, int64_t, int64_t m, int64_t n, float* powers,
                        float* output) const {
     multiply(add, powers, kScoresRow, 1, m, v, n, c.D_v, output);
   }
@@ -45,9 +56,11 @@ struct VectorForward {
 template <class T>
 struct VectorBackward {
   typedef NoUse Use;
+  typedef AnySizes Sizes;
   static constexpr int64_t kRows = kBlockM;
   static constexpr int64_t kKeys = 64;  // two tiles of 48 x 64 floats stay in 32 KB
 
+  Sizes sizes;
   float *queries, *gradients, *keys;  // room for q, grad_output and k_rows
   float *k, *v;                       // packed transposed
   float *grad_k, *grad_v;             // [kKeys][padded_stride]

@@ -29,7 +29,7 @@ FASTDL_INLINE int64_t split_rows(int64_t rows, int64_t K, int64_t workers) {
 
 // The sums of one step for a block of C, added to it (the first time: set, with the bias).
 inline void multiply_split_block(const LinearProduct& p, const Rectangle& r, bool first, int64_t depth,
-                                 const BFloat16* left, const BFloat16* right) {
+                                 const SplitPanels& left, const SplitPanels& right) {
   float* const c = p.output + r.row * p.N + r.column;
   alignas(64) float beside[kSplitBlock * kSplitBlock], beside_bias[kSplitBlock];
   const float* bias = first && p.bias != nullptr ? p.bias + r.column : nullptr;
@@ -82,7 +82,7 @@ inline void multiply_split_columns(const LinearProduct& p, const Rectangle& r, i
         for (int64_t x = 0; x < columns; x += kSplitBlock)
           multiply_split_block(
               p, {r.row + y, lesser(r.rows - y, kSplitBlock), column + x, lesser(columns - x, kSplitBlock)},
-              k == 0, depth, rows + y / kAmxRows * panel, right + x / kAmxRows * panel);
+              k == 0, depth, {rows + y / kAmxRows * panel, panel}, {right + x / kAmxRows * panel, panel});
     }
   }
 }

@@ -108,14 +108,15 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
 template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
                               int64_t sums_row, BFloat16) {
-  tile_block<kRows, kColumns, kAdd>(left_tiles(left, depth), right, tiles_of(depth, kAmxDepth), sums,
-                                    sums_row);
+  tile_block<kRows, kColumns, kAdd>(left_tiles(left, depth), right_tiles(right, depth),
+                                    tiles_of(depth, kAmxDepth), sums, sums_row);
 }
 #if FASTDL_SPLIT_TILES
 template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
                               int64_t sums_row, float) {
-  split_block<kRows, kColumns, kAdd>(left, right, depth, nullptr, sums, sums_row);
+  split_block<kRows, kColumns, kAdd>(split_panels(left, depth), split_panels(right, depth), depth, nullptr,
+                                     sums, sums_row);
 }
 #endif
 template <class S, bool kAdd>
