@@ -1,6 +1,6 @@
-// Attention in bf16 with emulated AMX tiles, forward and backward, against loops in double: odd sizes,
-// grouped heads, masks, biases, causality. Tensors end at an unreadable page; 1, 2 and 5 threads are bitwise
-// equal. Exits 1 on failure.
+// Attention in bf16, and in fp32 of three parts, with emulated AMX tiles, forward and backward, against loops
+// in double: odd sizes, grouped heads, masks, biases, causality. Tensors end at an unreadable page; 1, 2 and
+// 5 threads are bitwise equal. Exits 1 on failure.
 #define FASTDL_EMULATE_TILES
 #include "ops/attention/attention_cpu.cpp"
 // after it: the kernels' headers come first, as in their own build
@@ -23,9 +23,10 @@ struct Case {
 typedef std::vector<double> Numbers;
 
 // [B, H, L, D], contiguous.
+template <class T>
 struct Rows {
   int64_t H, L, D;
-  Guarded<BFloat16> data;
+  Guarded<T> data;
 
   Rows(int64_t B, int64_t heads, int64_t length, int64_t size, Random& random)
       : H(heads), L(length), D(size), data(B * heads * length * size) {
@@ -37,10 +38,11 @@ struct Rows {
   }
 };
 
+template <class T>
 struct Inputs {
-  Rows q, k, v, grad_output;
+  Rows<T> q, k, v, grad_output;
   Guarded<uint8_t> mask;
-  Guarded<BFloat16> bias;
+  Guarded<T> bias;
   Guarded<double> grad_lse;
   AttentionCall call = {};
 
@@ -56,7 +58,8 @@ struct Inputs {
     for (int64_t i = 0; i < bias.size(); ++i) assign(&bias[i], random.uniform());
     for (int64_t i = 0; i < grad_lse.size(); ++i) grad_lse[i] = random.uniform();
     call.B = c.B, call.H = c.H, call.H_kv = c.H_kv, call.L_q = call.max_q = c.L_q;
-    call.L_k = call.max_k = c.L_k, call.D = c.D, call.D_v = c.D_v, call.dtype = DType::kBFloat16;
+    call.L_k = call.max_k = c.L_k, call.D = c.D, call.D_v = c.D_v,
+    call.dtype = std::is_same<T, float>::value ? DType::kFloat32 : DType::kBFloat16;
     call.q = q.data.data(), call.k = k.data.data(), call.v = v.data.data();
     call.q_strides = q.strides(), call.k_strides = k.strides(), call.v_strides = v.strides();
     const int64_t square = c.L_q * c.L_k;
@@ -68,12 +71,13 @@ struct Inputs {
   }
 };
 
+template <class T>
 struct Results {
-  Guarded<BFloat16> output, grad_q, grad_k, grad_v;
+  Guarded<T> output, grad_q, grad_k, grad_v;
   Guarded<double> lse;
   Guarded<float> grad_bias;
 
-  explicit Results(const Inputs& in)
+  explicit Results(const Inputs<T>& in)
       : output(in.grad_output.data.size()),
         grad_q(in.q.data.size()),
         grad_k(in.k.data.size()),
@@ -88,7 +92,8 @@ struct Results {
   }
 };
 
-void run(const Case& c, const Inputs& in, Results& r) {
+template <class T>
+void run(const Case& c, const Inputs<T>& in, Results<T>& r) {
   AttentionForward forward = {in.call, r.output.data(), r.lse.data(), fastdl::cpu::dense_output(in.call)};
   cpu::attention_forward(forward, kThreadPool);
   AttentionBackward backward = {};
@@ -103,7 +108,8 @@ void run(const Case& c, const Inputs& in, Results& r) {
   cpu::attention_backward(backward, kThreadPool);
 }
 
-// A value and what its error is measured by: bf16 rounds operands and result by 2^-9 of these.
+// A value and what its error is measured by: bf16 rounds operands and result by 2^-9 of these, fp32 each sum
+// by 2^-24.
 struct Expected {
   Numbers value, magnitude;
   explicit Expected(int64_t n) : value(static_cast<size_t>(n)), magnitude(static_cast<size_t>(n)) {}
@@ -116,7 +122,7 @@ template <class T>
 void compare(const char* name, const Case& c, const Expected& e, const Guarded<T>& got, double unit) {
   for (int64_t i = 0; i < got.size(); ++i) {
     const double x = value(got[i]), y = e.value[static_cast<size_t>(i)];
-    const double most = unit * (e.magnitude[static_cast<size_t>(i)] + std::fabs(y)) + 1e-6;
+    const double most = unit * (e.magnitude[static_cast<size_t>(i)] + std::fabs(y)) + unit / 4096;
     if (!(x == y || std::fabs(x - y) <= most) && ++failures <= 20)
       std::printf(
           "B %ld H %ld/%ld L %ld x %ld D %ld, %ld causal %d mask %d bias %d: %s[%ld] is %.6g, expected "
@@ -126,13 +132,16 @@ void compare(const char* name, const Case& c, const Expected& e, const Guarded<T
   }
 }
 
-bool is_seen(const Case& c, const Inputs& in, int64_t i, int64_t j) {
+template <class T>
+bool is_seen(const Case& c, const Inputs<T>& in, int64_t i, int64_t j) {
   if (c.mask && in.mask[i * c.L_k + j] == 0) return false;
   if (c.causal == Causal::kNone) return true;
   return j <= i + (c.causal == Causal::kTopLeft ? 0 : c.L_k - c.L_q);
 }
 
-void check(const Case& c, const Inputs& in, const Results& r) {
+template <class T>
+void check(const Case& c, const Inputs<T>& in, const Results<T>& r) {
+  const double unit = std::is_same<T, float>::value ? 0x1p-19 : 0x1p-8;
   Expected output(r.output.size()), lse(r.lse.size()), grad_q(r.grad_q.size()), grad_k(r.grad_k.size()),
       grad_v(r.grad_v.size()), grad_bias(r.grad_bias.size());
   const double scale = in.call.scale;
@@ -186,12 +195,27 @@ void check(const Case& c, const Inputs& in, const Results& r) {
       }
     }
   }
-  compare("output", c, output, r.output, 0x1p-8);
+  compare("output", c, output, r.output, unit);
   compare("lse", c, lse, r.lse, 0x1p-19);
-  compare("grad_q", c, grad_q, r.grad_q, 0x1p-8);
-  compare("grad_k", c, grad_k, r.grad_k, 0x1p-8);
-  compare("grad_v", c, grad_v, r.grad_v, 0x1p-8);
-  if (c.bias) compare("grad_bias", c, grad_bias, r.grad_bias, 0x1p-8);
+  compare("grad_q", c, grad_q, r.grad_q, unit);
+  compare("grad_k", c, grad_k, r.grad_k, unit);
+  compare("grad_v", c, grad_v, r.grad_v, unit);
+  if (c.bias) compare("grad_bias", c, grad_bias, r.grad_bias, unit);
+}
+
+template <class T>
+void check_case(const Case& c, Random& random) {
+  const Inputs<T> in(c, random);
+  num_threads = 1;
+  Results<T> first(in);
+  run(c, in, first);
+  check(c, in, first);
+  for (int64_t threads : {2, 5}) {
+    num_threads = threads;
+    Results<T> again(in);
+    run(c, in, again);
+    if (!again.same_bytes(first) && ++failures) std::printf("%ld threads are not as one\n", threads);
+  }
 }
 
 }  // namespace
@@ -208,17 +232,12 @@ int main(int argc, char** argv) {
     c.mask = random.below(3) == 0, c.bias = random.below(3) == 0, c.bias_shared = random.below(2) == 0;
     c.causal = static_cast<Causal>(random.below(3)), c.grad_lse = random.below(2) == 0;
     c.softcap = random.below(4) == 0 ? 2.0f : 0.0f;
-    const Inputs in(c, random);
-    num_threads = 1;
-    Results first(in);
-    run(c, in, first);
-    check(c, in, first);
-    for (int64_t threads : {2, 5}) {
-      num_threads = threads;
-      Results again(in);
-      run(c, in, again);
-      if (!again.same_bytes(first) && ++failures) std::printf("%ld threads are not as one\n", threads);
-    }
+    check_case<BFloat16>(c, random);
+    if (i % 10 != 0) continue;  // tiles multiply fp32 where they are filled
+    c.B = 1, c.H_kv = 1, c.H = 1 + random.below(2);
+    c.L_q = (200 + random.below(210)) / c.H, c.L_k = 250 + random.below(60);
+    c.D = 48 + random.below(33), c.D_v = 48 + random.below(33);
+    check_case<float>(c, random);
   }
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures != 0;

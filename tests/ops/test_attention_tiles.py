@@ -1,5 +1,5 @@
-"""Sequences so long that AMX tiles multiply float32 in three parts of bfloat16; on other instruction sets the same sizes
-by vectors."""
+"""Sequences so long that AMX tiles multiply float32 in three parts of bfloat16; on other instruction sets the same by
+vectors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def compute(plan, tensors, context):
     """Output and the gradients of q, k and v by the kernels."""
     q, k, v, grad_output = (tensors[name] for name in NAMES)
     output, lse = backends.forward(plan, q, k, v, context)
-    return output, *backends.backward(plan, grad_output, None, q, k, v, output, lse, context, False, False)[:3]
+    gradients = backends.backward(plan, grad_output, None, q, k, v, output, lse, context, False, False)
+    return output, *gradients[:3]
 
 
 def by_torch(tensors, dtype=torch.float32, **options):
