@@ -117,6 +117,55 @@ def test_the_error_does_not_depend_on_the_scale(name, scale):
         assert (ours.double() - true).norm() <= 2 * (plain.double() - true).norm()
 
 
+@pytest.mark.parametrize("name", ["v", "grad_output"])
+def test_a_small_head_beside_others(name):
+    plan, tensors, context = draw()
+    tensors[name][:, 1].mul_(1e-30)
+    exact, eager = by_torch(tensors, torch.float64), by_torch(tensors)
+    for ours, plain, true in zip(compute(plan, tensors, context), eager, exact, strict=True):
+        assert (ours.double() - true)[:, 1].norm() <= 3 * (plain.double() - true)[:, 1].norm()
+
+
+@pytest.mark.parametrize("bias", [(2, 2, 200, 261), (1, 2, 200, 261), (1, 1, 1, 261)])
+@pytest.mark.parametrize("scale", [1, 1e-30])
+def test_the_gradient_of_a_bias_is_not_added_twice(bias, scale):
+    """Where numbers are too small for the tiles, vectors compute all of it again."""
+    sample = Sample(H=2, D=64, B=2, L_q=200, L_k=261, bias=bias)
+    q, k, v, context = sample.inputs(torch.float32)
+    plan, grad_output = flash_plan(sample), torch.randn_like(q) * scale
+    output, lse = backends.forward(plan, q, k, v, context)
+    found = backends.backward(plan, grad_output, None, q, k, v, output, lse, context, True, False)[3]
+    leaf = context.bias.double().requires_grad_()
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=leaf
+    )
+    (expected,) = torch.autograd.grad(exact, leaf, grad_output.double())
+    assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("L_k", [70, 300, 700])
+@pytest.mark.parametrize("size", [30, 300, 3e3, 3e4])
+def test_gradients_of_large_scores(size, L_k):
+    """lse and the scores that backward computes again are rounded alike, with keys of one block and of several. From
+    scores of 1e12 on, a double holds too little of lse."""
+    plan, tensors, context = draw(L_k=L_k)
+    tensors["q"].mul_(size), tensors["k"].mul_(size)
+    exact, eager = by_torch(tensors, torch.float64), by_torch(tensors)
+    results = compute(plan, tensors, context)
+    for ours, plain, true in (results[0], eager[0], exact[0]), (results[3], eager[3], exact[3]):
+        assert (ours.double() - true).norm() <= 2 * (plain.double() - true).norm() + 1e-6 * true.norm()
+
+
+def test_packed_sequences_that_are_all_empty():
+    sample = Sample(H=2, D=64, lengths_q=(300, 300), lengths_k=(300, 300))
+    q, k, v, context = sample.inputs(torch.float32)
+    nothing = torch.zeros(3, dtype=torch.int64)
+    empty = context._replace(cu_seqlens_q=nothing, cu_seqlens_k=nothing)
+    output, lse = backends.forward(flash_plan(sample), q, k, v, empty)
+    assert output.shape == v.shape
+    assert lse.shape == (2, 600)
+
+
 @pytest.mark.skipif(_extension.cpu_isa() != "amx", reason="other instruction sets multiply in float32")
 @pytest.mark.parametrize(
     ("size", "tiles"),

@@ -1,10 +1,11 @@
 // Products of fp32 matrices by tiles of bf16: C[rows, columns] = A[rows, depth] B[depth, columns], plus one
 // row for all. Each number is the exact sum of three of bf16, h + m + l, each the nearest to what the ones
-// before it leave; of the nine products the six from 2^-16 of h h on are summed, in fp32. What is left out is
-// less than 2^-25 of a product: less than its own rounding to fp32. Numbers that bf16 rounds to infinity, and
-// those of which parts are denormals, which tiles take for 0, are not for it (SplitRange). One thread, which
-// has configured its tiles. Saves nothing. Included after tile_gemm-inl.h, once per instruction set, of which
-// those with FASTDL_SPLIT_TILES have it: no include guard.
+// before it leave (or, of one of two factors, cut off: kTruncate); of the nine products the six from 2^-16 of
+// h h on are summed, in fp32. What is left out is less than 2^-25 of a product: less than its own rounding to
+// fp32. Numbers that bf16 rounds to infinity, and those of which parts are denormals, which tiles take for 0,
+// are not for it (SplitRange). One thread, which has configured its tiles. Saves nothing. Included after
+// tile_gemm-inl.h, once per instruction set, of which those with FASTDL_SPLIT_TILES have it: no include
+// guard.
 
 #if FASTDL_SPLIT_TILES
 
@@ -66,7 +67,7 @@ struct SplitRange {
 // Whether both fit, and no sum of `depth` products can be infinite: of parts with two signs it would be NaN.
 FASTDL_INLINE bool fit_together(const SplitRange& a, const SplitRange& b, int64_t depth) {
   const auto exponent = [](const SplitRange& range) { return (range.most() >> 7) - 126; };  // below 2^it
-  const int64_t bits = 64 - __builtin_clzll(static_cast<uint64_t>(depth));
+  const int64_t bits = 64 - __builtin_clzll(static_cast<uint64_t>(depth) | 1);
   return a.fits() && b.fits() && exponent(a) + exponent(b) + bits <= 127;
 }
 
@@ -141,9 +142,11 @@ inline void split_runs(const SplitSource& from, int64_t lanes, int64_t depth, BF
     for (int64_t k = 0; k < depth; k += kAmxDepth, to += kSplitParts * kTileElements) {
       const SplitSource at = {from.at + i * from.lane_step + k * from.depth_step, from.lane_step,
                               from.depth_step};
-      lanes - i >= kAmxRows&& depth - k >= kAmxDepth
-          ? split_tile<kRight, kDeep, true, kTruncate>(at, kAmxRows, kAmxDepth, to, own)
-          : split_tile<kRight, kDeep, false, kTruncate>(at, lanes - i, depth - k, to, own);
+      const bool whole = lanes - i >= kAmxRows && depth - k >= kAmxDepth;
+      if (whole)
+        split_tile<kRight, kDeep, true, kTruncate>(at, kAmxRows, kAmxDepth, to, own);
+      else
+        split_tile<kRight, kDeep, false, kTruncate>(at, lanes - i, depth - k, to, own);
     }
   range = own;
 }

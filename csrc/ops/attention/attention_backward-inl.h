@@ -190,7 +190,11 @@ static bool backward_by(const AttentionBackward& args, const ThreadPool& pool) {
   }
   Sizes all = {};
   for (int64_t worker = 0; worker < workers; ++worker) all.widen_by(sizes[worker]);
-  if (!all.fit(c)) return false;
+  if (!all.fit(c)) {
+    if (args.grad_bias != nullptr)
+      std::memset(args.grad_bias, 0, static_cast<size_t>(bias_elements(args)) * sizeof(float));
+    return false;
+  }
   finish_grad_bias(args, shape.ranges, sums, pool);
   if (args.grad_sink != nullptr) grad_sink<T>(args, deltas, shape.rows, pool);
   return true;

@@ -30,7 +30,7 @@ using avx512::kAttention;
 #include "ops/attention/attention_backward-inl.h"
 // clang-format on
 
-// fp32 and fp16 on vectors, of which AMX has no others.
+// fp32 and fp16 on vectors, which AMX leaves as they are.
 #if FASTDL_ISA >= FASTDL_ISA_AMX
 using avx512::kOnVectors;
 #else
@@ -39,6 +39,8 @@ inline constexpr AttentionKernels kOnVectors[2] = {{forward<float>, backward<flo
 #endif
 #if FASTDL_SPLIT_TILES
 #include "ops/attention/attention_split-inl.h"
+//
+#include "ops/attention/attention_by_size-inl.h"
 #endif
 
 // By dtype; fp64 stays with the reference.

@@ -59,18 +59,24 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
     }
     return;
   }
-  finish_scores(g, row, first, count, powers, scratch.slope);
+  if (scaled_alone(g))
+    hide_unseen(row, first, count, powers);
+  else
+    finish_scores(g, row, first, count, powers, scratch.slope);
   const bool dropout = g.c.dropout_p > 0;
   if (dropout) {
     for (int64_t j = 0; j < padded; j += kLanes) store(scratch.kept + j, set1(1.0f));
     drop(g.c, g.span.number, row, first, padded, scratch.words, scratch.kept);
   }
-  // In two parts: one float of lse would be wrong by more than the powers may be.
-  const float near = static_cast<float>(lse);
-  const Vec shift = set1(near), rest = set1(static_cast<float>(lse - near));
+  // Exponents as in forward, whose roundings lse holds; in two parts, as one float of it would be wrong by
+  // more than the powers may be.
+  const double highest = lse / kLn2;
+  const float near = static_cast<float>(highest);
+  const Vec slope = set1(exponent_slope(g, near, padded, powers)), shift = set1(-near),
+            rest = set1(static_cast<float>(highest - near));
   Vec total = zero(), along = zero();
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp_or_zero(load(powers + j) - shift - rest);
+    const Vec p = exp2_or_zero(fma(load(powers + j), slope, shift) - rest);
     const Vec kept = dropout ? load(scratch.kept + j) : set1(1.0f);
     const Vec grad_p = load(grad_s + j) * kept;
     total += p;

@@ -49,6 +49,22 @@ FASTDL_INLINE bool scaled_alone(const Group<T>& g) {
   return g.plain() && g.c.softcap == 0 && g.c.scale > 0;
 }
 
+// What makes the scores of a row exponents of 2.
+template <class T>
+FASTDL_INLINE float exponent_slope(const Group<T>& g) {
+  return scaled_alone(g) ? g.c.scale * kLog2E : kLog2E;
+}
+// The same where `reference`, which was rounded, is subtracted from the exponents: of large scores, which are
+// scaled alone and not rounded, that would leave an exponent above 0 and a power that is infinite. They are
+// rounded here then.
+template <class T>
+FASTDL_INLINE float exponent_slope(const Group<T>& g, float reference, int64_t padded, float* s) {
+  const float slope = exponent_slope(g);
+  if (!scaled_alone(g) || std::fabs(reference) < 0x1p23f) return slope;
+  for (int64_t j = 0; j < padded; j += kLanes) store(s + j, load(s + j) * set1(slope));
+  return 1;
+}
+
 // The largest score of a row: of its products, where those are scaled alone.
 template <class T>
 FASTDL_INLINE float largest_score(const Group<T>& g, const QueryRow& row, int64_t first, int64_t count,
@@ -118,10 +134,9 @@ class OnlineSoftmax {
         now_(now),
         row_of_powers_(row_of_powers),
         padded_(round_up(tile.count, kLanes)),
-        alone_(scaled_alone(g)),
-        slope_(alone_ ? g.c.scale * kLog2E : kLog2E) {}
+        alone_(scaled_alone(g)) {}
 
-  // A step of some 100 instructions, if one is left.
+  // A step, if one is left: some 100 instructions, more where scores are masked, biased, capped or dropped.
   __attribute__((always_inline)) void operator()() {
     if (row_ < tile_.rows) some_step();
   }
@@ -138,7 +153,6 @@ class OnlineSoftmax {
   const RowOfPowers row_of_powers_;
   const int64_t padded_;
   const bool alone_;
-  const float slope_;
   RowPowers p_;
   bool maxima_ = true;  // being looked for
   int64_t row_ = 0, at_ = 0;
@@ -155,14 +169,14 @@ class OnlineSoftmax {
     p_.shift[row_] =
         largest_score(g_, query_row(), tile_.first, tile_.count, alone_, scores_ + row_ * kScoresRow);
     if (++row_ < tile_.rows) return;
-    raise_maxima(tile_.rows, slope_, now_, p_);
+    raise_maxima(tile_.rows, exponent_slope(g_), now_, p_);
     maxima_ = false, row_ = 0;
   }
   __attribute__((always_inline)) inline void take_powers(int64_t most) {
     float* const s = scores_ + row_ * kScoresRow;
     const auto to = row_of_powers_(row_, s, padded_);
     const float shift = p_.shift[row_];
-    if (at_ == 0) round_products(shift, s);
+    if (at_ == 0) row_slope_ = exponent_slope(g_, shift, padded_, s);
     if (g_.c.dropout_p > 0) {
       sum_ = raise_powers(row_slope_, shift, 0, padded_, s, sum_, FloatRow{s, padded_});
       drop(g_.c, g_.span.number, query_row(), tile_.first, tile_.count, words_, s);
@@ -177,14 +191,6 @@ class OnlineSoftmax {
     now_.total[row_] += sum_of(sum_);
     scale_output();
     sum_ = zero(), at_ = 0, ++row_;
-  }
-  // Scores scaled alone are not rounded before the largest, which was, is subtracted: of large ones that
-  // would leave an exponent above 0, and a power that is infinite.
-  __attribute__((always_inline)) inline void round_products(float shift, float* s) {
-    row_slope_ = slope_;
-    if (!alone_ || std::fabs(shift) < 0x1p23f) return;
-    for (int64_t j = 0; j < padded_; j += kLanes) store(s + j, load(s + j) * set1(slope_));
-    row_slope_ = 1;
   }
   __attribute__((always_inline)) inline void scale_output() const {
     if (!tile_.begun || p_.factor[row_] == 1) return;

@@ -145,12 +145,12 @@ struct SplitBackward {
   float* rows;                                               // [kRows][padded_stride]
 
   static int64_t floats(const AttentionCall& c) {
-    return 2 * (split_floats(kRows, c.D) + split_floats(kRows, c.D_v) + split_floats(kKeys, kRows)) +
-           2 * (split_floats(c.D, kRows) + split_floats(c.D_v, kRows)) + split_floats(kKeys, c.D) +
-           split_floats(kKeys, c.D_v) + split_floats(c.D, kKeys) +
-           kKeys * (whole_tiles(c.D, kAmxRows) + whole_tiles(c.D_v, kAmxRows) + padded_stride(c.D) +
-                    padded_stride(c.D_v)) +
-           kRows * (padded_stride(c.D) + padded_stride(c.D_v));
+    const int64_t D = padded_stride(c.D), D_v = padded_stride(c.D_v);
+    return split_floats(kRows, c.D) + split_floats(kRows, c.D_v) + split_floats(c.D, kRows) +
+           split_floats(c.D_v, kRows) + split_floats(kKeys, c.D) + split_floats(kKeys, c.D_v) +
+           split_floats(c.D, kKeys) + split_floats(kKeys, kRows) +
+           kKeys * (whole_tiles(c.D, kAmxRows) + whole_tiles(c.D_v, kAmxRows) + D + D_v) +
+           kRows * (D > D_v ? D : D_v);
   }
   SplitBackward(float* at, const AttentionCall& c) {
     const auto take = [&at](int64_t floats) {
@@ -168,7 +168,7 @@ struct SplitBackward {
     grad_k_columns = take(kKeys * whole_tiles(c.D, kAmxRows));
     grad_v_columns = take(kKeys * whole_tiles(c.D_v, kAmxRows));
     grad_k = take(kKeys * padded_stride(c.D)), grad_v = take(kKeys * padded_stride(c.D_v));
-    rows = take(kRows * (padded_stride(c.D) + padded_stride(c.D_v)));
+    rows = at;
   }
 
   void take_keys(const Group<float>& g, int64_t k0, int64_t n) {
@@ -218,21 +218,3 @@ struct SplitBackward {
     split<false>({from.at, 1, from.stride}, width, m, columns, range);
   }
 };
-
-// Where tiles save more than packing costs: sequences that are long enough on average.
-FASTDL_INLINE bool fills_tiles(const AttentionCall& c) {
-  constexpr int64_t kFewestRows = 128, kFewestKeys = 128, kNarrowest = 48, kFewestProducts = 1 << 21;
-  const int64_t sequences = c.cu_seqlens_q != nullptr ? c.B : 1;
-  if (sequences == 0) return false;
-  const int64_t rows = c.H / c.H_kv * c.L_q / sequences, keys = c.L_k / sequences;
-  return !c.decode && rows >= kFewestRows && keys >= kFewestKeys && c.D >= kNarrowest &&
-         c.D_v >= kNarrowest && rows * keys * (c.D + c.D_v) / 2 >= kFewestProducts;
-}
-
-static void forward_by_size(const AttentionForward& args, const ThreadPool& pool) {
-  if (!fills_tiles(args.c) || !forward_by<float, SplitForward>(args, pool)) kOnVectors[0].forward(args, pool);
-}
-static void backward_by_size(const AttentionBackward& args, const ThreadPool& pool) {
-  if (!fills_tiles(args.c) || !backward_by<float, SplitBackward>(args, pool))
-    kOnVectors[0].backward(args, pool);
-}
