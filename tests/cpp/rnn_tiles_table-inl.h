@@ -1,11 +1,12 @@
-// A recurrent product by emulated tiles, for rnn_tiles_test.cpp.
+// A recurrent product by tiles, for rnn_tiles_test.cpp.
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/tiles-inl.h"
 #include "ops/rnn/rnn_units-inl.h"
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-//
+#endif
+#if FASTDL_SPLIT_TILES
 #include "common/cpu/split_gemm-inl.h"
 #endif
 //

@@ -1,6 +1,6 @@
-// Products of the recurrent kernels with emulated AMX tiles, of bf16 and of fp32 in three parts, against sums
-// in double: every row count, ragged units and depths, several chunks of the depth, weights as they are and
-// transposed. Tensors end at an unreadable page. Exits 1 on failure.
+// Products of the recurrent kernels by tiles, emulated or not, of bf16 and of fp32 in three parts, against
+// sums in double: every row count, ragged units and depths, several chunks of the depth, weights as they are
+// and transposed. Tensors end at an unreadable page. Exits 1 on failure.
 #define FASTDL_EMULATE_TILES
 #include <cmath>
 #include <cstdio>
@@ -27,7 +27,7 @@ struct ProductTable {
 }  // namespace fastdl::cpu
 
 #define FASTDL_ISA_SOURCE "rnn_tiles_table-inl.h"
-#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#define FASTDL_ISA_MAX FASTDL_ISA_AMX
 #include "common/cpu/foreach_isa.h"
 
 using namespace fastdl;
@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
   const cpu::ProductTable& table = FASTDL_ISA_SELECT(kProduct);
   if (!table.bf16.tiles) std::printf("no tiles without AVX2: the vectors' products\n");
-  if (!table.fp32.tiles) std::printf("no tiles of fp32 without AVX-512: the vectors' products\n");
+  if (!table.fp32.tiles) std::printf("no tiles of fp32 with this instruction set: the vectors' products\n");
   Random random{1};
   for (int i = 0; i < cases; ++i) {
     cpu::ProductCase c = {};

@@ -1,19 +1,30 @@
-// AMX: eight tile registers of 16 rows of 64 bytes, whole always, multiplied by one instruction. FASTDL_TILES
-// is 1 where this instruction set has them, or where FASTDL_EMULATE_TILES asks for the same operations in
-// plain C++ instead, as FASTDL_EMULATE_AVX512 does for AMX itself; FASTDL_SPLIT_TILES where a vector is a
-// tile's row too, which products of fp32 by tiles need (split_gemm-inl.h). Included after vec-inl.h, once per
-// instruction set: no include guard.
+// Tiles: 16 rows of 64 bytes, whole always, of which bf16 matrices are multiplied. FASTDL_TILES is 1 where
+// this instruction set multiplies them: AMX in eight registers for tiles, AVX512-BF16 in vectors
+// (tile_gemm-inl.h). FASTDL_TILE_REGISTERS is 1 where there are such registers, or where FASTDL_EMULATE_TILES
+// asks for the same operations in plain C++ instead, as FASTDL_EMULATE_AVX512 does for AMX itself;
+// FASTDL_SPLIT_TILES where moreover a vector is a tile's row, which products of fp32 by tiles need
+// (split_gemm-inl.h). Included after vec-inl.h, once per instruction set: no include guard.
 
 #undef FASTDL_TILES
+#undef FASTDL_TILE_REGISTERS
 #undef FASTDL_SPLIT_TILES
-#if FASTDL_ISA >= FASTDL_ISA_AMX || (defined(FASTDL_EMULATE_TILES) && FASTDL_ISA >= FASTDL_ISA_AVX2)
+#if FASTDL_ISA >= FASTDL_ISA_AMX
+#define FASTDL_TILE_REGISTERS 1
+#elif defined(FASTDL_EMULATE_TILES) && FASTDL_ISA >= FASTDL_ISA_AVX2 && FASTDL_ISA < FASTDL_ISA_AVX512BF16
+#define FASTDL_TILE_REGISTERS 1
+#endif
+#if FASTDL_TILE_REGISTERS || FASTDL_ISA >= FASTDL_ISA_AVX512BF16
 #define FASTDL_TILES 1
+
+constexpr int64_t kAmxRows = 16;   // of every operand; of the right one: pairs of elements along the sum
+constexpr int64_t kAmxDepth = 32;  // bfloat16 of a row of the left operand
+#endif
+
+#if FASTDL_TILE_REGISTERS
 #if FASTDL_VEC_BYTES == 64
 #define FASTDL_SPLIT_TILES 1
 #endif
 
-constexpr int64_t kAmxRows = 16;   // of every operand; of the right one: pairs of elements along the sum
-constexpr int64_t kAmxDepth = 32;  // bfloat16 of a row of the left operand
 constexpr int kTileRegisters = 8;
 
 #if FASTDL_ISA < FASTDL_ISA_AMX || defined(FASTDL_EMULATE_AVX512)
@@ -134,6 +145,13 @@ struct TileUse {
   ~TileUse() { release_tiles(); }
   TileUse(const TileUse&) = delete;
   TileUse& operator=(const TileUse&) = delete;
+};
+
+#elif FASTDL_TILES
+
+// Vectors need no preparation.
+struct TileUse {
+  TileUse() {}
 };
 
 #endif

@@ -1,9 +1,5 @@
 // The attention kernels, in the order they build on each other. Included by foreach_isa.h: no include guard.
 
-#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
-using avx512::kAttention;
-#else
-
 // clang-format off: in the order of use
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
@@ -12,6 +8,8 @@ using avx512::kAttention;
 #include "common/cpu/tiles-inl.h"
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
+#endif
+#if FASTDL_SPLIT_TILES
 #include "common/cpu/split_gemm-inl.h"
 #endif
 #include "ops/attention/attention_tile-inl.h"
@@ -23,15 +21,15 @@ using avx512::kAttention;
 #endif
 #include "ops/attention/attention_decode-inl.h"
 #include "ops/attention/attention_forward-inl.h"
-#if FASTDL_ISA < FASTDL_ISA_AMX
+#if FASTDL_ISA < FASTDL_ISA_AVX512BF16
 #include "ops/attention/attention_weights-inl.h"
 #endif
 #include "ops/attention/attention_gradient-inl.h"
 #include "ops/attention/attention_backward-inl.h"
 // clang-format on
 
-// fp32 and fp16 on vectors, which AMX leaves as they are.
-#if FASTDL_ISA >= FASTDL_ISA_AMX
+// fp32 and fp16 on vectors, which products of bf16 leave as they are.
+#if FASTDL_ISA >= FASTDL_ISA_AVX512BF16
 using avx512::kOnVectors;
 #else
 inline constexpr AttentionKernels kOnVectors[2] = {{forward<float>, backward<float>, weigh},
@@ -58,4 +56,3 @@ inline constexpr AttentionKernels kAttention[4] = {
     {forward<BFloat16>, backward<BFloat16>, nullptr},
 #endif
 };
-#endif

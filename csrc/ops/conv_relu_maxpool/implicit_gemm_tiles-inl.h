@@ -4,7 +4,7 @@
 
 #include "common/cpu/tiles-inl.h"
 // clang-format off: in the order of use
-#ifdef FASTDL_TILES
+#if FASTDL_TILE_REGISTERS
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/tile_gemm-inl.h"
 #include "ops/conv_relu_maxpool/bias_relu_maxpool_window-inl.h"

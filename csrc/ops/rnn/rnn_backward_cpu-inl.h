@@ -1,10 +1,6 @@
 // The recurrence backward, called: parameters packed, work split, a table by cell and dtype.
 // Work is split as rnn_split says. Saves nothing.
 
-#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
-using avx512::kRnnBackward;
-#else
-
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/math-inl.h"
 #include "common/cpu/tiles-inl.h"
@@ -12,7 +8,8 @@ using avx512::kRnnBackward;
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-//
+#endif
+#if FASTDL_SPLIT_TILES
 #include "common/cpu/split_gemm-inl.h"
 #endif
 //
@@ -90,12 +87,16 @@ bool backward_by_size(const RnnBackward& args, const RnnPlan& plan, const Thread
 }
 #endif
 
-// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16 and fp32.
+// By cell and dtype; fp64 has none, and both plain cells are one. AVX512-BF16 adds tiles for bf16, AMX for
+// fp32.
 template <Cell kCell>
 struct RnnTable {
   static constexpr RnnFunction kByDtype[] = {nullptr,
 #if FASTDL_ISA >= FASTDL_ISA_AMX
                                              backward_by_size<kCell>, avx512::RnnTable<kCell>::kByDtype[2],
+#elif FASTDL_ISA >= FASTDL_ISA_AVX512BF16
+                                             avx512::RnnTable<kCell>::kByDtype[1],
+                                             avx512::RnnTable<kCell>::kByDtype[2],
 #else
                                              backward<kCell, float>, backward<kCell, Float16>,
 #endif
@@ -104,4 +105,3 @@ struct RnnTable {
 const RnnFunction* const kRnnBackward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
                                            RnnTable<Cell::kRnnTanh>::kByDtype,
                                            RnnTable<Cell::kRnnTanh>::kByDtype};
-#endif

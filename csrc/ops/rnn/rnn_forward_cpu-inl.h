@@ -1,10 +1,6 @@
 // The recurrence forward, called: parameters packed, work split, a table by cell and dtype.
 // Work is split as rnn_split says. Saves what rnn_forward-inl.h says.
 
-#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
-using avx512::kRnnForward;
-#else
-
 #include "common/cpu/dot-inl.h"
 #include "common/cpu/gemm-inl.h"
 #include "common/cpu/math-inl.h"
@@ -13,7 +9,8 @@ using avx512::kRnnForward;
 //
 #if FASTDL_TILES
 #include "common/cpu/tile_gemm-inl.h"
-//
+#endif
+#if FASTDL_SPLIT_TILES
 #include "common/cpu/split_gemm-inl.h"
 #endif
 //
@@ -118,12 +115,16 @@ bool forward_by_size(const RnnForward& args, const RnnPlan& plan, const ThreadPo
 }
 #endif
 
-// By cell and dtype; fp64 has none, and both plain cells are one. AMX adds tiles for bf16 and fp32.
+// By cell and dtype; fp64 has none, and both plain cells are one. AVX512-BF16 adds tiles for bf16, AMX for
+// fp32.
 template <Cell kCell>
 struct RnnTable {
   static constexpr RnnFunction kByDtype[] = {nullptr,
 #if FASTDL_ISA >= FASTDL_ISA_AMX
                                              forward_by_size<kCell>, avx512::RnnTable<kCell>::kByDtype[2],
+#elif FASTDL_ISA >= FASTDL_ISA_AVX512BF16
+                                             avx512::RnnTable<kCell>::kByDtype[1],
+                                             avx512::RnnTable<kCell>::kByDtype[2],
 #else
                                              forward<kCell, float>, forward<kCell, Float16>,
 #endif
@@ -132,4 +133,3 @@ struct RnnTable {
 const RnnFunction* const kRnnForward[] = {RnnTable<Cell::kLstm>::kByDtype, RnnTable<Cell::kGru>::kByDtype,
                                           RnnTable<Cell::kRnnTanh>::kByDtype,
                                           RnnTable<Cell::kRnnTanh>::kByDtype};
-#endif

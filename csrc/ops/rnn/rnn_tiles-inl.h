@@ -1,4 +1,4 @@
-// Products of a step's rows by AMX tiles, sums in fp32: of bf16, rows rounded to it, or of fp32, every number
+// Products of a step's rows by tiles, sums in fp32: of bf16, rows rounded to it, or of fp32, every number
 // in three parts of bf16 (common/cpu/split_gemm-inl.h). One thread, which has configured its tiles. Saves
 // nothing. Included where FASTDL_TILES is 1.
 //
@@ -105,12 +105,14 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
 }
 
 // A block of sums over one chunk, whole tiles.
+#if FASTDL_TILE_REGISTERS
 template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
                               int64_t sums_row, BFloat16) {
   tile_block<kRows, kColumns, kAdd>(left_tiles(left, depth), right_tiles(right, depth),
                                     tiles_of(depth, kAmxDepth), sums, sums_row);
 }
+#endif
 #if FASTDL_SPLIT_TILES
 template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
@@ -119,15 +121,21 @@ FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64
                                      sums, sums_row);
 }
 #endif
+// Columns in tiles.
 template <class S, bool kAdd>
 FASTDL_INLINE void tile_sums(int64_t rows, int64_t columns, const BFloat16* left, const BFloat16* right,
                              int64_t depth, float* sums, int64_t sums_row) {
+#if !FASTDL_TILE_REGISTERS
+  return multiply_tiles<kAdd>(rows, depth, columns * kAmxRows, left_tiles(left, depth),
+                              right_tiles(right, depth), sums, sums_row);
+#else
   if (rows > kAmxRows) {
     if (columns == 2) return chunk_sums<2, 2, kAdd>(left, right, depth, sums, sums_row, S{});
     return chunk_sums<2, 1, kAdd>(left, right, depth, sums, sums_row, S{});
   }
   if (columns == 2) return chunk_sums<1, 2, kAdd>(left, right, depth, sums, sums_row, S{});
   chunk_sums<1, 1, kAdd>(left, right, depth, sums, sums_row, S{});
+#endif
 }
 
 // Vectors [first, first + count) of the product with at most kBlock rows from `row` on, of `tiles` tiles;
