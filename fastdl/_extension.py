@@ -61,6 +61,11 @@ def cpu_is_amd() -> bool:
     return _cpu_is_amd
 
 
+def cpu_halves_vectors() -> bool:
+    """Whether the CPU executes 512-bit operations in two halves, as Zen 4 does; False without CPU kernels."""
+    return _cpu_halves_vectors
+
+
 def _load(name: str) -> Library:
     found = sorted(Path(__file__).parent.glob(f"{name}.*so"))
     if not found:
@@ -120,4 +125,5 @@ cuda = (
 # Asked once: torch.compile traces through whoever reads it, not through the operator.
 _cpu_isa = CPU_ISAS[torch.ops.fastdl._cpu_isa()] if cpu.loaded else None
 _cpu_is_amd = cpu.loaded and torch.ops.fastdl._cpu_is_amd()
+_cpu_halves_vectors = cpu.loaded and torch.ops.fastdl._cpu_halves_vectors()
 _check_cpu_isa()

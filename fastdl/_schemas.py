@@ -9,7 +9,12 @@ import hashlib
 import runpy
 from pathlib import Path
 
-FACTS = ("_cpu_isa() -> int", "_best_cpu_isa() -> int", "_cpu_is_amd() -> bool")
+FACTS = (
+    "_cpu_isa() -> int",
+    "_best_cpu_isa() -> int",
+    "_cpu_is_amd() -> bool",
+    "_cpu_halves_vectors() -> bool",
+)
 
 
 def family_schemas() -> dict[str, tuple[str, ...]]:

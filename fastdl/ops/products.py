@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._extension import cpu_is_amd, cpu_isa
+from .._extension import cpu_halves_vectors, cpu_is_amd, cpu_isa
 
 
 def _without_instructions() -> frozenset[torch.dtype]:
@@ -56,7 +56,7 @@ def mkl_on_amd() -> bool:
 
 
 def uses_wide_vectors() -> bool:
-    """Whether our kernels use AVX-512: MKL on an AMD CPU does not, and needs three times as long."""
+    """Whether our kernels use AVX-512."""
     return cpu_isa() in ("avx512", "avx512bf16", "amx")
 
 
@@ -65,9 +65,16 @@ def wide_mkl() -> bool:
     return uses_wide_vectors() and not mkl_on_amd()
 
 
+def wider_than_mkl() -> bool:
+    """Whether our kernels use vectors that MKL does not: on Zen 5 it needs up to three times as long, on Zen 4, which
+    executes 512 bits in two halves, no longer than we do.
+    """
+    return uses_wide_vectors() and mkl_on_amd() and not cpu_halves_vectors()
+
+
 def large_enough(M: int, N: int, K: int) -> bool:
     """Whether our product of [M, K] and [K, N] is worth packing both, where MKL leaves part of the CPU unused."""
-    least_columns = 16 if uses_wide_vectors() else 128
+    least_columns = 16 if wider_than_mkl() else 128
     return M >= 16 and least_columns <= N and M * N * K >= LEAST_PRODUCTS
 
 

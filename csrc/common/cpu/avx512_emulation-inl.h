@@ -47,6 +47,13 @@ FASTDL_INLINE __m512 _mm512_permutexvar_ps(__m512i at, __m512 table) {
   for (int i = 0; i < 16; ++i) found[i] = table[lane[i]];
   return found;
 }
+FASTDL_INLINE __m512i _mm512_permutexvar_epi16(__m512i at, __m512i a) {
+  typedef uint16_t Words32 __attribute__((vector_size(64)));
+  const Words32 word = reinterpret_cast<Words32>(at) & 31, from = reinterpret_cast<Words32>(a);
+  Words32 found;
+  for (int i = 0; i < 32; ++i) found[i] = from[word[i]];
+  return reinterpret_cast<__m512i>(found);
+}
 FASTDL_INLINE __m512 _mm512_maskz_scalef_ps(__mmask16 mask, __m512 v, __m512 n) {
   Lanes16 product = {};
   for (int i = 0; i < 16; ++i) {

@@ -66,6 +66,14 @@ bool is_amd() {
 #endif
 }
 
+bool halves_vectors() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amdfam19h") && __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
 Isa current_isa() {
   static const Isa isa = pick();
   return isa;

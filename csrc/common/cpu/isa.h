@@ -14,4 +14,7 @@ Isa best_isa();
 // Whether the CPU is AMD's: MKL, whose products torch takes, does not use all of it.
 bool is_amd();
 
+// Whether the CPU executes 512 bits in two halves, as Zen 4 does: code for AVX2 multiplies as fast there.
+bool halves_vectors();
+
 }  // namespace fastdl::cpu

@@ -33,15 +33,30 @@ FASTDL_INLINE int64_t right_elements(int64_t depth, int64_t columns) {
   return tiles_of(depth, kAmxDepth) * tiles_of(columns, kAmxRows) * kTileElements;
 }
 
+#if FASTDL_ISA >= FASTDL_ISA_AVX512BF16
+// Elements i and kLanes + i in lane i.
+FASTDL_INLINE VecBits interleaved_halves(__m512bh halves) {
+  VecBits at;
+  for (int i = 0; i < kLanes; ++i) at[i] = static_cast<uint32_t>(i | (kLanes + i) << 16);
+  return reinterpret_cast<VecBits>(
+      _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(at), reinterpret_cast<__m512i>(halves)));
+}
+#endif
+
 // The two elements of a tile's 32-bit lane: rows 2 k and 2 k + 1 of B, or of what is to be transposed.
 FASTDL_INLINE VecBits bit_pair_lanes(const BFloat16* first, const BFloat16* second, int n) {
   return load_bits(first, n) | (second == nullptr ? VecBits{} : load_bits(second, n) << 16);
 }
 FASTDL_INLINE VecBits bit_pair_lanes(const float* first, const float* second, int n) {
+#if FASTDL_ISA >= FASTDL_ISA_AVX512BF16
+  const auto some = [n](const float* p) { return n == kLanes ? load(p) : load_first(p, n); };
+  return interleaved_halves(_mm512_cvtne2ps_pbh(second == nullptr ? zero() : some(second), some(first)));
+#else
   const auto half = [n](const float* p) {
     return rounded_to_upper_half(n == kLanes ? load(p) : load_first(p, n));
   };
   return half(first) >> 16 | (second == nullptr ? VecBits{} : half(second) & 0xffff0000);
+#endif
 }
 
 FASTDL_INLINE void store_lanes(BFloat16* p, VecBits lanes) { std::memcpy(p, &lanes, sizeof(lanes)); }

@@ -5,26 +5,37 @@
 // Columns whose panels are packed for one step along the sums: at most 512 KB, an L2.
 constexpr int64_t kColumns = 512;
 
-// C[rows, kGemmWidth] (+)= a panel of A times one of B, + bias (null: none); rows <= kPanelRows.
-template <bool kAdd>
+// Panels of A that meet so many vectors of B at once: their sums fill the registers.
+constexpr int panels_together(int vecs) { return kGemmVecs / vecs; }
+
+// Where sums go: rows of C, of whose last vector `last` lanes exist; bias: of these columns, or null.
+struct SumsOut {
+  float* c;
+  int64_t c_row, rows, last;
+  const float* bias;
+};
+
+// C[rows, kVecs vectors] (+)= kPanels panels of A times one of B, + bias.
+template <int kPanels, int kVecs, bool kAdd, bool kWhole>
 __attribute__((noinline)) void multiply_panels(const float* left, const float* right, int64_t depths,
-                                               int64_t rows, float* c, int64_t c_row, const float* bias) {
-  Vec sum[kPanelRows][kGemmVecs];
+                                               const SumsOut& out) {
+  constexpr int kRows = kPanels * kPanelRows;
+  Vec sum[kRows][kVecs];
+#pragma GCC unroll 24
+  for (int i = 0; i < kRows; ++i) {
+    __builtin_prefetch(out.c + (i < out.rows ? i : 0) * out.c_row, 1);
 #pragma GCC unroll 8
-  for (int i = 0; i < kPanelRows; ++i) {
-    __builtin_prefetch(c + (i < rows ? i : 0) * c_row, 1);
-#pragma GCC unroll 8
-    for (int j = 0; j < kGemmVecs; ++j) sum[i][j] = zero();
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = zero();
   }
   const auto step = [&](const float* a, const float* b) __attribute__((always_inline)) {
-    Vec across[kGemmVecs];
+    Vec across[kVecs];
 #pragma GCC unroll 8
-    for (int j = 0; j < kGemmVecs; ++j) across[j] = load(b + j * kLanes);
+    for (int j = 0; j < kVecs; ++j) across[j] = load(b + j * kLanes);
+#pragma GCC unroll 24
+    for (int i = 0; i < kRows; ++i) {
+      const Vec down = set1(a[i / kPanelRows * kLeftPanel + i % kPanelRows]);
 #pragma GCC unroll 8
-    for (int i = 0; i < kPanelRows; ++i) {
-      const Vec down = set1(a[i]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kGemmVecs; ++j) accumulate(sum[i][j], down, across[j]);
+      for (int j = 0; j < kVecs; ++j) accumulate(sum[i][j], down, across[j]);
     }
   };
   constexpr int64_t kSteps = 4;
@@ -37,44 +48,71 @@ __attribute__((noinline)) void multiply_panels(const float* left, const float* r
   }
 #pragma GCC unroll 1
   for (; k < depths; ++k, left += kPanelRows, right += kGemmWidth) step(left, right);
+#pragma GCC unroll 24
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= out.rows) return;
 #pragma GCC unroll 8
-  for (int i = 0; i < kPanelRows; ++i) {
-    if (i >= rows) return;
-#pragma GCC unroll 8
-    for (int j = 0; j < kGemmVecs; ++j) {
-      float* const at = c + i * c_row + j * kLanes;
-      if (bias != nullptr) sum[i][j] = sum[i][j] + load(bias + j * kLanes);
-      store(at, kAdd ? load(at) + sum[i][j] : sum[i][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      float* const at = out.c + i * out.c_row + j * kLanes;
+      const int64_t n = kWhole || j + 1 < kVecs ? kLanes : out.last;
+      if (out.bias != nullptr) sum[i][j] = sum[i][j] + load_some(out.bias + j * kLanes, n);
+      const Vec now = kAdd ? load_some(at, n) + sum[i][j] : sum[i][j];
+      if (n == kLanes)
+        store(at, now);
+      else
+        store_first(at, now, static_cast<int>(n));
     }
   }
 }
 
-// What a panel of B adds to its columns of C: the first time it sets them, with the bias. Fetches `ahead`.
+// A panel of B with so many panels of A as are left, at most those that go together.
+template <int kPanels, int kVecs, bool kAdd, bool kWhole>
+FASTDL_INLINE void multiply_some_panels(int64_t panels, const float* left, const float* right, int64_t depths,
+                                        const SumsOut& out) {
+  if constexpr (kPanels > 1) {
+    if (panels < kPanels)
+      return multiply_some_panels<kPanels - 1, kVecs, kAdd, kWhole>(panels, left, right, depths, out);
+  }
+  multiply_panels<kPanels, kVecs, kAdd, kWhole>(left, right, depths, out);
+}
+
+// What a panel of B adds to its columns of C, which kVecs vectors hold. Fetches `ahead`.
+template <int kVecs, bool kAdd, bool kWhole>
+FASTDL_INLINE void multiply_vectors(SumsOut out, int64_t depths, const float* left, const float* right,
+                                    ColumnsAhead ahead) {
+  constexpr int kTogether = panels_together(kVecs);
+  int64_t panels = (out.rows + kPanelRows - 1) / kPanelRows;
+  const int64_t blocks = (panels + kTogether - 1) / kTogether, some = (ahead.columns + blocks - 1) / blocks;
+  for (; panels > 0; panels -= kTogether, left += kTogether * kLeftPanel) {
+    ahead.fetch_some(some);
+    multiply_some_panels<kTogether, kVecs, kAdd, kWhole>(panels, left, right, depths, out);
+    out.c += kTogether * kPanelRows * out.c_row, out.rows -= kTogether * kPanelRows;
+  }
+}
+
+// The same for the vectors that there are, the last of which may be cut.
+template <int kVecs, bool kAdd>
+FASTDL_INLINE void multiply_cut_vectors(int64_t vecs, const SumsOut& out, int64_t depths, const float* left,
+                                        const float* right, const ColumnsAhead& ahead) {
+  if constexpr (kVecs > 1) {
+    if (vecs < kVecs) return multiply_cut_vectors<kVecs - 1, kAdd>(vecs, out, depths, left, right, ahead);
+  }
+  multiply_vectors<kVecs, kAdd, false>(out, depths, left, right, ahead);
+}
+
+// The first time a panel of B sets its columns of C, with the bias.
 inline void multiply_columns(const LinearProduct& p, int64_t row, int64_t rows, int64_t column,
                              int64_t columns, bool first, int64_t depths, const float* left,
-                             const float* right, ColumnsAhead ahead) {
-  const bool whole = columns == kGemmWidth;
-  alignas(64) float beside[kBlockRows * kGemmWidth], beside_bias[kGemmWidth] = {};
-  float* const c = p.output + row * p.N + column;
-  float* const out = whole ? c : beside;
-  const int64_t out_row = whole ? p.N : kGemmWidth;
-  const float* bias = first && p.bias != nullptr ? p.bias + column : nullptr;
-  if (bias != nullptr && !whole) {
-    std::memcpy(beside_bias, bias, static_cast<size_t>(columns) * sizeof(float));
-    bias = beside_bias;
-  }
-  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows, some = (ahead.columns + panels - 1) / panels;
-  for (int64_t i = 0; i < rows; i += kPanelRows, left += kLeftPanel) {
-    const auto multiply = first || !whole ? multiply_panels<false> : multiply_panels<true>;
-    ahead.fetch_some(some);
-    multiply(left, right, depths, lesser(rows - i, kPanelRows), out + i * out_row, out_row, bias);
-  }
-  if (whole) return;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) {
-      float& at = c[i * p.N + j];
-      at = beside[i * kGemmWidth + j] + (first ? 0 : at);
-    }
+                             const float* right, const ColumnsAhead& ahead) {
+  const int64_t vecs = (columns + kLanes - 1) / kLanes;
+  const SumsOut out = {p.output + row * p.N + column, p.N, rows, columns - (vecs - 1) * kLanes,
+                       first && p.bias != nullptr ? p.bias + column : nullptr};
+  if (columns == kGemmWidth)
+    first ? multiply_vectors<kGemmVecs, false, true>(out, depths, left, right, ahead)
+          : multiply_vectors<kGemmVecs, true, true>(out, depths, left, right, ahead);
+  else
+    first ? multiply_cut_vectors<kGemmVecs, false>(vecs, out, depths, left, right, ahead)
+          : multiply_cut_vectors<kGemmVecs, true>(vecs, out, depths, left, right, ahead);
 }
 
 inline void multiply_rectangle(const LinearProduct& p, const Rectangle& r, float* left, float* right) {

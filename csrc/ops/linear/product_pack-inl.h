@@ -56,12 +56,12 @@ inline void pack_left(const LinearProduct& p, int64_t row, int64_t rows, int64_t
   pack_left_by_depth(from, p.left_depth, rows, depths, out);
 }
 
-// B[depth .. + depths, column .. + columns] as panels [depths][kGemmWidth], the last one filled up with
-// zeros.
+// B[depth .. + depths, column .. + columns] as panels [depths][kGemmWidth], of the last one the vectors that
+// there are, filled up with zeros.
 inline void pack_right(const LinearProduct& p, int64_t column, int64_t columns, int64_t depth, int64_t depths,
                        float* out) {
   const float* const from = p.right + column * p.right_column + depth * p.right_depth;
-  const int64_t vectors = (columns + kGemmWidth - 1) / kGemmWidth * kGemmVecs;
+  const int64_t vectors = (columns + kLanes - 1) / kLanes;
   // A few rows of B at a time: each lies in pages of its own.
   constexpr int64_t kSome = kLanes;
   for (int64_t k = 0; k < depths; k += kSome) {

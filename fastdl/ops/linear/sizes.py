@@ -45,7 +45,7 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
         return LIMIT
     if products.wide_mkl():
         return None if _beats_wide_mkl(rows, N, K, activation) else WIDE
-    if products.uses_wide_vectors() or _multiplies_faster(rows, N, K):
+    if products.wider_than_mkl() or _multiplies_faster(rows, N, K):
         return None
     # What is left to torch's product is an operator of its own after it.
     if activation is None or activation == "relu" or not (rows <= 128 or rows * N * K <= 2**18):
@@ -114,4 +114,4 @@ def _function_loses(rows: int, N: int, K: int, activation: str | None) -> bool:
     least, most = _RECORDED.get(activation, (_ANY, _ANY))
     if least <= rows * N <= most or (rows <= 16 and N * K >= 2**20):
         return False
-    return not products.uses_wide_vectors() or max(rows, K) * N < 2**18
+    return not products.wider_than_mkl() or max(rows, K) * N < 2**18
