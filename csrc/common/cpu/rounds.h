@@ -21,17 +21,23 @@ struct Shared {
   alignas(64) std::atomic<int64_t> done{0};  // blocks of all rounds so far
 };
 
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Whether `target` blocks are done before some microseconds are over.
+inline bool done_soon(const std::atomic<int64_t>& done, int64_t target) {
+  for (int spins = 0; spins < 50; ++spins, pause())
+    if (done.load(std::memory_order_acquire) >= target) return true;
+  return false;
+}
+
 // Waits for blocks that running workers have claimed: short, unless the machine is crowded.
 inline void wait(const std::atomic<int64_t>& done, int64_t target) {
-  for (int spins = 0; done.load(std::memory_order_acquire) < target; ++spins) {
-    if (spins > 2000) {
-      std::this_thread::yield();
-      continue;
-    }
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
+  for (int spins = 0; done.load(std::memory_order_acquire) < target; ++spins)
+    spins > 2000 ? std::this_thread::yield() : pause();
 }
 
 }  // namespace rounds
@@ -39,7 +45,8 @@ inline void wait(const std::atomic<int64_t>& done, int64_t target) {
 // f(round, block) for every block in [0, blocks(round)) of every round in [0, rounds); a round begins when
 // the one before it is done. blocks(round) <= kMostBlocks. Nobody waits for a worker that has not come:
 // blocks are claimed one by one, a worker's own first (the same ones in every round: their data stays in its
-// cache), and only claimed ones are waited for.
+// cache), and only claimed ones are waited for. To look at another's blocks takes their lines from its core: not
+// before it is late.
 template <class Blocks, class F>
 void parallel_rounds(const ThreadPool& pool, int64_t workers, int64_t rounds, const Blocks& blocks,
                      const F& f) {
@@ -63,19 +70,21 @@ void parallel_rounds(const ThreadPool& pool, int64_t workers, int64_t rounds, co
           const int64_t count = c.blocks(round);
           target += count;
           if (c.shared.done.load(std::memory_order_acquire) >= target) continue;
-          const int64_t own = worker * count / c.workers;
-          const int64_t end = (worker + 1) * count / c.workers;
-          for (int64_t i = 0; i < count; ++i) {
-            // upwards through its own, then downwards through the others'
-            const int64_t block =
-                i < end - own ? own + i : ((own - 1 - (i - (end - own))) % count + count) % count;
+          const int64_t first = worker * count / c.workers, end = (worker + 1) * count / c.workers;
+          const auto run = [&](int64_t block) {
             std::atomic<int64_t>& slot = c.shared.slots[block].round;
             int64_t seen = slot.load(std::memory_order_relaxed);
             if (seen >= round || !slot.compare_exchange_strong(seen, round, std::memory_order_relaxed))
-              continue;
+              return int64_t{0};
             c.f(round, block);
-            c.shared.done.fetch_add(1, std::memory_order_acq_rel);
-          }
+            return int64_t{1};
+          };
+          int64_t own = 0;
+          for (int64_t block = first; block < end; ++block) own += run(block);
+          c.shared.done.fetch_add(own, std::memory_order_acq_rel);
+          if (rounds::done_soon(c.shared.done, target)) continue;
+          for (int64_t i = 1; i <= count - (end - first); ++i)  // downwards
+            c.shared.done.fetch_add(run((first - i + count) % count), std::memory_order_acq_rel);
           rounds::wait(c.shared.done, target);
         }
       },
