@@ -45,8 +45,8 @@ inline void wait(const std::atomic<int64_t>& done, int64_t target) {
 // f(round, block) for every block in [0, blocks(round)) of every round in [0, rounds); a round begins when
 // the one before it is done. blocks(round) <= kMostBlocks. Nobody waits for a worker that has not come:
 // blocks are claimed one by one, a worker's own first (the same ones in every round: their data stays in its
-// cache), and only claimed ones are waited for. To look at another's blocks takes their lines from its core: not
-// before it is late.
+// cache), and only claimed ones are waited for. To look at another's blocks takes their lines from its core:
+// not before it is late.
 template <class Blocks, class F>
 void parallel_rounds(const ThreadPool& pool, int64_t workers, int64_t rounds, const Blocks& blocks,
                      const F& f) {

@@ -17,7 +17,7 @@
 #include "ops/attention/attention_results-inl.h"
 #include "ops/attention/attention_vectors-inl.h"
 #if FASTDL_TILES
-#include "ops/attention/attention_amx-inl.h"
+#include "ops/attention/attention_bf16-inl.h"
 #endif
 #include "ops/attention/attention_decode-inl.h"
 #include "ops/attention/attention_forward-inl.h"

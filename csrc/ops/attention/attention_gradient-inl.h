@@ -74,28 +74,33 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
   const float near = static_cast<float>(highest);
   const Vec slope = set1(exponent_slope(g, near, padded, powers)), shift = set1(-near),
             rest = set1(static_cast<float>(highest - near));
+  const auto power = [&](int64_t j) __attribute__((always_inline)) {
+    return exp2_or_zero(fma(load(powers + j), slope, shift) - rest);
+  };
+  const auto grad_p = [&](int64_t j) __attribute__((always_inline)) {
+    const Vec grad = load(grad_s + j);
+    return dropout ? grad * load(scratch.kept + j) : grad;
+  };
+  const auto put = [&](int64_t j, Vec p, Vec grad) __attribute__((always_inline)) {
+    store(grad_s + j, p * grad);
+    store(powers + j, dropout ? p * load(scratch.kept + j) : p);
+  };
+  if (g.c.sink != nullptr || seen.end - seen.first != row.keys.end - row.keys.first) {
+    for (int64_t j = 0; j < padded; j += kLanes) put(j, power(j), grad_p(j) - set1(delta));
+    return;
+  }
+  // All keys of the row are here: their sums are more exact than lse and output, which were rounded.
   Vec total = zero(), along = zero();
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp2_or_zero(fma(load(powers + j), slope, shift) - rest);
-    const Vec kept = dropout ? load(scratch.kept + j) : set1(1.0f);
-    const Vec grad_p = load(grad_s + j) * kept;
+    const Vec p = power(j), grad = grad_p(j);
     total += p;
-    along = fma(p, grad_p, along);
+    along = fma(p, grad, along);
     store(powers + j, p);
-    store(grad_s + j, grad_p);
+    store(grad_s + j, grad);
   }
-  Vec scale = set1(1.0f), common = set1(delta);
-  // All keys of the row are here: their sums are more exact than lse and output, which were rounded.
-  if (g.c.sink == nullptr && seen.end - seen.first == row.keys.end - row.keys.first) {
-    const float sum = sum_of(total);
-    scale = set1(1.0f / sum);
-    common = set1(sum_of(along) / sum - values.grad_lse(row));
-  }
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = load(powers + j) * scale;
-    store(grad_s + j, p * (load(grad_s + j) - common));
-    store(powers + j, dropout ? p * load(scratch.kept + j) : p);
-  }
+  const float sum = sum_of(total), common = sum_of(along) / sum - values.grad_lse(row);
+  for (int64_t j = 0; j < padded; j += kLanes)
+    put(j, load(powers + j) * set1(1.0f / sum), load(grad_s + j) - set1(common));
 }
 
 // Through the softcap: the gradient of what came before it.

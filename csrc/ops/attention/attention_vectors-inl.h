@@ -1,5 +1,5 @@
 // The products of attention on vectors: operands in fp32, where they lie or in scratch. forward and backward
-// take them, or those of attention_amx-inl.h or attention_split-inl.h, as a parameter. One thread. Saves
+// take them, or those of attention_bf16-inl.h or attention_split-inl.h, as a parameter. One thread. Saves
 // nothing. Included by foreach_isa.h: no include guard.
 
 // What a thread must hold while it multiplies: nothing.

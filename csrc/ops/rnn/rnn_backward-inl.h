@@ -8,7 +8,7 @@ struct Backward : BackwardState<kCell, S> {
   using Row = typename State::Row;
   using State::a_row, State::c_row, State::hh_row;
   using State::count, State::step, State::row_of, State::mask_of;
-  using State::f, State::share, State::d, State::blocks, State::w;
+  using State::f, State::share, State::d, State::blocks, State::group, State::w;
   using State::hh, State::kept, State::dc, State::projected, State::dh, State::shown, State::norm_c,
       State::packed, State::ranges;
   using State::kGates, State::kLstm, State::kGru, State::kOwnSaved;
@@ -35,18 +35,18 @@ struct Backward : BackwardState<kCell, S> {
     pack_share<S>(weight, from, from_row, rows, row_share<S>(rows, block, blocks), packed, ranges[block]);
   }
 
-  // g(place, unit, its vector of the product): the rows' product with a weight, cut by pairs of panels.
-  // Rows past `rows` have no product.
+  // g(place, unit, its vector of the product): the rows' product with a weight, a pair of panels' vectors at
+  // once. Rows past `rows` have no product.
   template <class G>
   FASTDL_INLINE_MEMBER void products(const Weight& weight, int64_t block, int64_t rows, int64_t all,
                                      const float* left, int64_t left_row, const G& g) {
     [[maybe_unused]] const ProductUse<S> use;
     const ProductRows all_left = product_rows<S>(weight, left, left_row, rows, packed);
-    const int64_t groups = panel_pairs(weight);
+    const UnitGroups vectors = {weight.vectors(), group};
     alignas(64) float tile[kTileRows * 2 * kPanelWidth];
-    for (int64_t group = block * groups / blocks; group < (block + 1) * groups / blocks; ++group) {
-      const int64_t first = group * 2 * kPanelVecs, after = weight.vectors() - first;
-      const int64_t some = after < 2 * kPanelVecs ? after : 2 * kPanelVecs;
+    const int64_t last = vectors.first(block + 1, blocks);
+    for (int64_t first = vectors.first(block, blocks); first < last; first += 2 * kPanelVecs) {
+      const int64_t some = last - first < 2 * kPanelVecs ? last - first : 2 * kPanelVecs;
       for_tiles(all, [&](int64_t row, int64_t tile_rows) {
         const int64_t with = rows - row < tile_rows ? rows - row : tile_rows;
         if (with > 0) multiply<S>(weight, all_left, row, with, first, some, tile, some * kLanes);

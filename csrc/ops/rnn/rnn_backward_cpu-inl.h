@@ -44,8 +44,9 @@ bool backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
     parameters[d].recurrent = {w.weight_hh, 1, q.R, G * q.H, false, nullptr};
     parameters[d].projection = {w.weight_hr, 1, q.H, q.R, false, nullptr};
   }
-  const RnnSplit split =
-      rnn_split(q, parameters[0].recurrent.floats(), panel_pairs(parameters[0].recurrent), pool);
+  const UnitGroups units =
+      even_groups(parameters[0].recurrent.vectors(), 2 * kPanelVecs, pool.size() > 1 ? pool.size() : 1);
+  const RnnSplit split = rnn_split(q, parameters[0].recurrent.floats(), units, 2 * kPanelVecs, pool);
   CallRanges<S> ranges = {pool.size() > 1 ? pool.size() : 1, D * split.shares, split.blocks};
   Task* tasks = nullptr;
   const auto lay_out = [&](Arena arena) {
@@ -60,6 +61,7 @@ bool backward(const RnnBackward& args, const RnnPlan& plan, const ThreadPool& po
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.w = &parameters[task.d];
+      task.group = units.size;
       task.ranges = ranges.of_task(k);
       task.take(arena);
     }

@@ -9,7 +9,7 @@ struct BackwardState {
 
   const RnnBackward* f;
   RnnShare share;
-  int64_t d, blocks;
+  int64_t d, blocks, group;  // group: vectors of a product, of which blocks are made
   const Parameters* w;
 
   float* hh[2];           // [share, hh_row]: gradients of the recurrent product in even and odd steps

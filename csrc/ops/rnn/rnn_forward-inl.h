@@ -8,7 +8,7 @@ struct Forward : ForwardState<kCell, S> {
   using Row = typename State::Row;
   using State::count, State::step, State::row_of, State::u_row, State::gx_row, State::staged_row,
       State::staged_by, State::turned_by;
-  using State::f, State::share, State::d, State::blocks, State::chunk, State::group, State::turned, State::w,
+  using State::f, State::share, State::d, State::blocks, State::chunk, State::units, State::turned, State::w,
       State::a, State::c_row, State::a_row;
   using State::kGates, State::kGroup, State::kTogether, State::kLstm, State::kOwnSaved;
   using State::u, State::hidden, State::staged, State::gx, State::offsets, State::packed_x, State::packed,
@@ -42,12 +42,12 @@ struct Forward : ForwardState<kCell, S> {
     const int64_t last = chunk_end(from_step) - 1;
     return offsets[last] + count(last);
   }
-  // Vectors of the gates' products, cut by groups of unit blocks; of a packed input's, by whole panels.
-  int64_t first_vector(int64_t block) const { return first_vector(block, group); }
-  int64_t first_vector(int64_t block, int64_t together) const {
-    const int64_t parts = (vectors_of(f->q.H) + together - 1) / together;
-    const int64_t first = block * parts / blocks * together * kGates, all = w->recurrent.vectors();
-    return first < all ? first : all;
+  // Vectors of the gates' products.
+  int64_t first_vector(int64_t block) const { return units.first(block, blocks) * kGates; }
+  // Those of a packed input, by whole panels where the recurrent weights have none.
+  int64_t first_input_vector(int64_t block) const {
+    if (w->input.panels == nullptr || w->recurrent.panels != nullptr) return first_vector(block);
+    return UnitGroups{units.count, kGroup}.first(block, blocks) * kGates;
   }
 
   // The next `chunk` steps of x, cut by rows.
@@ -97,10 +97,9 @@ struct Forward : ForwardState<kCell, S> {
   void project(int64_t from_step, int64_t block) {
     [[maybe_unused]] const ProductUse<S> use;
     constexpr int64_t kMost = kGroup * kGates;
-    const int64_t together = w->input.panels != nullptr ? kGroup : group;
-    const int64_t rows = chunk_rows(from_step), last = first_vector(block + 1, together);
+    const int64_t rows = chunk_rows(from_step), last = first_input_vector(block + 1);
     const ProductRows left = product_rows<S>(w->input, staged_by(block), staged_row(), rows, packed_x);
-    for (int64_t first = first_vector(block, together); first < last; first += kMost) {
+    for (int64_t first = first_input_vector(block); first < last; first += kMost) {
       const int64_t some = last - first < kMost ? last - first : kMost;
       for_rows(rows, [&](int64_t row, int64_t tile_rows) {
         product(w->input, left, row, tile_rows, first, some, gx + row * gx_row() + first * kLanes, gx_row());

@@ -65,9 +65,9 @@ bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
     parameters[d].projection = {w.weight_hr, 1, q.R, q.H, true, nullptr};
   }
   const bool turned = turns<S>(q);
-  const int64_t group = packs(q) && !turned ? Task::kGroup : 1;
-  RnnSplit split =
-      rnn_split(q, parameters[0].recurrent.floats(), (vectors_of(q.H) + group - 1) / group, pool);
+  const int64_t together = packs(q) && !turned ? Task::kGroup : 1;
+  const UnitGroups units = even_groups(vectors_of(q.H), together, pool.size() > 1 ? pool.size() : 1);
+  RnnSplit split = rnn_split(q, parameters[0].recurrent.floats(), units, together, pool);
   if (turned && split.blocks > split.workers) split.blocks = split.workers;
   CallRanges<S> ranges = {pool.size() > 1 ? pool.size() : 1, D * split.shares, split.blocks};
   Task* tasks = nullptr;
@@ -85,7 +85,7 @@ bool forward(const RnnForward& args, const RnnPlan& plan, const ThreadPool& pool
       Task counted, &task = arena.base == nullptr ? counted : tasks[k];
       task.f = &args, task.share = {&plan, k % split.shares, split.shares};
       task.d = k / split.shares, task.blocks = split.blocks, task.chunk = chunk_of<S>(q, split);
-      task.group = group, task.turned = turned;
+      task.units = units, task.turned = turned;
       task.w = &parameters[task.d];
       task.ranges = ranges.of_task(k);
       task.take(arena);

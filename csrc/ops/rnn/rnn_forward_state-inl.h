@@ -13,7 +13,7 @@ struct ForwardState {
   const RnnForward* f;
   RnnShare share;
   int64_t d, blocks, chunk;  // chunk: steps projected at once
-  int64_t group;             // unit blocks that blocks are made of
+  UnitGroups units;          // vectors of units, of which blocks are made
   bool turned;               // a single step, its rows side by side (rnn_turned-inl.h)
   const Parameters* w;
 

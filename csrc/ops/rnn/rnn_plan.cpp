@@ -26,7 +26,15 @@ RnnPlan::RnnPlan(const RnnSequence& q)
   }
 }
 
-RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_groups, const ThreadPool& pool) {
+UnitGroups even_groups(int64_t count, int64_t together, int64_t threads) {
+  UnitGroups units = {count, together};
+  const auto most = [&] { return (units.groups() + threads - 1) / threads * units.size; };
+  while (units.size > 1 && most() * threads > count + count / 8) units.size /= 2;
+  return units;
+}
+
+RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, const UnitGroups& units, int64_t together,
+                   const ThreadPool& pool) {
   const int64_t threads = std::max<int64_t>(pool.size(), 1), D = q.s.directions;
   // 12 rows of products hide the reading of weights that do not stay in a core's cache.
   const int64_t rows = weight_floats < 64 * 1024 ? 4 : 12;
@@ -37,7 +45,9 @@ RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_gro
   if (threads == 1 || (shares * D >= threads && !one_step)) return {shares, 1, threads};
   // A step shorter than a few microseconds is not worth the meeting.
   if (q.rows.B * weight_floats < 64 * 1024) return {shares, 1, std::min(threads, shares * D)};
-  const int64_t blocks = std::min({unit_groups, 4 * threads, kMostBlocks / D});
+  // Several blocks for each worker, so that others can help, but none of fewer vectors than multiply fast.
+  const int64_t each_worker = std::min<int64_t>(std::max<int64_t>(units.count / (together * threads), 1), 4);
+  const int64_t blocks = std::min({units.groups(), each_worker * threads, kMostBlocks / D});
   return {1, std::max<int64_t>(blocks, 1), threads};
 }
 

@@ -1,5 +1,6 @@
 // Which rows a step has, and where they lie: dense, packed and lengths look alike to the CPU kernels.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -41,8 +42,23 @@ struct RnnSplit {
   int64_t shares, blocks, workers;
 };
 
-// `weight_floats`: of one direction's recurrent weights.
-RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, int64_t unit_groups, const ThreadPool& pool);
+// Vectors of units, or of a product, of which blocks take whole groups.
+struct UnitGroups {
+  int64_t count, size;
+
+  int64_t groups() const { return (count + size - 1) / size; }
+  // Where a block of `blocks` begins.
+  int64_t first(int64_t block, int64_t blocks) const {
+    return std::min(block * groups() / blocks * size, count);
+  }
+};
+
+// In groups of `together`, which multiply fastest, or of fewer if some worker had far more than its share.
+UnitGroups even_groups(int64_t count, int64_t together, int64_t threads);
+
+// `weight_floats`: of one direction's recurrent weights; `together`: of the units, that multiply fastest.
+RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, const UnitGroups& units, int64_t together,
+                   const ThreadPool& pool);
 
 // Whether AMX tiles, which multiply fp32 in three parts of bf16, are faster than vectors: by the rows of a
 // step on average, and by the units, beside whose products the cells must be little. For any number of

@@ -17,8 +17,6 @@ FASTDL_INLINE constexpr int64_t group_blocks(int64_t gates) {
   return blocks;
 }
 
-FASTDL_INLINE int64_t panel_pairs(const Weight& w) { return (w.num_panels() + 1) / 2; }
-
 // Vector v over depths [k, k + kLanes) as the panel wants it: [kLanes (depth)][kPanelWidth].
 template <class S>
 FASTDL_INLINE void pack_transposed(const Weight& w, int64_t v, int64_t k, float* out) {
@@ -217,8 +215,8 @@ FASTDL_INLINE ProductRows product_rows(const Weight& w, const float* a, int64_t 
   return {a, a_row, nullptr, 0};
 }
 
-// Vectors [first, first + count) of the product of rows [row, row + rows), which for_tiles gave; packed,
-// `first` begins a panel. out rows: count * kLanes.
+// Vectors [first, first + count) of the product of rows [row, row + rows), which for_tiles gave; packed as
+// tiles, `first` begins one. out rows: count * kLanes.
 template <class S>
 FASTDL_INLINE void multiply(const Weight& w, const ProductRows& left, int64_t row, int64_t rows,
                             int64_t first, int64_t count, float* out, int64_t out_row) {
@@ -230,10 +228,13 @@ FASTDL_INLINE void multiply(const Weight& w, const ProductRows& left, int64_t ro
 #endif
   const float* const a = left.a + row * left.a_row;
   if (w.panels == nullptr) return multiply_plain<S>(w, rows, a, left.a_row, first, count, out, out_row);
-  for (int64_t v = 0; v < count; v += kPanelVecs)
-    multiply_panel(rows, count - v < kPanelVecs ? count - v : kPanelVecs, a, left.a_row,
-                   w.panels + (first + v) / kPanelVecs * kPanelWidth * w.depth, w.depth, out + v * kLanes,
+  for (int64_t v = first, end = first + count, some; v < end; v += some, out += some * kLanes) {
+    const int64_t within = v % kPanelVecs;
+    some = kPanelVecs - within < end - v ? kPanelVecs - within : end - v;
+    multiply_panel(rows, some, a, left.a_row,
+                   w.panels + v / kPanelVecs * kPanelWidth * w.depth + within * kLanes, w.depth, out,
                    out_row);
+  }
 }
 
 // f(first row, rows) for pieces of at most kTileRows, as even as can be; AMX's begin a tile.
