@@ -80,3 +80,25 @@ def test_other_types_are_left_to_torch():
     assert not products.slow_in_torch(torch.ones(1))
     assert not products.slow_in_torch(torch.ones(1, dtype=torch.float64))
     assert not products.slow_in_torch(torch.ones(1, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("isa", "amd", "halves", "wider"),
+    [
+        ("avx512bf16", True, False, True),  # Zen 5
+        ("avx512bf16", True, True, False),  # Zen 4
+        ("amx", False, False, False),
+        ("avx2", True, True, False),
+    ],
+)
+def test_vectors_that_mkl_leaves_unused(isa, amd, halves, wider, monkeypatch):
+    monkeypatch.setattr(products, "cpu_isa", lambda: isa)
+    monkeypatch.setattr(products, "_MKL_ON_AMD", amd)
+    monkeypatch.setattr(products, "cpu_halves_vectors", lambda: halves)
+    assert products.wider_than_mkl() is wider
+    assert products.large_enough(512, 64, 512) is wider  # a narrow product
+    assert products.large_enough(512, 128, 512)
+
+
+def test_halves_are_those_of_amd():
+    assert not _extension.cpu_halves_vectors() or _extension.cpu_is_amd()
