@@ -75,16 +75,16 @@ void parallel_rounds(const ThreadPool& pool, int64_t workers, int64_t rounds, co
             std::atomic<int64_t>& slot = c.shared.slots[block].round;
             int64_t seen = slot.load(std::memory_order_relaxed);
             if (seen >= round || !slot.compare_exchange_strong(seen, round, std::memory_order_relaxed))
-              return int64_t{0};
+              return false;
             c.f(round, block);
-            return int64_t{1};
+            return true;
           };
           int64_t own = 0;
-          for (int64_t block = first; block < end; ++block) own += run(block);
-          c.shared.done.fetch_add(own, std::memory_order_acq_rel);
+          for (int64_t block = first; block < end; ++block) own += run(block) ? 1 : 0;
+          if (own > 0) c.shared.done.fetch_add(own, std::memory_order_acq_rel);
           if (rounds::done_soon(c.shared.done, target)) continue;
           for (int64_t i = 1; i <= count - (end - first); ++i)  // downwards
-            c.shared.done.fetch_add(run((first - i + count) % count), std::memory_order_acq_rel);
+            if (run((first - i + count) % count)) c.shared.done.fetch_add(1, std::memory_order_acq_rel);
           rounds::wait(c.shared.done, target);
         }
       },

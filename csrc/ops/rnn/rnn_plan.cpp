@@ -47,8 +47,9 @@ RnnSplit rnn_split(const RnnSequence& q, int64_t weight_floats, const UnitGroups
   if (q.rows.B * weight_floats < 64 * 1024) return {shares, 1, std::min(threads, shares * D)};
   // Several blocks for each worker, so that others can help, but none of fewer vectors than multiply fast.
   const int64_t each_worker = std::min<int64_t>(std::max<int64_t>(units.count / (together * threads), 1), 4);
-  const int64_t blocks = std::min({units.groups(), each_worker * threads, kMostBlocks / D});
-  return {1, std::max<int64_t>(blocks, 1), threads};
+  const int64_t blocks =
+      std::max<int64_t>(std::min({units.groups(), each_worker * threads, kMostBlocks / D}), 1);
+  return {1, blocks, std::min(threads, D * blocks)};
 }
 
 bool fills_tiles(const RnnSequence& q, const RnnPlan& plan) {
