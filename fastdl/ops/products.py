@@ -1,7 +1,7 @@
 """Products of matrices that a kernel leaves to others: torch's, but where torch is known to be slow.
 
 On CPUs without instructions for 16-bit products torch takes them a hundred times as long as in float32, which is
-what computes them here then. And MKL, whose float32 products torch takes, does not use all of an AMD CPU: for
+what computes them here then. And MKL, whose float32 products torch takes, has code for AVX2 alone on AMD: for
 layers that are not narrow linear's own product takes its place there, elsewhere for some numbers of rows, and for
 results so large that the system hands out their memory anew each time, which ours asks for in huge pages. With AMX
 ours multiplies each number as the sum of three of bfloat16, faster than fp32 and with less error.
@@ -51,7 +51,7 @@ LEAST_PRODUCTS = 2**20
 
 
 def mkl_on_amd() -> bool:
-    """Whether float32 products of torch leave part of this CPU unused that ours use."""
+    """Whether float32 products of torch run MKL's code for AVX2, which for products that are not narrow is slower."""
     return _MKL_ON_AMD
 
 

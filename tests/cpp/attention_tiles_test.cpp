@@ -1,6 +1,6 @@
-// Attention in bf16, and in fp32 of three parts, by tiles, emulated or not, forward and backward, against
-// loops in double: odd sizes, grouped heads, masks, biases, causality. Tensors end at an unreadable page; 1,
-// 2 and 5 threads are bitwise equal. Exits 1 on failure.
+// Attention in bf16, and in fp32, in three parts where tiles have registers, emulated or not, both ways,
+// against loops in double: odd sizes, grouped heads, masks, biases, causality. Tensors end at an unreadable
+// page; 1, 2 and 5 threads are bitwise equal. Exits 1 on failure.
 #define FASTDL_EMULATE_TILES
 #include "ops/attention/attention_cpu.cpp"
 // after it: the kernels' headers come first, as in their own build

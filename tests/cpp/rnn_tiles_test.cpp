@@ -62,7 +62,7 @@ void check(const cpu::ProductOf& of, const cpu::ProductCase& c, Random& random) 
           sum += term, most += std::fabs(term);
         }
         const double got = y[(row * sizes.vectors + v) * sizes.lanes + lane];
-        // What fp32 leaves of sums of tiles of 32; a lost part would be 2^-18.
+        // What fp32 leaves of sums, of tiles of 32 or of pairs; a lost part would be 2^-18.
         if (!(std::fabs(got - sum) <= (of.tiles ? 0x1p-21 : 0x1p-20) * most) && ++failures <= 20)
           std::printf(
               "gates %ld units %ld depth %ld rows %ld transposed %d: row %ld unit %ld is %g, not %g\n",

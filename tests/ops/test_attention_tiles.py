@@ -1,5 +1,5 @@
-"""Sequences so long that AMX tiles multiply float32 in three parts of bfloat16; on other instruction sets the same by
-vectors."""
+"""Sequences so long that AMX tiles multiply float32 in three parts of bfloat16; on other instruction sets by vectors,
+and bfloat16 by what each has."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from fastdl import _extension
 from fastdl.ops.linear.activations import ACTIVATIONS
 from fastdl.ops.sublayer import reference, registration  # noqa: F401
 from fastdl.ops.sublayer.schema import AROUND
+from fastdl.testing.checked_op import Run, reports_by_draws
 from fastdl.testing.error_rule import SEEDS, judge
 from tests.guarded import guarded
 
@@ -130,15 +132,24 @@ def test_packed_attention_obeys_the_error_rule(around, lengths, causal):
 def test_weights_obey_the_error_rule(averaged, batch_first, lengths):
     for H, masks, causal in ((1, "", 1), (3, "mask bias", 0), (5, "", 0), (2, "mask", 1)):
         options = dict(batch_first=batch_first, causal=causal, masks=masks, around=2)
-        runs = []
-        for seed in SEEDS:
-            call = (*attention_call(3, *lengths, 30, H, seed=seed, **options), averaged)
-            plain, truth = (reference.weighted_attention_sublayer(*given) for given in (call, exact(call)))
-            runs.append((weighted_attention(*call), plain, truth))
-        for i in range(2):
-            assert runs[0][0][i].shape == runs[0][1][i].shape
-            report = judge([(a[i], truth[i], b[i], truth[i]) for a, b, truth in runs], torch.float32)
-            assert report.within_rule, (i, report)
+
+        @functools.lru_cache(maxsize=1)
+        def both(seed: int) -> tuple[Run, Run]:
+            call = (*attention_call(3, *lengths, 30, H, seed=seed, **options), averaged)  # noqa: B023
+            ours, plain, truth = (
+                weighted_attention(*call),
+                *(reference.weighted_attention_sublayer(*given) for given in (call, exact(call))),
+            )
+            assert [t.shape for t in ours] == [t.shape for t in plain]
+            return Run(ours, truth), Run(plain, truth)
+
+        reports = reports_by_draws(
+            lambda seed: both(seed)[0],  # noqa: B023
+            lambda seeds: (both(seed)[1] for seed in seeds),  # noqa: B023
+            ("output", "weights"), torch.float32, lambda quantity: "cpu",
+        )  # fmt: skip
+        for quantity, report in reports.items():
+            assert report.within_rule, f"{quantity}: {report}"
 
 
 def test_weights_of_several_chunks_and_of_nothing():

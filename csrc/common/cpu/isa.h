@@ -11,7 +11,7 @@ Isa current_isa();
 // The best instruction set of this machine.
 Isa best_isa();
 
-// Whether the CPU is AMD's: MKL, whose products torch takes, does not use all of it.
+// Whether the CPU is AMD's: MKL, whose products torch takes, has code for AVX2 alone there.
 bool is_amd();
 
 // Whether the CPU executes 512 bits in two halves, as Zen 4 does: code for AVX2 multiplies as fast there.

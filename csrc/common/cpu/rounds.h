@@ -27,7 +27,7 @@ inline void pause() {
 #endif
 }
 
-// Whether `target` blocks are done before some microseconds are over.
+// Whether `target` blocks are done within some dozens of pauses.
 inline bool done_soon(const std::atomic<int64_t>& done, int64_t target) {
   for (int spins = 0; spins < 50; ++spins, pause())
     if (done.load(std::memory_order_acquire) >= target) return true;
@@ -37,7 +37,10 @@ inline bool done_soon(const std::atomic<int64_t>& done, int64_t target) {
 // Waits for blocks that running workers have claimed: short, unless the machine is crowded.
 inline void wait(const std::atomic<int64_t>& done, int64_t target) {
   for (int spins = 0; done.load(std::memory_order_acquire) < target; ++spins)
-    spins > 2000 ? std::this_thread::yield() : pause();
+    if (spins > 2000)
+      std::this_thread::yield();
+    else
+      pause();
 }
 
 }  // namespace rounds
@@ -46,7 +49,7 @@ inline void wait(const std::atomic<int64_t>& done, int64_t target) {
 // the one before it is done. blocks(round) <= kMostBlocks. Nobody waits for a worker that has not come:
 // blocks are claimed one by one, a worker's own first (the same ones in every round: their data stays in its
 // cache), and only claimed ones are waited for. To look at another's blocks takes their lines from its core:
-// not before it is late.
+// not before it is late, by a microsecond or two.
 template <class Blocks, class F>
 void parallel_rounds(const ThreadPool& pool, int64_t workers, int64_t rounds, const Blocks& blocks,
                      const F& f) {

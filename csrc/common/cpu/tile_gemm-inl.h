@@ -1,5 +1,6 @@
 // Products of small bf16 matrices by tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns], fp32
-// sums, every size rounded up to whole tiles. One thread, which has configured its tiles. Saves nothing.
+// sums, every size rounded up to whole tiles, of which some instruction sets write no rows that are not
+// there. One thread, which holds a TileUse. Saves nothing.
 // Included after tiles-inl.h and dot-inl.h, once per instruction set that has FASTDL_TILES: no include guard.
 
 FASTDL_INLINE int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }

@@ -152,6 +152,8 @@ struct TileUse {
 // Vectors need no preparation.
 struct TileUse {
   TileUse() {}
+  TileUse(const TileUse&) = delete;
+  TileUse& operator=(const TileUse&) = delete;
 };
 
 #endif

@@ -98,9 +98,9 @@ static void row_gradient(const RowValues<T>& values, const QueryRow& row, int64_
     store(powers + j, p);
     store(grad_s + j, grad);
   }
-  const float sum = sum_of(total), common = sum_of(along) / sum - values.grad_lse(row);
-  for (int64_t j = 0; j < padded; j += kLanes)
-    put(j, load(powers + j) * set1(1.0f / sum), load(grad_s + j) - set1(common));
+  const float sum = sum_of(total);
+  const Vec scale = set1(1.0f / sum), common = set1(sum_of(along) / sum - values.grad_lse(row));
+  for (int64_t j = 0; j < padded; j += kLanes) put(j, load(powers + j) * scale, load(grad_s + j) - common);
 }
 
 // Through the softcap: the gradient of what came before it.

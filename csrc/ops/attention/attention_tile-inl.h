@@ -2,8 +2,8 @@
 // vectors. One thread. Saves nothing. Included by foreach_isa.h: no include guard.
 
 constexpr int64_t kBlockM = 48;  // rows of a score tile: whole register blocks of gemm
-// Keys of a score tile, and floats between its rows: 48 x 128 and a panel of k stay in 32 KB. Tiles of bf16
-// take fewer rows, AMX 16 at once: more keys for them, between which sets of the cache differ.
+// Keys of a score tile, and floats between its rows: 48 x 128 and a panel of k stay in 32 KB. Products
+// by tiles take fewer rows, and more keys, in rows that fall into different sets of the cache.
 #if FASTDL_TILES
 constexpr int64_t kBlockN = 256, kScoresRow = kBlockN + 16;
 #else

@@ -2,8 +2,7 @@
 // gate v % G. The weight is packed into panels once a call, or, for few rows, read as it is, vectors along
 // its depth. One thread each. Saves nothing.
 
-// Rows of a product at once: their tile stays in L1. AMX multiplies 16 rows, two of which share what is
-// loaded.
+// Rows of a product at once: their tile stays in L1. Tiles have 16 rows, two of which share what is loaded.
 #if FASTDL_TILES
 constexpr int64_t kTileRows = 32;
 #else
@@ -237,7 +236,7 @@ FASTDL_INLINE void multiply(const Weight& w, const ProductRows& left, int64_t ro
   }
 }
 
-// f(first row, rows) for pieces of at most kTileRows, as even as can be; AMX's begin a tile.
+// f(first row, rows) for pieces of at most kTileRows, as even as can be; those of tiles begin one.
 template <class F>
 FASTDL_INLINE void for_tiles(int64_t rows, const F& f) {
   int64_t from = 0;

@@ -7,6 +7,8 @@
 // take 32 KB, 48 KB in three parts: an L1.
 
 constexpr int64_t kTileVecs = kAmxRows / kLanes;
+// Blocks of units may begin at any vector (even_groups); half tiles are for tests of products alone.
+static_assert(kTileVecs == 1 || FASTDL_ISA == FASTDL_ISA_AVX2, "a block begins a tile");
 constexpr int64_t kBlock = 2 * kAmxRows;  // rows and columns of a block of sums
 
 template <class S>

@@ -1,6 +1,7 @@
 """Which way is fastest for a size, in fp32 on the CPU: measured limits and overheads.
 
-Asked by the refusals and by the quick choice alike. AVX-512 has its own limits, shown by a Xeon with AMX.
+Asked by the refusals and by the quick choice alike. Where MKL has AVX-512 the limits are those that
+a Xeon with AMX has shown.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _beats_wide_mkl(rows: int, N: int, K: int, activation: str | None) -> bool:
 
 
 def _multiplies_faster(rows: int, N: int, K: int) -> bool:
-    """Whether the kernel's product beats torch's on AVX2."""
+    """Whether the kernel's product beats torch's where both use AVX2, or vectors that are no faster."""
     if rows <= 16:
         return K >= 64
     if rows <= 32:
