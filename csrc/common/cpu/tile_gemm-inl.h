@@ -49,14 +49,11 @@ FASTDL_INLINE VecBits bit_pair_lanes(const BFloat16* first, const BFloat16* seco
   return load_bits(first, n) | (second == nullptr ? VecBits{} : load_bits(second, n) << 16);
 }
 FASTDL_INLINE VecBits bit_pair_lanes(const float* first, const float* second, int n) {
+  const Vec low = load_some(first, n), high = second == nullptr ? zero() : load_some(second, n);
 #if FASTDL_ISA >= FASTDL_ISA_AVX512BF16
-  const auto some = [n](const float* p) { return n == kLanes ? load(p) : load_first(p, n); };
-  return interleaved_halves(_mm512_cvtne2ps_pbh(second == nullptr ? zero() : some(second), some(first)));
+  return interleaved_halves(_mm512_cvtne2ps_pbh(high, low));
 #else
-  const auto half = [n](const float* p) {
-    return rounded_to_upper_half(n == kLanes ? load(p) : load_first(p, n));
-  };
-  return half(first) >> 16 | (second == nullptr ? VecBits{} : half(second) & 0xffff0000);
+  return rounded_to_upper_half(low) >> 16 | (rounded_to_upper_half(high) & 0xffff0000);
 #endif
 }
 
