@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -28,8 +29,10 @@ KERNELS = {
 }
 
 
-def inputs(rows: int, K: int, N: int, recorded: bool = False) -> list[torch.Tensor]:
-    return [torch.randn(size, requires_grad=recorded) for size in ((rows, K), (N, K), (N,))]
+def inputs(
+    rows: int, K: int, N: int, recorded: bool = False, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    return [torch.randn(size, dtype=dtype, requires_grad=recorded) for size in ((rows, K), (N, K), (N,))]
 
 
 def by_machine(algorithm: str, rows: int, N: int, K: int, recorded: bool) -> str:
@@ -81,16 +84,47 @@ def test_what_is_explained_is_what_runs(rows, K, N, activation, recorded, algori
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_quick_choice_is_the_explained_one(activation, recorded):
-    for rows in (1, 2, 48, 49, 700):
+def test_a_quick_choice_is_the_explained_one(dtype, activation, recorded):
+    fastest = sizes.fastest if dtype is torch.float32 else sizes.fastest_bf16
+    for rows in (1, 2, 48, 49, 96, 97, 700):
         for K, N in ((1, 1), (64, 10), (64, 512), (512, 512)):
-            x, weight, bias = inputs(rows, K, N, recorded)
+            x, weight, bias = inputs(rows, K, N, recorded, dtype)
             algorithm = fastdl.explain("linear", x, weight, bias, activation=activation).algorithm
-            assert algorithm == sizes.fastest(rows, N, K, activation, recorded)
+            if products.slow_in_torch(x):
+                assert quick_choice(x, weight, bias, activation) is None
+                continue
+            assert algorithm == fastest(rows, N, K, activation, recorded)
             quickly = quick_choice(x, weight, bias, activation) is not None
             assert quickly == (algorithm == "torch" or not recorded)
+
+
+@pytest.mark.skipif(_extension.cpu_isa() != "avx512bf16", reason="limits of AVX512-BF16")
+@pytest.mark.parametrize(
+    ("activation", "recorded", "few", "many"),
+    [
+        (None, False, "dot", "torch"),
+        ("relu", False, "dot", "torch"),
+        ("gelu", False, "dot", "torch"),
+        ("silu", False, "dot", "composed"),
+        ("gelu_tanh", False, "dot", "composed"),
+        (None, True, "torch", "torch"),
+        ("relu", True, "torch", "torch"),
+        ("gelu", True, "dot", "composed"),
+        ("silu", True, "torch", "composed"),
+        ("gelu_tanh", True, "dot", "composed"),
+    ],
+)
+def test_bf16_of_many_rows_is_multiplied_by_torch(activation, recorded, few, many):
+    # in training a pass keeps what it is applied to
+    passes = {"fastdl::linear_activation" if recorded else "fastdl::linear_activation_inplace"}
+    kernels = {"dot": {"fastdl::linear"}, "composed": passes, "torch": set()}
+    for rows, algorithm in ((64, few), (1024, many)):
+        args = inputs(rows, 256, 512, recorded, torch.bfloat16)
+        assert fastdl.explain("linear", *args, activation=activation).algorithm == algorithm
+        assert ran(partial(linear, *args, activation=activation)) == kernels[algorithm]
 
 
 def test_a_refusal_says_that_it_is_about_speed():
@@ -155,12 +189,10 @@ def test_no_quick_choice_where_more_is_to_be_asked():
 
     assert not refused(x, weight, bias)
     for kind in (torch.float64, torch.bfloat16, torch.int64):
-        for args in (
-            (x.to(kind), weight.to(kind), None),
-            (x, weight.to(kind), None),
-            (x, weight, bias.to(kind)),
-        ):
-            assert refused(*args)
+        if kind is not torch.bfloat16:
+            assert refused(x.to(kind), weight.to(kind), None)
+        assert refused(x, weight.to(kind), None)
+        assert refused(x, weight, bias.to(kind))
     assert refused(x, weight[0], None)
     for other in (bias[:1], torch.ones(()), bias.to("meta")):
         assert refused(x, weight, other)

@@ -11,7 +11,6 @@ FASTDL_INLINE V constant(double c) {
 
 FASTDL_INLINE double exp(double x) { return __builtin_exp(x); }
 FASTDL_INLINE double tanh(double x) { return __builtin_tanh(x); }
-FASTDL_INLINE double erf(double x) { return __builtin_erf(x); }
 FASTDL_INLINE double sigmoid(double x) { return 1 / (1 + __builtin_exp(-x)); }
 // A NaN passes, as in torch.
 FASTDL_INLINE Vec relu(Vec x) { return max(zero(), x); }
@@ -22,18 +21,21 @@ FASTDL_INLINE double at_most_6(double x) { return x > 6 ? 6 : relu(x); }
 constexpr double kSqrtHalf = 0.70710678118654752440, kSqrtTwoOverPi = 0.79788456080286535588;
 constexpr double kGeluCubic = 0.044715;
 
+// gelu(x) is x if a normal number is below x, else 0, on average. -inf stays NaN, as in torch.
+FASTDL_INLINE Vec gelu(Vec x) {
+  const Vec a = max(-x, min(set1(14.0f), x));  // from 14 on the tail is 0, which infinity would not stand
+  return fma(-a, normal_tail(a), relu(x));
+}
+FASTDL_INLINE double gelu(double x) { return 0.5 * x * (1 + __builtin_erf(x * kSqrtHalf)); }
 template <Activation kActivation, class V>
 FASTDL_INLINE V activate(V x) {
-  const V one = constant<V>(1), half = constant<V>(0.5);
   if constexpr (kActivation == Activation::kRelu) return relu(x);
   if constexpr (kActivation == Activation::kTanh) return tanh(x);
   if constexpr (kActivation == Activation::kSigmoid) return sigmoid(x);
   if constexpr (kActivation == Activation::kSilu) return x * sigmoid(x);
-  if constexpr (kActivation == Activation::kGelu) return half * x * (one + erf(x * constant<V>(kSqrtHalf)));
-  if constexpr (kActivation == Activation::kGeluTanh) {
-    const V inner = constant<V>(kSqrtTwoOverPi) * (x + constant<V>(kGeluCubic) * x * x * x);
-    return half * x * (one + tanh(inner));
-  }
+  if constexpr (kActivation == Activation::kGelu) return gelu(x);
+  if constexpr (kActivation == Activation::kGeluTanh)  // (1 + tanh y) / 2 is sigmoid(2 y)
+    return x * sigmoid(constant<V>(2 * kSqrtTwoOverPi) * (x + constant<V>(kGeluCubic) * x * x * x));
   if constexpr (kActivation == Activation::kRelu6) return at_most_6(x);
   if constexpr (kActivation == Activation::kHardswish)
     return x * at_most_6(x + constant<V>(3)) * constant<V>(1.0 / 6);

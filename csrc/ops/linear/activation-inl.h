@@ -7,6 +7,15 @@ FASTDL_INLINE Vec zero_where_closed(Vec output, Vec grad) {
 }
 FASTDL_INLINE double zero_where_closed(double output, double grad) { return output <= 0 ? 0 : grad; }
 
+FASTDL_INLINE Vec gelu_slope(Vec x) {
+  const Vec tail = normal_tail(magnitude(x)), chance = select(x < zero(), tail, set1(1.0f) - tail);
+  const Vec power = exp2_or_zero(set1(-0.5f * kLog2E) * x * x);
+  return fma(x * set1(static_cast<float>(0.5 * kSqrtTwoOverPi)), power, chance);
+}
+FASTDL_INLINE double gelu_slope(double x) {
+  return 0.5 * (1 + __builtin_erf(x * kSqrtHalf)) + x * (0.5 * kSqrtTwoOverPi) * __builtin_exp(-0.5 * x * x);
+}
+
 // grad * activation'(x); `saved` is the output, or for gelu and silu x.
 template <Activation kActivation, class V>
 FASTDL_INLINE V activate_backward(V grad, V saved) {
@@ -18,10 +27,7 @@ FASTDL_INLINE V activate_backward(V grad, V saved) {
     const V s = sigmoid(saved);
     return grad * (s * (one + saved * (one - s)));
   }
-  if constexpr (kActivation == Activation::kGelu) {
-    const V density = exp(-half * saved * saved) * constant<V>(0.5 * kSqrtTwoOverPi);
-    return grad * (half * (one + erf(saved * constant<V>(kSqrtHalf))) + saved * density);
-  }
+  if constexpr (kActivation == Activation::kGelu) return grad * gelu_slope(saved);
   if constexpr (kActivation == Activation::kGeluTanh) {
     const V square = saved * saved;
     const V t = tanh(constant<V>(kSqrtTwoOverPi) * (saved + constant<V>(kGeluCubic) * square * saved));

@@ -117,18 +117,22 @@ void backward(const LinearActivationBackward& args, const ThreadPool& pool) {
   }
 }
 
-// By dtype. fp64 is scalar: AVX-512 takes that of AVX2.
+// By dtype. fp64 is scalar: AVX-512 takes that of AVX2. AVX512-BF16 rounds to bf16, and does nothing else.
 constexpr void (*kForward[])(const LinearActivation&, const ThreadPool&) = {
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-    avx2::kForward[0],
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+    avx512::kForward[0], avx512::kForward[1], avx512::kForward[2],
+#elif FASTDL_ISA == FASTDL_ISA_AVX512
+    avx2::kForward[0], forward<float>, forward<Float16>,
 #else
-    forward<double>,
+    forward<double>, forward<float>, forward<Float16>,
 #endif
-    forward<float>, forward<Float16>, forward<BFloat16>};
+    forward<BFloat16>};
 constexpr void (*kBackward[])(const LinearActivationBackward&, const ThreadPool&) = {
-#if FASTDL_ISA >= FASTDL_ISA_AVX512
-    avx2::kBackward[0],
+#if FASTDL_ISA == FASTDL_ISA_AVX512BF16
+    avx512::kBackward[0], avx512::kBackward[1], avx512::kBackward[2],
+#elif FASTDL_ISA == FASTDL_ISA_AVX512
+    avx2::kBackward[0], backward<float>, backward<Float16>,
 #else
-    backward<double>,
+    backward<double>, backward<float>, backward<Float16>,
 #endif
-    backward<float>, backward<Float16>, backward<BFloat16>};
+    backward<BFloat16>};

@@ -3,7 +3,7 @@
 #include "ops/linear/linear_cpu.h"
 
 #define FASTDL_ISA_SOURCE "ops/linear/pass-inl.h"
-#define FASTDL_ISA_MAX FASTDL_ISA_AVX512
+#define FASTDL_ISA_MAX FASTDL_ISA_AVX512BF16
 #include "common/cpu/foreach_isa.h"
 
 namespace fastdl::cpu {

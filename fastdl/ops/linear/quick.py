@@ -1,11 +1,11 @@
-"""The choice for the calls that end in microseconds: fp32 on the CPU, no dropout, no setting."""
+"""The choice for the calls that end in microseconds: fp32 and bf16 on the CPU, no dropout, no setting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from weakref import ref
 
-from torch import Tensor, float32, is_grad_enabled
+from torch import Tensor, bfloat16, dtype, float32, is_grad_enabled
 from torch._C import _get_tracing_state, _is_any_autocast_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
@@ -13,15 +13,17 @@ from torch.nn import Parameter
 from ..._extension import cpu_isa
 from ...dispatch import Choice, settings
 from ...transforms import obstacle
+from .. import products
 from .activations import ACTIVATIONS
 from .backends import Computation, computation, make_plan
-from .sizes import fastest
+from .sizes import fastest, fastest_bf16
 
-# (elements of x, activation, recorded): how, and whether by kernels; None: not quickly.
-Choices = dict[tuple[int, str | None, bool], tuple[Computation, bool] | None]
+# (elements of x, dtype, activation, recorded): how, and whether by kernels; None: not quickly.
+Choices = dict[tuple[int, dtype, str | None, bool], tuple[Computation, bool] | None]
 # By the weight's id: the weight, the bias that fits it, what was chosen for them.
 _known: dict[int, tuple[Callable[[], Tensor | None], Callable[[], Tensor | None], Choices]] = {}
 _CHOICES_MOST = 256
+_FASTEST = {float32: fastest, bfloat16: fastest_bf16}
 
 
 def quick_choice(
@@ -37,7 +39,8 @@ def quick_choice(
     if _get_tracing_state() is not None:  # what is looked at once would be in the first graph alone
         return None
     try:
-        if x.dtype is not float32:
+        kind = x.dtype
+        if kind is not weight.dtype:
             return None
         known = _known.get(id(weight))
         if known is None or known[0]() is not weight or known[1]() is not bias:
@@ -47,7 +50,7 @@ def quick_choice(
         recorded = is_grad_enabled() and (
             x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
-        key = (x.numel(), activation, recorded)
+        key = (x.numel(), kind, activation, recorded)
         choices = known[2]
         found = choices[key] if key in choices else _choose(choices, weight, *key)
     except (AttributeError, TypeError):  # no tensors, an activation that is none
@@ -67,9 +70,13 @@ def forget(weight: Tensor) -> None:
 
 def _learn(weight: Tensor, bias: Tensor | None) -> tuple | None:
     """A weight and a bias that fit each other, remembered unless they are made anew for each call."""
-    if weight.dtype is not float32 or not weight.is_cpu or weight.dim() != 2 or cpu_isa() is None:
+    if weight.dtype not in _FASTEST or products.slow_in_torch(weight):
         return None
-    if bias is not None and not (bias.dtype is float32 and bias.is_cpu and bias.shape == weight.shape[:1]):
+    if not weight.is_cpu or weight.dim() != 2 or cpu_isa() is None:
+        return None
+    if bias is not None and not (
+        bias.dtype is weight.dtype and bias.is_cpu and bias.shape == weight.shape[:1]
+    ):
         return None
     if weight._is_view() or type(weight) not in (Tensor, Parameter):
         return None
@@ -84,18 +91,19 @@ def _learn(weight: Tensor, bias: Tensor | None) -> tuple | None:
 
 
 def _choose(
-    choices: Choices, weight: Tensor, elements: int, activation: str | None, recorded: bool
+    choices: Choices, weight: Tensor, elements: int, kind: dtype, activation: str | None, recorded: bool
 ) -> tuple[Computation, bool] | None:
     found, (N, K) = None, weight.shape
     if type(elements) is not int or type(N) is not int:  # traced, symbolic
         return None
-    if K and activation in ACTIVATIONS:
-        algorithm = fastest(elements // K, N, K, activation, recorded)
+    choose = _FASTEST.get(kind)
+    if K and choose is not None and activation in ACTIVATIONS:
+        algorithm = choose(elements // K, N, K, activation, recorded)
         by_kernels = algorithm != "torch"
         if not (by_kernels and recorded):
             plan = make_plan(Choice("cpu", algorithm), activation, 0.0)
             found = computation(plan, recorded), by_kernels
     if len(choices) >= _CHOICES_MOST:
         choices.clear()
-    choices[elements, activation, recorded] = found
+    choices[elements, kind, activation, recorded] = found
     return found

@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import _extension
 from ...dispatch import Candidate, settings
 from ...transforms import needs_gradient
+from .. import products
 from . import sizes, triton_ops
 
 # Elements of an output on a GPU below which the host's time for a pass of ours exceeds what it saves: on an H200
@@ -34,12 +35,16 @@ def refuse_cpu_dot(
         return f"no kernel for {x.dtype}"
     if not weight.is_contiguous():
         return "weight is not contiguous"
-    if x.dtype is not torch.float32:
-        return "AMX tiles multiply faster" if _extension.cpu_isa() == "amx" else None
+    rows, N, K, _, recorded = _size(x, weight, bias, activation)
+    if x.dtype is torch.bfloat16:
+        if not (dropout_p or kernel_asked_for() or products.slow_in_torch(x)):
+            reason = sizes.bf16_function_loses(rows * N, activation, recorded)
+        return reason or sizes.bf16_dot_loses(rows, N, K)
+    if x.dtype is torch.float16:
+        return sizes.TILES if _extension.cpu_isa() == "amx" else None
     if dropout_p or kernel_asked_for():
-        N, K = weight.shape
-        return sizes.LIMIT if sizes.product_near_limit(_rows(x), N, K) else None
-    return sizes.dot_loses(*_size(x, weight, bias, activation))
+        return sizes.LIMIT if sizes.product_near_limit(rows, N, K) else None
+    return sizes.dot_loses(rows, N, K, activation, recorded)
 
 
 def _rows(x: Tensor) -> int:
@@ -81,8 +86,11 @@ def refuse_cpu_composed(
         return None
     if activation is None:
         return "there is nothing to fuse"
-    if kernel_asked_for() or x.dtype is not torch.float32:
+    if kernel_asked_for() or x.dtype not in (torch.float32, torch.bfloat16) or products.slow_in_torch(x):
         return None
+    if x.dtype is torch.bfloat16:
+        rows, N, _, _, recorded = _size(x, weight, bias, activation)
+        return sizes.bf16_pass_loses(rows * N, activation, recorded)
     return sizes.pass_loses(*_size(x, weight, bias, activation))
 
 

@@ -1,4 +1,4 @@
-"""Which way is fastest for a size, in fp32 on the CPU: measured limits and overheads.
+"""Which way is fastest for a size, on the CPU, in fp32 unless said: measured limits and overheads.
 
 Asked by the refusals and by the quick choice alike. Where MKL has AVX-512 the limits are those that
 a Xeon with AMX has shown.
@@ -6,18 +6,24 @@ a Xeon with AMX has shown.
 
 from __future__ import annotations
 
+from ..._extension import cpu_isa
 from .. import products
 
 # Up to so many rows, or products, the kernel is expected to multiply faster than torch.
 _FEW_ROWS, _SMALL = 48, 2**22
+# The same in bfloat16 where torch multiplies by AVX512-BF16 as the kernel does: on Zen 4 the kernel took 1/1.4 of its
+# time for 16 rows, 1/1.06 for 64, and for 256 rows 1.04, with short sums (K 64 to 384) up to 1.3 times as long.
+_FEW_BF16_ROWS = 96
 _ANY = 2**62
 # For how many elements fusing saves more than an autograd.Function costs (50 us and more). Torch's exact gelu starts
 # slowly and is fast; its tanh is slow.
 _RECORDED = {"gelu": (0, 2**14), "gelu_tanh": (2**13, _ANY), "tanh": (2**17, _ANY), "silu": (2**20, _ANY)}
-# With AVX-512 these take torch 18 and 16 cycles a vector, us 26 and 21.
+# On a Xeon with AVX-512 these took torch 18 and 16 cycles a vector, us 26 and 21, gelu now 18; on Zen 4 28 and 150, us
+# 22 and 24; in bfloat16 gelu 25, us 29.
 _FAST_IN_TORCH = ("gelu", "tanh")
 
 LIMIT = "torch's product of so many rows is near the machine's limit"
+TILES = "AMX tiles multiply faster"
 LITTLE = "a small product of torch has less overhead"
 RECORDED = "an autograd function costs more than fusing saves at this size"
 WIDE = "MKL multiplies so few rows, or so little, as fast with AVX-512"
@@ -54,6 +60,36 @@ def dot_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool)
     return None
 
 
+def fastest_bf16(rows: int, N: int, K: int, activation: str | None, recorded: bool) -> str:
+    """The same in bfloat16 where the CPU multiplies it."""
+    if bf16_function_loses(rows * N, activation, recorded) is None and bf16_dot_loses(rows, N, K) is None:
+        return "dot"
+    lost = activation is None or bf16_pass_loses(rows * N, activation, recorded) is not None
+    return "torch" if lost else "composed"
+
+
+def bf16_dot_loses(rows: int, N: int, K: int) -> str | None:
+    """Why not the kernel that multiplies and activates in bfloat16, whether recorded or not."""
+    if cpu_isa() == "amx":
+        return TILES
+    few = rows <= _FEW_BF16_ROWS or rows * N * K <= _SMALL
+    return LIMIT if cpu_isa() == "avx512bf16" and not few else None
+
+
+def bf16_function_loses(elements: int, activation: str | None, recorded: bool) -> str | None:
+    """Why not any way of ours that is recorded, in bfloat16 where the CPU multiplies it, for so many outputs."""
+    if not recorded or activation == "gelu_tanh" or (activation == "gelu" and elements < 2**16):
+        return None
+    return RECORDED if activation in (None, "relu") or elements < 2**18 else None
+
+
+def bf16_pass_loses(elements: int, activation: str | None, recorded: bool) -> str | None:
+    """Why not torch's product and one pass, in bfloat16 where the CPU multiplies it."""
+    if not recorded and activation in ("relu", "gelu"):
+        return IN_PLACE if activation == "relu" else FAST
+    return bf16_function_loses(elements, activation, recorded)
+
+
 def products_lose(rows: int, N: int, K: int, recorded: bool) -> str | None:
     """Why not products of ours, forward and backward, each where it beats torch's."""
     if not products.weight_is_faster(rows, N, K):
@@ -74,7 +110,7 @@ def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool
     if activation == "relu":
         return IN_PLACE
     if products.uses_wide_vectors() and not products.malloc_never_keeps(rows * N):
-        if activation in _FAST_IN_TORCH:
+        if activation in _FAST_IN_TORCH and products.wide_mkl():
             return FAST
         if activation != "gelu_tanh" and rows * N < 2**16:
             return IN_PLACE
