@@ -21,12 +21,14 @@ FASTDL_INLINE double at_most_6(double x) { return x > 6 ? 6 : relu(x); }
 constexpr double kSqrtHalf = 0.70710678118654752440, kSqrtTwoOverPi = 0.79788456080286535588;
 constexpr double kGeluCubic = 0.044715;
 
-// gelu(x) is x if a normal number is below x, else 0, on average. -inf stays NaN, as in torch.
+// x times the chance that a normal number is below x.
 FASTDL_INLINE Vec gelu(Vec x) {
-  const Vec a = max(-x, min(set1(14.0f), x));  // from 14 on the tail is 0, which infinity would not stand
+  // |x|, but 14 for infinity, whose product with a tail of 0 would be NaN; for -infinity it is, as in torch.
+  const Vec a = max(-x, min(set1(14.0f), x));
   return fma(-a, normal_tail(a), relu(x));
 }
 FASTDL_INLINE double gelu(double x) { return 0.5 * x * (1 + __builtin_erf(x * kSqrtHalf)); }
+
 template <Activation kActivation, class V>
 FASTDL_INLINE V activate(V x) {
   if constexpr (kActivation == Activation::kRelu) return relu(x);

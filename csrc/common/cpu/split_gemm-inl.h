@@ -14,10 +14,10 @@ constexpr int64_t kSplitParts = 3;
 // Elements of a packed matrix: panels of 16 rows of A, or columns of B, along the depth in tiles, each in
 // three parts.
 FASTDL_INLINE int64_t split_panel(int64_t depth) {
-  return tiles_of(depth, kAmxDepth) * kSplitParts * kTileElements;
+  return tiles_of(depth, kTileDepth) * kSplitParts * kTileElements;
 }
 FASTDL_INLINE int64_t split_elements(int64_t lanes, int64_t depth) {
-  return tiles_of(lanes, kAmxRows) * split_panel(depth);
+  return tiles_of(lanes, kTileHeight) * split_panel(depth);
 }
 
 // A packed matrix and the elements from one of its panels to the next.
@@ -87,8 +87,8 @@ FASTDL_INLINE Vec upper_part(Vec v) {
   return fma(v, -scale, sum);
 }
 
-// Two rows of 16 numbers, `kAmxRows` apart along the depth, -> row i of three tiles, in pairs. kTruncate: two
-// thirds of the work, for one of two factors; what is left out is then less than 2^-23 of a product.
+// Two rows of 16 numbers, `kTileHeight` apart along the depth, -> row i of three tiles, in pairs. kTruncate:
+// two thirds of the work, for one of two factors; what is left out is then less than 2^-23 of a product.
 template <bool kTruncate = false>
 FASTDL_INLINE void split_row(Vec first, Vec second, BFloat16* to, SplitRange& range) {
   const auto put = [&](Vec a, Vec b) __attribute__((always_inline)) {
@@ -110,7 +110,7 @@ FASTDL_INLINE void split_row(Vec first, Vec second, BFloat16* to, SplitRange& ra
 template <bool kRight, bool kDeep, bool kWhole, bool kTruncate>
 FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t depths, BFloat16* tile,
                               SplitRange& range) {
-  static_assert(kLanes == kAmxRows && 2 * kLanes == kAmxDepth, "a row of a tile is a vector");
+  static_assert(kLanes == kTileHeight && 2 * kLanes == kTileDepth, "a row of a tile is a vector");
   const auto some = [](const float* run, int64_t count)
                         __attribute__((always_inline)) { return kWhole ? load(run) : load_some(run, count); };
   Vec first[kLanes], second[kLanes];
@@ -120,7 +120,7 @@ FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t de
       const float* const run = from.at + i * from.lane_step;
       // Each run lies in a page of its own, where no hardware looks ahead.
       if (i < lanes)
-        __builtin_prefetch(run + 2 * kAmxDepth), __builtin_prefetch(run + 2 * kAmxDepth + kLanes);
+        __builtin_prefetch(run + 2 * kTileDepth), __builtin_prefetch(run + 2 * kTileDepth + kLanes);
       first[i] = some(run, i < lanes ? depths : 0);
       second[i] = some(run + kLanes, i < lanes ? depths - kLanes : 0);
     } else {
@@ -131,20 +131,20 @@ FASTDL_INLINE void split_tile(const SplitSource& from, int64_t lanes, int64_t de
   }
   if constexpr (kDeep == kRight) transpose(first), transpose(second);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) split_row<kTruncate>(first[i], second[i], tile + i * kAmxDepth, range);
+  for (int i = 0; i < kLanes; ++i) split_row<kTruncate>(first[i], second[i], tile + i * kTileDepth, range);
 }
 
 template <bool kRight, bool kDeep, bool kTruncate>
 inline void split_runs(const SplitSource& from, int64_t lanes, int64_t depth, BFloat16* to,
                        SplitRange& range) {
   SplitRange own = range;  // in a register: what is stored might be the other one
-  for (int64_t i = 0; i < lanes; i += kAmxRows)
-    for (int64_t k = 0; k < depth; k += kAmxDepth, to += kSplitParts * kTileElements) {
+  for (int64_t i = 0; i < lanes; i += kTileHeight)
+    for (int64_t k = 0; k < depth; k += kTileDepth, to += kSplitParts * kTileElements) {
       const SplitSource at = {from.at + i * from.lane_step + k * from.depth_step, from.lane_step,
                               from.depth_step};
-      const bool whole = lanes - i >= kAmxRows && depth - k >= kAmxDepth;
+      const bool whole = lanes - i >= kTileHeight && depth - k >= kTileDepth;
       if (whole)
-        split_tile<kRight, kDeep, true, kTruncate>(at, kAmxRows, kAmxDepth, to, own);
+        split_tile<kRight, kDeep, true, kTruncate>(at, kTileHeight, kTileDepth, to, own);
       else
         split_tile<kRight, kDeep, false, kTruncate>(at, lanes - i, depth - k, to, own);
     }
@@ -173,15 +173,15 @@ FASTDL_INLINE void split_block(const SplitPanels& a, const SplitPanels& b, int64
   const BFloat16 *a_at = a.at, *b_at = b.at;
   if constexpr (kAdd) {
     load_tile<0>(c, c_row * 4);
-    if constexpr (kColumns == 2) load_tile<1>(c + kAmxRows, c_row * 4);
-    if constexpr (kRows == 2) load_tile<2>(c + kAmxRows * c_row, c_row * 4);
-    if constexpr (kRows == 2 && kColumns == 2) load_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
+    if constexpr (kColumns == 2) load_tile<1>(c + kTileHeight, c_row * 4);
+    if constexpr (kRows == 2) load_tile<2>(c + kTileHeight * c_row, c_row * 4);
+    if constexpr (kRows == 2 && kColumns == 2) load_tile<3>(c + kTileHeight * (c_row + 1), c_row * 4);
   } else {
     zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
   }
   if (!kAdd && row != nullptr) {  // the same one for every row of a tile
     load_tile<0>(row, 0), load_tile<2>(row, 0);
-    if constexpr (kColumns == 2) load_tile<1>(row + kAmxRows, 0), load_tile<3>(row + kAmxRows, 0);
+    if constexpr (kColumns == 2) load_tile<1>(row + kTileHeight, 0), load_tile<3>(row + kTileHeight, 0);
   }
   const auto left = [&](int64_t part) __attribute__((always_inline)) {
     load_tile<4>(a_at + part * kTileElements, kBytes);
@@ -199,7 +199,7 @@ FASTDL_INLINE void split_block(const SplitPanels& a, const SplitPanels& b, int64
     beside();
   };
   for (int64_t k = 0; k < depth;
-       k += kAmxDepth, a_at += kSplitParts * kTileElements, b_at += kSplitParts * kTileElements) {
+       k += kTileDepth, a_at += kSplitParts * kTileElements, b_at += kSplitParts * kTileElements) {
     // In an order in which one side stays loaded.
     left(0), right(0), multiply();
     left(2), multiply();
@@ -209,9 +209,9 @@ FASTDL_INLINE void split_block(const SplitPanels& a, const SplitPanels& b, int64
     right(2), multiply();
   }
   store_tile<0>(c, c_row * 4);
-  if constexpr (kColumns == 2) store_tile<1>(c + kAmxRows, c_row * 4);
-  if constexpr (kRows == 2) store_tile<2>(c + kAmxRows * c_row, c_row * 4);
-  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(c + kAmxRows * (c_row + 1), c_row * 4);
+  if constexpr (kColumns == 2) store_tile<1>(c + kTileHeight, c_row * 4);
+  if constexpr (kRows == 2) store_tile<2>(c + kTileHeight * c_row, c_row * 4);
+  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(c + kTileHeight * (c_row + 1), c_row * 4);
 }
 
 // C (+)= A B; either may be deeper. c: rows of c_row, which hold whole tiles.
@@ -219,11 +219,11 @@ template <bool kAdd, class Beside = NothingBeside>
 __attribute__((noinline)) void multiply_split_tiles(int64_t rows, int64_t depth, int64_t columns,
                                                     const SplitPanels& a, const SplitPanels& b, float* c,
                                                     int64_t c_row, Beside&& beside = {}) {
-  const int64_t row_tiles = tiles_of(rows, kAmxRows), column_tiles = tiles_of(columns, kAmxRows);
+  const int64_t row_tiles = tiles_of(rows, kTileHeight), column_tiles = tiles_of(columns, kTileHeight);
   for (int64_t j = 0; j < column_tiles; j += 2)
     for (int64_t i = 0; i < row_tiles; i += 2) {
       const SplitPanels left = {a.at + i * a.panel, a.panel}, right = {b.at + j * b.panel, b.panel};
-      float* const block = c + (i * c_row + j) * kAmxRows;
+      float* const block = c + (i * c_row + j) * kTileHeight;
       const bool tall = i + 1 < row_tiles, wide = j + 1 < column_tiles;
       if (tall)
         wide ? split_block<2, 2, kAdd>(left, right, depth, nullptr, block, c_row, beside)

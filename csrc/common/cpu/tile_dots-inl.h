@@ -4,7 +4,7 @@
 
 // Sums held at once: rows that no tile of A parts, by vectors of columns.
 constexpr int kDotBlockRows = 8, kDotBlockVecs = 3;
-static_assert(kAmxRows % kDotBlockRows == 0 && kAmxRows == kLanes, "what a block takes");
+static_assert(kTileHeight % kDotBlockRows == 0 && kTileHeight == kLanes, "what a block takes");
 
 // Pairs [0, kPairs) of a depth tile.
 template <int kRows, int kVecs, int kPairs>
@@ -14,7 +14,7 @@ FASTDL_INLINE void dot_pairs(const BFloat16* const (&rows)[kRows], int64_t at, c
   for (int k = 0; k < kPairs; ++k) {
     VecBits columns[kVecs];
 #pragma GCC unroll 3
-    for (int j = 0; j < kVecs; ++j) columns[j] = Dot<BFloat16>::get(right + j * column_tile + k * kAmxDepth);
+    for (int j = 0; j < kVecs; ++j) columns[j] = Dot<BFloat16>::get(right + j * column_tile + k * kTileDepth);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       uint32_t bits;
@@ -41,12 +41,12 @@ FASTDL_INLINE void dot_block(const LeftTiles& a, const RightTiles& b, int64_t pa
   const BFloat16* right = b.at;
   int64_t at = 0;
 #pragma GCC unroll 1
-  for (; pairs >= kAmxRows; pairs -= kAmxRows, at += a.depth_tile)
+  for (; pairs >= kTileHeight; pairs -= kTileHeight, at += a.depth_tile)
 #pragma GCC unroll 1
-    for (int64_t k = 0; k < kAmxDepth; k += 4, right += 2 * kAmxDepth)
+    for (int64_t k = 0; k < kTileDepth; k += 4, right += 2 * kTileDepth)
       dot_pairs<kRows, kVecs, 2>(rows, at + k, right, b.column_tile, sum);
 #pragma GCC unroll 1
-  for (; pairs > 0; --pairs, at += 2, right += kAmxDepth)
+  for (; pairs > 0; --pairs, at += 2, right += kTileDepth)
     dot_pairs<kRows, kVecs, 1>(rows, at, right, b.column_tile, sum);
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
@@ -69,7 +69,7 @@ FASTDL_INLINE void dot_columns_of_tiles(int64_t rows, int64_t pairs, LeftTiles a
                                         float* c, int64_t c_row) {
   const BFloat16* const first = a.at;
   for (int64_t i = 0; i < rows; i += kDotBlockRows) {
-    a.at = first + i / kAmxRows * a.row_tile + i % kAmxRows * a.row;
+    a.at = first + i / kTileHeight * a.row_tile + i % kTileHeight * a.row;
     dot_block_of<kDotBlockRows, kVecs, kAdd>(rows - i, a, b, pairs, c + i * c_row, c_row);
   }
 }
@@ -79,7 +79,7 @@ template <bool kAdd>
 __attribute__((noinline)) void multiply_tiles(int64_t rows, int64_t depth, int64_t columns, LeftTiles a,
                                               RightTiles b, float* c, int64_t c_row) {
   const int64_t pairs = (depth + 1) / 2;
-  int64_t vecs = tiles_of(columns, kAmxRows);
+  int64_t vecs = tiles_of(columns, kTileHeight);
   // As even as can be: 4 vectors run as 2 + 2, not as 3 + 1.
   for (int64_t blocks = (vecs + kDotBlockVecs - 1) / kDotBlockVecs; blocks > 0; --blocks) {
     const int64_t some = (vecs + blocks - 1) / blocks;

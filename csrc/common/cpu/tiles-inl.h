@@ -16,8 +16,8 @@
 #if FASTDL_TILE_REGISTERS || FASTDL_ISA >= FASTDL_ISA_AVX512BF16
 #define FASTDL_TILES 1
 
-constexpr int64_t kAmxRows = 16;   // of every operand; of the right one: pairs of elements along the sum
-constexpr int64_t kAmxDepth = 32;  // bfloat16 of a row of the left operand
+constexpr int64_t kTileHeight = 16;  // of every operand; of the right one: pairs of elements along the sum
+constexpr int64_t kTileDepth = 32;   // bfloat16 of a row of the left operand
 #endif
 
 #if FASTDL_TILE_REGISTERS
@@ -31,7 +31,7 @@ constexpr int kTileRegisters = 8;
 
 struct TileState {
   bool configured = false;
-  uint8_t bytes[kTileRegisters][kAmxRows][64];
+  uint8_t bytes[kTileRegisters][kTileHeight][64];
 };
 FASTDL_INLINE TileState& tile_state() {
   static thread_local TileState state;
@@ -50,12 +50,12 @@ FASTDL_INLINE void release_tiles() { tile_state().configured = false; }
 
 template <int kTile>
 FASTDL_INLINE void load_tile(const void* from, int64_t row_bytes) {
-  for (int64_t row = 0; row < kAmxRows; ++row)
+  for (int64_t row = 0; row < kTileHeight; ++row)
     std::memcpy(tile(kTile)[row], static_cast<const uint8_t*>(from) + row * row_bytes, 64);
 }
 template <int kTile>
 FASTDL_INLINE void store_tile(void* to, int64_t row_bytes) {
-  for (int64_t row = 0; row < kAmxRows; ++row)
+  for (int64_t row = 0; row < kTileHeight; ++row)
     std::memcpy(static_cast<uint8_t*>(to) + row * row_bytes, tile(kTile)[row], 64);
 }
 template <int kTile>
@@ -76,9 +76,9 @@ static void dot_of_tiles(float (*sum)[16], const uint16_t (*left)[32], const uin
     std::memcpy(&x, &bits, 4);
     return flushed(x);
   };
-  for (int64_t m = 0; m < kAmxRows; ++m) {
+  for (int64_t m = 0; m < kTileHeight; ++m) {
     float even[16] = {}, odd[16] = {};
-    for (int64_t k = 0; k < kAmxRows; ++k) {
+    for (int64_t k = 0; k < kTileHeight; ++k) {
       const float a = value(left[m][2 * k]), b = value(left[m][2 * k + 1]);
       for (int64_t n = 0; n < 16; ++n) {
         even[n] = flushed(__builtin_fmaf(a, value(right[k][2 * n]), even[n]));
@@ -113,7 +113,7 @@ struct alignas(64) TileConfig {
 };
 constexpr TileConfig kTileConfig = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-static_assert(kTileRegisters == 8 && kAmxRows == 16, "the configuration's");
+static_assert(kTileRegisters == 8 && kTileHeight == 16, "the configuration's");
 
 FASTDL_INLINE void configure_tiles() { asm volatile("ldtilecfg %0" : : "m"(kTileConfig) : "memory"); }
 FASTDL_INLINE void release_tiles() { asm volatile("tilerelease" : : : "memory"); }

@@ -23,7 +23,7 @@ FASTDL_INLINE VecBits rounded_to_upper_half(Vec v) {
 
 FASTDL_INLINE VecHalfBits narrow(Vec v, BFloat16) {
 #if FASTDL_ISA >= FASTDL_ISA_AVX512BF16 && !FASTDL_EMULATED
-  // A third of the work; but it takes denormals for 0.
+  // A third of the work where there are no denormals, which it takes for 0.
   constexpr int kDenormal = 0x20;
   if (__builtin_expect(_mm512_fpclass_ps_mask(v, kDenormal) == 0, 1))
     return reinterpret_cast<VecHalfBits>(_mm512_cvtneps_pbh(v));

@@ -3,7 +3,7 @@
 // the instruction set has FASTDL_TILES: no include guard.
 
 // Row stride of n elements of A: whole tiles, an odd number of cache lines.
-FASTDL_INLINE int64_t left_stride(int64_t n) { return (tiles_of(n, kAmxDepth) | 1) * kAmxDepth; }
+FASTDL_INLINE int64_t left_stride(int64_t n) { return (tiles_of(n, kTileDepth) | 1) * kTileDepth; }
 
 // n elements of bf16 in floats, whole cache lines.
 FASTDL_INLINE int64_t as_floats(int64_t n) { return round_up(n, 32) / 2; }
@@ -16,7 +16,7 @@ struct NarrowedRow {
 
   void put(int64_t j, Vec low, Vec high) const { store_narrowed(at + j, low, high); }
   void end() const {
-    for (int64_t j = round_up(padded, 2 * kLanes); j < round_up(padded, kAmxDepth); j += 2 * kLanes)
+    for (int64_t j = round_up(padded, 2 * kLanes); j < round_up(padded, kTileDepth); j += 2 * kLanes)
       put(j, zero(), zero());
   }
 };
@@ -100,14 +100,14 @@ struct TileBackward {
 
   static int64_t left_elements(int64_t width) {
     return kRows * left_stride(width) +
-           tiles_of(width, kAmxRows) * tiles_of(kRows, kAmxDepth) * kTileElements;
+           tiles_of(width, kTileHeight) * tiles_of(kRows, kTileDepth) * kTileElements;
   }
   static int64_t elements(const AttentionCall& c) {
     return left_elements(c.D) + left_elements(c.D_v) + 2 * right_elements(c.D, kKeys) +
            right_elements(kKeys, c.D) + right_elements(c.D_v, kKeys) + right_elements(kRows, kKeys);
   }
   static int64_t floats(const AttentionCall& c) {
-    return as_floats(elements(c)) + kKeys * (whole_tiles(c.D, kAmxRows) + whole_tiles(c.D_v, kAmxRows) +
+    return as_floats(elements(c)) + kKeys * (whole_tiles(c.D, kTileHeight) + whole_tiles(c.D_v, kTileHeight) +
                                              padded_stride(c.D) + padded_stride(c.D_v));
   }
   TileBackward(float* at, const AttentionCall& c) {
@@ -116,8 +116,8 @@ struct TileBackward {
     k = grad_output + left_elements(c.D_v), k_rows = k + right_elements(c.D, kKeys);
     v = k_rows + right_elements(kKeys, c.D), right = v + right_elements(c.D_v, kKeys);
     grad_k_columns = at + as_floats(elements(c));
-    grad_v_columns = grad_k_columns + kKeys * whole_tiles(c.D, kAmxRows);
-    grad_k = grad_v_columns + kKeys * whole_tiles(c.D_v, kAmxRows);
+    grad_v_columns = grad_k_columns + kKeys * whole_tiles(c.D, kTileHeight);
+    grad_k = grad_v_columns + kKeys * whole_tiles(c.D_v, kTileHeight);
     grad_v = grad_k + kKeys * padded_stride(c.D);
   }
 
@@ -140,7 +140,7 @@ struct TileBackward {
   void begin_gradients(const Group<BFloat16>& g, int64_t k0, int64_t n) {
     pack_right(g.k(k0), g.c.k_strides.l, n, g.c.D, k_rows);
     keys = right_tiles(k_rows, n);
-    const int64_t both = kKeys * (whole_tiles(g.c.D, kAmxRows) + whole_tiles(g.c.D_v, kAmxRows));
+    const int64_t both = kKeys * (whole_tiles(g.c.D, kTileHeight) + whole_tiles(g.c.D_v, kTileHeight));
     for (int64_t i = 0; i < both; i += kLanes) store(grad_k_columns + i, zero());
   }
   void add_gradients(const AttentionCall& c, int64_t m, int64_t n, float* powers, float* grad_s,

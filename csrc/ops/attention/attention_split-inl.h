@@ -18,11 +18,11 @@ struct SplitRow {
   BFloat16* at;
 
   void put(int64_t j, Vec low, Vec high, SplitRange& range) const {
-    split_row(low, high, at + j / kAmxDepth * kSplitParts * kTileElements, range);
+    split_row(low, high, at + j / kTileDepth * kSplitParts * kTileElements, range);
   }
   void put(int64_t j, Vec low, Vec high) const {
     SplitRange unused;
-    split_row<true>(low, high, at + j / kAmxDepth * kSplitParts * kTileElements, unused);
+    split_row<true>(low, high, at + j / kTileDepth * kSplitParts * kTileElements, unused);
   }
   void end() const {}
 };
@@ -33,8 +33,8 @@ inline void split_rows(const float* from, int64_t row_stride, int64_t at, int64_
   const int64_t panel = split_panel(depth);
   SplitRange own = range;
   for (int64_t i = at; i < at + rows; ++i, from += row_stride) {
-    const SplitRow row = {to + i / kAmxRows * panel + i % kAmxRows * kAmxDepth};
-    for (int64_t d = 0; d < depth; d += kAmxDepth)
+    const SplitRow row = {to + i / kTileHeight * panel + i % kTileHeight * kTileDepth};
+    for (int64_t d = 0; d < depth; d += kTileDepth)
       row.put(d, load_some(from + d, depth - d), load_some(from + d + kLanes, depth - d - kLanes), own);
   }
   range = own;
@@ -46,7 +46,7 @@ struct SplitRows {
   int64_t panel;
 
   SplitRow operator()(int64_t r, float*, int64_t) const {
-    return {at + r / kAmxRows * panel + r % kAmxRows * kAmxDepth};
+    return {at + r / kTileHeight * panel + r % kTileHeight * kTileDepth};
   }
 };
 
@@ -97,7 +97,7 @@ struct SplitForward {
   template <class... Beside>
   void scores(const AttentionCall& c, int64_t m0, int64_t m, int64_t n, float* to, Beside&... beside) const {
     const int64_t panel = split_panel(c.D);
-    multiply_split_tiles<false>(m, c.D, n, {q + m0 / kAmxRows * panel, panel}, {k, panel}, to, kScoresRow,
+    multiply_split_tiles<false>(m, c.D, n, {q + m0 / kTileHeight * panel, panel}, {k, panel}, to, kScoresRow,
                                 beside...);
   }
   RowOfPowers row_of_powers(int64_t t, int64_t n) const { return {powers_of(t), split_panel(n)}; }
@@ -149,7 +149,7 @@ struct SplitBackward {
     return split_floats(kRows, c.D) + split_floats(kRows, c.D_v) + split_floats(c.D, kRows) +
            split_floats(c.D_v, kRows) + split_floats(kKeys, c.D) + split_floats(kKeys, c.D_v) +
            split_floats(c.D, kKeys) + split_floats(kKeys, kRows) +
-           kKeys * (whole_tiles(c.D, kAmxRows) + whole_tiles(c.D_v, kAmxRows) + D + D_v) +
+           kKeys * (whole_tiles(c.D, kTileHeight) + whole_tiles(c.D_v, kTileHeight) + D + D_v) +
            kRows * (D > D_v ? D : D_v);
   }
   SplitBackward(float* at, const AttentionCall& c) {
@@ -165,8 +165,8 @@ struct SplitBackward {
     q_columns = split_at(c.D, kRows), grad_output_columns = split_at(c.D_v, kRows);
     k = split_at(kKeys, c.D), v = split_at(kKeys, c.D_v), k_rows = split_at(c.D, kKeys);
     tile = split_at(kKeys, kRows);
-    grad_k_columns = take(kKeys * whole_tiles(c.D, kAmxRows));
-    grad_v_columns = take(kKeys * whole_tiles(c.D_v, kAmxRows));
+    grad_k_columns = take(kKeys * whole_tiles(c.D, kTileHeight));
+    grad_v_columns = take(kKeys * whole_tiles(c.D_v, kTileHeight));
     grad_k = take(kKeys * padded_stride(c.D)), grad_v = take(kKeys * padded_stride(c.D_v));
     rows = at;
   }
@@ -191,7 +191,7 @@ struct SplitBackward {
   void begin_gradients(const Group<float>& g, int64_t k0, int64_t n) {
     split<true>({g.k(k0), 1, g.c.k_strides.l}, g.c.D, n, k_rows, sizes.k);
     keys = split_panels(k_rows, n);
-    const int64_t both = kKeys * (whole_tiles(g.c.D, kAmxRows) + whole_tiles(g.c.D_v, kAmxRows));
+    const int64_t both = kKeys * (whole_tiles(g.c.D, kTileHeight) + whole_tiles(g.c.D_v, kTileHeight));
     for (int64_t i = 0; i < both; i += kLanes) store(grad_k_columns + i, zero());
   }
   void add_gradients(const AttentionCall& c, int64_t m, int64_t n, const float* powers, const float* grad_s,

@@ -51,9 +51,9 @@ FASTDL_INLINE void tap_block(const BFloat16* first, const BFloat16* second, cons
   }
   constexpr int64_t kRowBytes = kPairOutputs * sizeof(float);
   store_tile<0>(first_sums, kRowBytes);
-  if constexpr (kColumns == 2) store_tile<1>(first_sums + kAmxRows, kRowBytes);
+  if constexpr (kColumns == 2) store_tile<1>(first_sums + kTileHeight, kRowBytes);
   if constexpr (kRows == 2) store_tile<2>(second_sums, kRowBytes);
-  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(second_sums + kAmxRows, kRowBytes);
+  if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(second_sums + kTileHeight, kRowBytes);
 }
 
 // sums[position][kPairOutputs] of a strip whose first position is staged at `from`.
@@ -63,20 +63,20 @@ inline void multiply_strip(const BFloat16* from, const StripTiles& tiles, const 
   int64_t position = 0, in_row = 0, row = 0;
   const auto next = [&] {
     const int64_t at = position;
-    position += kAmxRows;
+    position += kTileHeight;
     if (++in_row == tiles.in_row) in_row = 0, position = row += tiles.row;
     return at;
   };
   int64_t i = 0;
   for (; i + 2 <= tiles.count; i += 2) {
     const int64_t first = next(), second = next();
-    tap_block<2, kColumns>(from + first * kAmxDepth, from + second * kAmxDepth, offset, steps, right,
+    tap_block<2, kColumns>(from + first * kTileDepth, from + second * kTileDepth, offset, steps, right,
                            sums + first * kPairOutputs, sums + second * kPairOutputs, &ahead);
   }
   if (i < tiles.count) {
     const int64_t last = next();
-    tap_block<1, kColumns>(from + last * kAmxDepth, nullptr, offset, steps, right, sums + last * kPairOutputs,
-                           nullptr, &ahead);
+    tap_block<1, kColumns>(from + last * kTileDepth, nullptr, offset, steps, right,
+                           sums + last * kPairOutputs, nullptr, &ahead);
   }
 }
 
@@ -137,7 +137,7 @@ inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, con
   if (conv.begin < conv.end)
     for (int64_t n = images.begin; n < images.end; ++n)
       stage_image(a, plan.stage, static_cast<const BFloat16*>(a.x) + n * a.x_strides[0], conv, plan.plane,
-                  shared.place, staged + (n - images.begin) * image * kAmxDepth);
+                  shared.place, staged + (n - images.begin) * image * kTileDepth);
   const TileUse use;
   for (int64_t pair = share * plan.task_pairs; pair < smaller(plan.pairs, (share + 1) * plan.task_pairs);
        ++pair) {
@@ -149,10 +149,11 @@ inline void tile_task(const ConvReluMaxpoolForward& a, const TilePlan& plan, con
         const int64_t count = smaller(images.end - n, plan.strip_images);
         if (in.begin < in.end) {
           const BFloat16* from =
-              staged + ((n - images.begin) * image + (in.begin - conv.begin) * plan.stage.length) * kAmxDepth;
+              staged +
+              ((n - images.begin) * image + (in.begin - conv.begin) * plan.stage.length) * kTileDepth;
           const StripTiles tiles = strip_tiles(g, plan.stage, plan.image_rows, count, in.end - in.begin);
           const Ahead ahead = lines_of(a, plan, n, strip, channel, tiles_of(tiles.count, 2) * plan.steps);
-          if (channel + kAmxRows < g.C_out)
+          if (channel + kTileHeight < g.C_out)
             multiply_strip<2>(from, tiles, shared.offset, plan.steps, right, sums, ahead);
           else
             multiply_strip<1>(from, tiles, shared.offset, plan.steps, right, sums, ahead);
@@ -189,9 +190,9 @@ inline void implicit_gemm_tiles(const ConvReluMaxpoolForward& a, const ThreadPoo
                         ? zero()
                         : load_first(static_cast<const BFloat16*>(a.bias) + k, static_cast<int>(n)));
   }
-  parallel_tasks(workers, tiles_of(g.C_out, kAmxRows) * plan.stage.chunks, [&](int64_t task, int64_t) {
+  parallel_tasks(workers, tiles_of(g.C_out, kTileHeight) * plan.stage.chunks, [&](int64_t task, int64_t) {
     const int64_t column = task / plan.stage.chunks, chunk = task % plan.stage.chunks;
-    pack_tile_weight(g, static_cast<const BFloat16*>(a.weight), chunk, column * kAmxRows,
+    pack_tile_weight(g, static_cast<const BFloat16*>(a.weight), chunk, column * kTileHeight,
                      right + (column * plan.steps + chunk * plan.stage.taps) * kTileElements);
   });
   parallel_tasks(

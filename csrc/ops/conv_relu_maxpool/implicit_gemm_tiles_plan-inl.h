@@ -1,7 +1,7 @@
 // How the implicit GEMM of AMX tiles is cut into tasks and these into strips: what fits in which cache.
 // Computes nothing, saves nothing.
 
-constexpr int64_t kPairOutputs = 2 * kAmxRows;  // channels of two right operands side by side
+constexpr int64_t kPairOutputs = 2 * kTileHeight;  // channels of two right operands side by side
 
 struct TilePlan {
   TileStage stage;
@@ -27,8 +27,8 @@ struct StripTiles {
 
 FASTDL_INLINE StripTiles strip_tiles(const ConvGeometry& g, const TileStage& s, int64_t image_rows,
                                      int64_t images, int64_t rows) {
-  const int64_t apart = tiles_of(g.CW, kAmxRows);
-  const int64_t together = tiles_of(((images - 1) * image_rows + rows - 1) * s.length + g.CW, kAmxRows);
+  const int64_t apart = tiles_of(g.CW, kTileHeight);
+  const int64_t together = tiles_of(((images - 1) * image_rows + rows - 1) * s.length + g.CW, kTileHeight);
   if (images == 1 && block_cost(apart * rows) < block_cost(together)) return {apart, s.length, apart * rows};
   return {together, 0, together};
 }
@@ -70,7 +70,7 @@ FASTDL_INLINE TilePlan tile_plan(const ConvReluMaxpoolForward& a, int64_t thread
 
   // Tasks: enough for every thread to take some, each with all it has staged in L2.
   const int64_t wanted = 4 * threads;
-  const int64_t pixel = s.chunks * s.slots[0] * s.slots[1] * kAmxDepth * 2;  // bytes
+  const int64_t pixel = s.chunks * s.slots[0] * s.slots[1] * kTileDepth * 2;  // bytes
   const auto staged = [&](int64_t rows) {
     return (most_conv_rows(g, p, rows) + s.reach[0]) * s.length * pixel;
   };
@@ -98,10 +98,10 @@ FASTDL_INLINE TilePlan tile_plan(const ConvReluMaxpoolForward& a, int64_t thread
   // The last operand and the last rows of sums end beyond.
   plan.plane = plan.images * plan.image_rows * s.length;
   const int64_t slots = s.chunks * s.slots[0] * s.slots[1];
-  plan.staged = (slots * plan.plane + kAmxRows) * kAmxDepth / 2;
+  plan.staged = (slots * plan.plane + kTileHeight) * kTileDepth / 2;
   const int64_t strip_rows =
       plan.strip_images > 1 ? plan.strip_images * plan.image_rows : most_conv_rows(g, p, plan.strip_rows);
-  plan.sums = (strip_rows * s.length + 2 * kAmxRows) * kPairOutputs;
+  plan.sums = (strip_rows * s.length + 2 * kTileHeight) * kPairOutputs;
   const int64_t pooled = whole_tiles(plan.strip_rows * p.OW, 4 * kLanes) * kPairOutputs;
   plan.values = plan.contiguous ? pooled / 2 : 0;
   plan.record = plan.contiguous && a.record != nullptr ? pooled / 4 : 0;

@@ -6,7 +6,7 @@
 // pass: those that were packed before for no more than kSplitTogether, 32 MB of them by all threads.
 constexpr int64_t kSplitDepth = 512, kSplitColumns = 256, kSplitTogether = 4 * kSplitDepth;
 constexpr int64_t kSplitMost = 1 << 24, kSplitMostOfThread = kSplitMost / 4, kSplitLeastRows = 128;
-constexpr int64_t kSplitBlock = 2 * kAmxRows;
+constexpr int64_t kSplitBlock = 2 * kTileHeight;
 
 // Where tiles save more than packing costs (fastdl/ops/products.py).
 FASTDL_INLINE bool splits(const LinearProduct& p) {
@@ -16,14 +16,14 @@ FASTDL_INLINE bool splits(const LinearProduct& p) {
 // Steps along the sums, of one length.
 FASTDL_INLINE int64_t split_depth(int64_t K) {
   const int64_t steps = (K + kSplitDepth - 1) / kSplitDepth;
-  return whole_tiles((K + steps - 1) / steps, kAmxDepth);
+  return whole_tiles((K + steps - 1) / steps, kTileDepth);
 }
 
 // Rows of A that a thread packs together.
 FASTDL_INLINE int64_t split_rows(int64_t rows, int64_t K, int64_t workers) {
   const int64_t elements = lesser(kSplitMost / workers, kSplitMostOfThread);
   const int64_t most =
-      elements / split_panel(lesser(K, kSplitTogether)) * kAmxRows / kSplitBlock * kSplitBlock;
+      elements / split_panel(lesser(K, kSplitTogether)) * kTileHeight / kSplitBlock * kSplitBlock;
   return lesser(rows, most > kSplitLeastRows ? most : kSplitLeastRows);
 }
 
@@ -37,12 +37,12 @@ inline void multiply_split_block(const LinearProduct& p, const Rectangle& r, boo
     std::memcpy(beside_bias, bias, static_cast<size_t>(r.columns) * sizeof(float));
     bias = beside_bias;
   }
-  const bool direct = first && r.rows % kAmxRows == 0 && r.columns % kAmxRows == 0;
+  const bool direct = first && r.rows % kTileHeight == 0 && r.columns % kTileHeight == 0;
   for (int64_t i = 0; i < r.rows && !direct; ++i)
     __builtin_prefetch(c + i * p.N, 1), __builtin_prefetch(c + i * p.N + kLanes, 1);
   float* const out = direct ? c : beside;
   const int64_t out_row = direct ? p.N : kSplitBlock;
-  const bool tall = r.rows > kAmxRows, wide = r.columns > kAmxRows;
+  const bool tall = r.rows > kTileHeight, wide = r.columns > kTileHeight;
   if (tall)
     wide ? split_block<2, 2, false>(left, right, depth, bias, out, out_row)
          : split_block<2, 1, false>(left, right, depth, bias, out, out_row);
@@ -82,7 +82,8 @@ inline void multiply_split_columns(const LinearProduct& p, const Rectangle& r, i
         for (int64_t x = 0; x < columns; x += kSplitBlock)
           multiply_split_block(
               p, {r.row + y, lesser(r.rows - y, kSplitBlock), column + x, lesser(columns - x, kSplitBlock)},
-              k == 0, depth, {rows + y / kAmxRows * panel, panel}, {right + x / kAmxRows * panel, panel});
+              k == 0, depth, {rows + y / kTileHeight * panel, panel},
+              {right + x / kTileHeight * panel, panel});
     }
   }
 }

@@ -176,7 +176,7 @@ FASTDL_INLINE bool packs_rows(const Weight& w) {
 template <class S>
 FASTDL_INLINE int64_t packed_row_elements(int64_t rows, int64_t depth) {
 #if FASTDL_TILES
-  if constexpr (kByTiles<S>) return packed_elements<S>(tiles_of(rows, kAmxRows), depth);
+  if constexpr (kByTiles<S>) return packed_elements<S>(tiles_of(rows, kTileHeight), depth);
 #endif
   return 0;
 }
@@ -200,7 +200,7 @@ FASTDL_INLINE void pack_share(const Weight& w, const float* a, int64_t a_row, in
 #if FASTDL_TILES
   if constexpr (kByTiles<S>) {
     if (packs_rows<S>(w))
-      pack_rows<S>(a, a_row, share.from, share.to, w.depth, packed, tiles_of(rows, kAmxRows), range);
+      pack_rows<S>(a, a_row, share.from, share.to, w.depth, packed, tiles_of(rows, kTileHeight), range);
   }
 #endif
 }
@@ -209,7 +209,7 @@ template <class S>
 FASTDL_INLINE ProductRows product_rows(const Weight& w, const float* a, int64_t a_row, int64_t rows,
                                        const BFloat16* packed) {
 #if FASTDL_TILES
-  if (packs_rows<S>(w)) return {a, a_row, packed, tiles_of(rows, kAmxRows)};
+  if (packs_rows<S>(w)) return {a, a_row, packed, tiles_of(rows, kTileHeight)};
 #endif
   return {a, a_row, nullptr, 0};
 }
@@ -243,7 +243,7 @@ FASTDL_INLINE void for_tiles(int64_t rows, const F& f) {
   for (int64_t pieces = (rows + kTileRows - 1) / kTileRows; pieces > 0; --pieces) {
     int64_t some = (rows + pieces - 1) / pieces;
 #if FASTDL_TILES
-    if (pieces > 1) some = whole_tiles(some, kAmxRows);
+    if (pieces > 1) some = whole_tiles(some, kTileHeight);
 #endif
     f(from, some);
     from += some;

@@ -6,26 +6,26 @@
 // of the 16 columns that are kTileVecs vectors, one after the other, each in its parts. 32 rows of a chunk
 // take 32 KB, 48 KB in three parts: an L1.
 
-constexpr int64_t kTileVecs = kAmxRows / kLanes;
+constexpr int64_t kTileVecs = kTileHeight / kLanes;
 // Blocks of units may begin at any vector (even_groups); half tiles are for tests of products alone.
 static_assert(kTileVecs == 1 || FASTDL_ISA == FASTDL_ISA_AVX2, "a block begins a tile");
-constexpr int64_t kBlock = 2 * kAmxRows;  // rows and columns of a block of sums
+constexpr int64_t kBlock = 2 * kTileHeight;  // rows and columns of a block of sums
 
 template <class S>
 constexpr int64_t kChunkTiles = kTileParts<S> > 1 ? 8 : 16;
 template <class S>
-constexpr int64_t kChunkDepth = kChunkTiles<S> * kAmxDepth;
+constexpr int64_t kChunkDepth = kChunkTiles<S> * kTileDepth;
 
 template <class S>
 FASTDL_INLINE int64_t packed_elements(int64_t tiles, int64_t depth) {
-  return tiles * tiles_of(depth, kAmxDepth) * kTileParts<S> * kTileElements;
+  return tiles * tiles_of(depth, kTileDepth) * kTileParts<S> * kTileElements;
 }
 
 // Where tile `at` of `tiles` begins in the chunk that begins at depth k.
 template <class S>
 FASTDL_INLINE int64_t packed_at(int64_t at, int64_t tiles, int64_t k, int64_t depth) {
-  const int64_t left = tiles_of(depth - k, kAmxDepth), own = left < kChunkTiles<S> ? left : kChunkTiles<S>;
-  return (k / kAmxDepth * tiles + at * own) * kTileParts<S> * kTileElements;
+  const int64_t left = tiles_of(depth - k, kTileDepth), own = left < kChunkTiles<S> ? left : kChunkTiles<S>;
+  return (k / kTileDepth * tiles + at * own) * kTileParts<S> * kTileElements;
 }
 
 FASTDL_INLINE int64_t column_tiles(const Weight& w) { return tiles_of(w.vectors(), kTileVecs); }
@@ -97,10 +97,10 @@ __attribute__((noinline)) void pack_rows(const float* a, int64_t a_row, int64_t 
   for (int64_t k = 0; k < depth; k += kChunkDepth<S>)
     for (int64_t row = first; row < last; ++row) {
       const float* const from = a + row * a_row;
-      BFloat16* at = to + packed_at<S>(row / kAmxRows, tiles, k, depth) + row % kAmxRows * kAmxDepth;
+      BFloat16* at = to + packed_at<S>(row / kTileHeight, tiles, k, depth) + row % kTileHeight * kTileDepth;
       for (int64_t d = k, end = k + chunk_depth<S>(depth, k); d < end;
-           d += kAmxDepth, at += kTileParts<S> * kTileElements)
-        for (int64_t i = 0; i < kAmxDepth; i += 2 * kLanes)
+           d += kTileDepth, at += kTileParts<S> * kTileElements)
+        for (int64_t i = 0; i < kTileDepth; i += 2 * kLanes)
           pack_pair(some(from, d + i), some(from, d + i + kLanes), at + i, own);
     }
   range = own;
@@ -112,7 +112,7 @@ template <int kRows, int kColumns, bool kAdd>
 FASTDL_INLINE void chunk_sums(const BFloat16* left, const BFloat16* right, int64_t depth, float* sums,
                               int64_t sums_row, BFloat16) {
   tile_block<kRows, kColumns, kAdd>(left_tiles(left, depth), right_tiles(right, depth),
-                                    tiles_of(depth, kAmxDepth), sums, sums_row);
+                                    tiles_of(depth, kTileDepth), sums, sums_row);
 }
 #endif
 #if FASTDL_SPLIT_TILES
@@ -128,10 +128,10 @@ template <class S, bool kAdd>
 FASTDL_INLINE void tile_sums(int64_t rows, int64_t columns, const BFloat16* left, const BFloat16* right,
                              int64_t depth, float* sums, int64_t sums_row) {
 #if !FASTDL_TILE_REGISTERS
-  return multiply_tiles<kAdd>(rows, depth, columns * kAmxRows, left_tiles(left, depth),
+  return multiply_tiles<kAdd>(rows, depth, columns * kTileHeight, left_tiles(left, depth),
                               right_tiles(right, depth), sums, sums_row);
 #else
-  if (rows > kAmxRows) {
+  if (rows > kTileHeight) {
     if (columns == 2) return chunk_sums<2, 2, kAdd>(left, right, depth, sums, sums_row, S{});
     return chunk_sums<2, 1, kAdd>(left, right, depth, sums, sums_row, S{});
   }
@@ -149,7 +149,7 @@ __attribute__((noinline)) void multiply_column_tiles(const Weight& w, const BFlo
   alignas(64) float sums[kBlock * kBlock];
   const int64_t begin = first / kTileVecs, end = tiles_of(first + count, kTileVecs);
   for (int64_t k = 0; k < w.depth; k += kChunkDepth<S>) {
-    const BFloat16* const left = packed + packed_at<S>(row / kAmxRows, tiles, k, w.depth);
+    const BFloat16* const left = packed + packed_at<S>(row / kTileHeight, tiles, k, w.depth);
     const int64_t depth = chunk_depth<S>(w.depth, k);
     for (int64_t column = begin; column < end; column += 2) {
       const int64_t columns = end - column > 1 ? 2 : 1;
@@ -160,7 +160,7 @@ __attribute__((noinline)) void multiply_column_tiles(const Weight& w, const BFlo
         k > 0 ? tile_sums<S, true>(rows, columns, left, right, depth, to, to_row)
               : tile_sums<S, false>(rows, columns, left, right, depth, to, to_row);
       };
-      if (rows % kAmxRows == 0 && vecs == columns * kTileVecs) {
+      if (rows % kTileHeight == 0 && vecs == columns * kTileVecs) {
         multiply_to(out + v * kLanes, out_row);
         continue;
       }

@@ -18,8 +18,8 @@ _ANY = 2**62
 # For how many elements fusing saves more than an autograd.Function costs (50 us and more). Torch's exact gelu starts
 # slowly and is fast; its tanh is slow.
 _RECORDED = {"gelu": (0, 2**14), "gelu_tanh": (2**13, _ANY), "tanh": (2**17, _ANY), "silu": (2**20, _ANY)}
-# On a Xeon with AVX-512 these took torch 18 and 16 cycles a vector, us 26 and 21, gelu now 18; on Zen 4 28 and 150, us
-# 22 and 24; in bfloat16 gelu 25, us 29.
+# On a Xeon with AVX-512 these took torch 18 and 16 cycles a vector, us 26 (by another formula) and 21; on Zen 4 28 and
+# 150, us 22 and 24; in bfloat16 gelu takes torch 25 there, us 29.
 _FAST_IN_TORCH = ("gelu", "tanh")
 
 LIMIT = "torch's product of so many rows is near the machine's limit"
