@@ -14,9 +14,5 @@ static Vec exp_or_zero_up_to_88(Vec x) { return exp_or_zero(select(x > set1(88.0
 static Vec exp2_or_zero_up_to_127(Vec x) { return exp2_or_zero(select(x > set1(127.0f), set1(127.0f), x)); }
 
 typedef void (*Map)(const float* x, float* y, int64_t n);
-constexpr Map kFunctions[] = {map<exp>,
-                              map<tanh>,
-                              map<sigmoid>,
-                              map<normal_tail>,
-                              map<exp_or_zero_up_to_88>,
+constexpr Map kFunctions[] = {map<tanh>, map<sigmoid>, map<normal_tail>, map<exp_or_zero_up_to_88>,
                               map<exp2_or_zero_up_to_127>};

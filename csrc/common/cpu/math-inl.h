@@ -41,21 +41,11 @@ FASTDL_INLINE Vec scaled(const ExpParts& parts) {
   return fma(parts.rest, power, power);
 }
 
-FASTDL_INLINE Vec exp(Vec x) {
-  // Beyond these the result is infinity or 0 in float; a NaN passes both.
-  const ExpParts parts = exp_parts(max(set1(-104.0f), min(set1(89.0f), x)));
-  // 2^n in two factors: neither leaves the normal numbers, and the last one rounds a denormal result once.
-  const VecBits biased = bits_of(parts.shifted) - bits_of(set1(kExpRound)) + 254;
-  const VecBits half = biased >> 1;
-  const Vec power = from_bits(half << 23);
-  return fma(parts.rest, power, power) * from_bits((biased - half) << 23);
-}
-
-// exp of x up to 88; what would be below 1.6e-38 is 0. A quarter less work: for sums of which one term is 1.
+// exp of x up to 88; what would be below 1.6e-38 is 0: for sums of which one term is 1.
 FASTDL_INLINE Vec exp_or_zero(Vec x) { return select(x < set1(-87.0f), zero(), scaled(exp_parts(x))); }
 
 // 2^x for x below 128; from 2^-126.5 down it is 0. For sums of powers whose exponents are products anyway,
-// with log2 e in their factor: the rounding to an integer and two products less than exp.
+// with log2 e in their factor: the rounding to an integer and two products less than exp_or_zero.
 constexpr float kLog2E = 1.44269504f;
 constexpr double kLn2 = 0.693147180559945309;
 #if FASTDL_ISA >= FASTDL_ISA_AVX512

@@ -9,7 +9,6 @@ FASTDL_INLINE V constant(double c) {
     return set1(static_cast<float>(c));
 }
 
-FASTDL_INLINE double exp(double x) { return __builtin_exp(x); }
 FASTDL_INLINE double tanh(double x) { return __builtin_tanh(x); }
 FASTDL_INLINE double sigmoid(double x) { return 1 / (1 + __builtin_exp(-x)); }
 // A NaN passes, as in torch.

@@ -86,12 +86,14 @@ def refuse_cpu_composed(
         return None
     if activation is None:
         return "there is nothing to fuse"
-    if kernel_asked_for() or x.dtype not in (torch.float32, torch.bfloat16) or products.slow_in_torch(x):
+    if kernel_asked_for():
         return None
-    if x.dtype is torch.bfloat16:
+    if x.dtype is torch.float32:
+        return sizes.pass_loses(*_size(x, weight, bias, activation))
+    if x.dtype is torch.bfloat16 and not products.slow_in_torch(x):
         rows, N, _, _, recorded = _size(x, weight, bias, activation)
         return sizes.bf16_pass_loses(rows * N, activation, recorded)
-    return sizes.pass_loses(*_size(x, weight, bias, activation))
+    return None
 
 
 def refuse_cpu_torch(

@@ -72,8 +72,8 @@ def bf16_dot_loses(rows: int, N: int, K: int) -> str | None:
     """Why not the kernel that multiplies and activates in bfloat16, whether recorded or not."""
     if cpu_isa() == "amx":
         return TILES
-    few = rows <= _FEW_BF16_ROWS or rows * N * K <= _SMALL
-    return LIMIT if cpu_isa() == "avx512bf16" and not few else None
+    near = cpu_isa() == "avx512bf16" and product_near_limit(rows, N, K, _FEW_BF16_ROWS)
+    return LIMIT if near else None
 
 
 def bf16_function_loses(elements: int, activation: str | None, recorded: bool) -> str | None:
@@ -117,9 +117,9 @@ def pass_loses(rows: int, N: int, K: int, activation: str | None, recorded: bool
     return IN_PLACE if rows * N < 2**12 and activation not in ("gelu", "gelu_tanh") else None
 
 
-def product_near_limit(rows: int, N: int, K: int) -> bool:
-    """Whether torch's product is expected to be the faster one on every machine."""
-    return rows > _FEW_ROWS and rows * N * K > _SMALL
+def product_near_limit(rows: int, N: int, K: int, few: int = _FEW_ROWS) -> bool:
+    """Whether torch's product is expected to be the faster one on every machine, for more than `few` rows."""
+    return rows > few and rows * N * K > _SMALL
 
 
 def _beats_wide_mkl(rows: int, N: int, K: int, activation: str | None) -> bool:
